@@ -1,0 +1,1 @@
+"""RadVision-7B: fine-tune a vision-language model on chest radiographs. Research and education only."""

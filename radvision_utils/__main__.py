@@ -1,0 +1,131 @@
+"""The command line: `python -m radvision_utils run | predict | evaluate | build-base`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from radvision_utils.config import PROFILES, RadVisionError, load_profile
+from radvision_utils.runs import RunFolder
+
+DISCLAIMER = "Research and education only. Not a medical device."
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m radvision_utils", description=__doc__, epilog=DISCLAIMER)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+
+    run = verbs.add_parser("run", help="prepare, train three stages, evaluate: the five notebooks in order")
+    run.add_argument("--profile", default="tiny", choices=list(PROFILES))
+    run.add_argument("--run", default="", metavar="NAME", help="folder below outputs/ (default: the profile's name)")
+    run.add_argument("--source", default="", help="phantom, a hub id, a parquet file or folder, or a Kaggle folder")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, e.g. stage3.epochs=2")
+    run.add_argument("--from", type=int, default=1, dest="first", metavar="N", help="begin with notebook N (1 to 5)")
+    run.add_argument("--force", action="store_true", help="run also what is finished and unchanged")
+    _output_root(run)
+
+    predict = verbs.add_parser("predict", help="report on radiographs of your own (PNG, JPEG, DICOM)")
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    predict.add_argument("--stage", type=int, default=3, choices=(0, 1, 2, 3), help="0: the untuned base")
+    _run_name(predict)
+
+    judge = verbs.add_parser("evaluate", help="write and score the test split's reports")
+    _run_name(judge)
+    judge.add_argument("--force", action="store_true", help="also where nothing has changed")
+
+    base = verbs.add_parser("build-base", help="train the embedded tiny base anew (minutes on a CPU)")
+    base.add_argument("--to", type=Path, default=None, metavar="DIR", help="default: inside the package")
+    return parser
+
+
+def _run_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", default="tiny", metavar="NAME", help="folder below outputs/")
+    _output_root(parser)
+
+
+def _output_root(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output-root", default="", metavar="DIR", help="default: outputs/ of the project")
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """`["stage3.epochs=2", "data.source=phantom"]` as a mapping; a value that is no JSON is a text.
+
+    Raises:
+        RadVisionError: a pair without "=".
+    """
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise RadVisionError(f"--set {pair!r} is not KEY=VALUE: write for example `--set stage3.epochs=2`.")
+        try:
+            settings[key] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[key] = value
+    return settings
+
+
+def _run(options: argparse.Namespace) -> None:
+    from radvision_utils.environment import choose_device, require_device
+    from radvision_utils.pipeline import run_notebooks
+
+    overrides = parse_settings(options.set)
+    profile = load_profile(
+        options.profile, overrides, run=options.run, source=options.source, output_root=options.output_root
+    )
+    require_device(profile.model, choose_device())
+    folder = run_notebooks(profile, overrides, options.first, options.force)
+    print(f"\nReports and scores  {folder.evaluation}\nNotebooks           {folder.notebooks}")
+    print(f"Dashboard           {folder.dashboard / 'index.html'}\n{DISCLAIMER}")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from radvision_utils.inference import load_reporter
+
+    for image in options.images:
+        if not image.is_file():
+            raise RadVisionError(f"image {image} does not exist: give paths of PNG, JPEG or DICOM files.")
+    reporter = load_reporter(options.run, options.stage, options.output_root or "outputs")
+    for image, report in zip(options.images, reporter.report(options.images), strict=True):
+        print(f"{image}\n  Findings: {report.findings}\n  Impression: {report.impression}\n")
+    print(DISCLAIMER)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from radvision_utils.evaluation.evaluate import evaluate, markdown_table
+
+    profile = RunFolder(options.run, options.output_root or "outputs").profile()
+    result = evaluate(profile, force=options.force)
+    print(markdown_table(result.table))
+    print(f"{result.folder}\n{DISCLAIMER}")
+
+
+def _build_base(options: argparse.Namespace) -> None:
+    from radvision_utils.training.base import TINY_BASE, build_base
+
+    folder = options.to or TINY_BASE
+    print(json.dumps(build_base(folder), indent=2))
+    print(folder)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb; 0 if it went well, 1 with one sentence on standard error if it did not."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    for noisy in ("httpx", "datasets", "traitlets", "blib2to3"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    verbs = {"run": _run, "predict": _predict, "evaluate": _evaluate, "build-base": _build_base}
+    try:
+        verbs[options.verb](options)
+    except RadVisionError as error:
+        print(f"radvision: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+"""Every setting of a run, once: typed, validated, and overridable by name.
+
+Knows nothing of torch. A `Profile` is frozen, so two runs with equal profiles have equal fingerprints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PROMPT = (
+    "You are a helpful assistant. Please generate a report for the given image, including both findings "
+    "and impressions. Return the report in the following format: Findings: {} Impression: {}."
+)
+"""The report prompt of Lingshu's own evaluation (MedEvalKit, `utils/question_formats.py`), in the singular."""
+
+STAGES = (1, 2, 3)
+
+
+class RadVisionError(Exception):
+    """An error whose message is meant for the user: what was wrong, where, and what to do."""
+
+
+def _setting(
+    default: Any, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
+) -> Any:
+    """A dataclass field with its allowed range (inclusive) or its allowed words."""
+    return field(default=default, metadata={"low": low, "high": high, "choices": choices})
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """From source rows to prepared studies."""
+
+    source: str = "phantom"  # "phantom", a hub id, a parquet file or folder, or a folder in the Kaggle layout
+    limit: int | None = _setting(None, low=1)  # read at most this many rows
+    phantoms: int = _setting(1600, low=10)  # embedded studies to draw, where source is "phantom"
+    hospital: str = _setting("B", choices=("A", "B"))  # whose look and reporting habits the phantoms have
+    image_size: int = _setting(512, low=56, high=4096)  # side of the stored square image, pixels
+    required: str = _setting("both", choices=("both", "either"))  # report sections that a study must have
+    deidentified: str = _setting("drop", choices=("drop", "keep"))  # sentences with XXXX in training targets
+    priors: str = _setting("drop", choices=("drop", "keep"))  # sentences that refer to earlier studies
+    workers: int = _setting(0, low=0)  # processes for preparation; 0: one a core
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The base model and how it is loaded."""
+
+    base: str = "tiny"  # "tiny" (embedded), a hub id, or a folder
+    quantization: str = _setting("nf4", choices=("nf4", "none"))  # of the language model's linear layers only
+    visual_tokens: int = _setting(16, low=1)  # tokens that one prepared image must become; asserted
+    max_report_tokens: int = _setting(320, low=8)  # longer reports are cut at the end, never the image
+    prompt: str = PROMPT
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """How one stage trains. Effective batch = micro_batch x accumulation x processes."""
+
+    learning_rate: float = _setting(1e-4, low=0.0)
+    epochs: float = _setting(1.0, low=0.0)
+    max_steps: int | None = _setting(None, low=1)  # optimizer steps; ends before `epochs` if reached
+    micro_batch: int = _setting(4, low=1)
+    accumulation: int = _setting(4, low=1)
+    warmup_ratio: float = _setting(0.05, low=0.0, high=1.0)
+    schedule: str = _setting("cosine", choices=("cosine", "linear", "constant_with_warmup"))
+    weight_decay: float = _setting(0.0, low=0.0)
+    max_grad_norm: float = _setting(1.0, low=0.0)
+    optimizer: str = _setting("paged_adamw_8bit", choices=("paged_adamw_8bit", "adamw_torch"))
+    checkpointing: bool = True  # gradient checkpointing
+    save_steps: int = _setting(100, low=1)  # optimizer steps between checkpoints
+    validation_studies: int = _setting(200, low=1)  # validation studies whose loss is measured
+    lora_rank: int = _setting(16, low=1)  # of this stage's component; the projector has no LoRA
+    lora_alpha: int = _setting(32, low=1)
+    lora_dropout: float = _setting(0.05, low=0.0, high=0.9)
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How reports are written. Greedy: the same image always gives the same report."""
+
+    batch_size: int = _setting(16, low=1)
+    max_new_tokens: int = _setting(256, low=1)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All settings of one run."""
+
+    name: str
+    run: str
+    data: DataSettings
+    model: ModelSettings
+    stage1: StageSettings
+    stage2: StageSettings
+    stage3: StageSettings
+    generation: GenerationSettings
+    seed: int = _setting(7, low=0, high=2**31 - 1)
+    output_root: str = "outputs"
+
+    def stage(self, number: int) -> StageSettings:
+        """Settings of stage 1, 2 or 3.
+
+        Raises:
+            RadVisionError: `number` is not a stage.
+        """
+        if number not in STAGES:
+            raise RadVisionError(f"stage {number!r} does not exist: choose 1, 2 or 3.")
+        settings: StageSettings = getattr(self, f"stage{number}")
+        return settings
+
+    def to_dict(self) -> dict[str, Any]:
+        """The profile as plain JSON values; `profile_from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+
+def _tiny_stage(**changes: Any) -> StageSettings:
+    return StageSettings(micro_batch=8, accumulation=1, lora_rank=8, lora_alpha=16, lora_dropout=0.0, **changes)
+
+
+PROFILES: dict[str, Profile] = {
+    # Small, not fake: the same classes and code as the 7B, minutes on two CPU cores. Images are stored at 512 x 512
+    # like the real ones; the tiny processor then reduces them to 224 x 224 (8 x 8 patches of 28, 16 visual tokens).
+    "tiny": Profile(
+        name="tiny",
+        run="tiny",
+        data=DataSettings(),
+        model=ModelSettings(),
+        stage1=_tiny_stage(learning_rate=2e-3, epochs=2.0),
+        stage2=_tiny_stage(learning_rate=1e-3, epochs=1.0),
+        stage3=_tiny_stage(learning_rate=1e-3, epochs=2.0),
+        generation=GenerationSettings(batch_size=32, max_new_tokens=160),
+    ),
+    # A 16 GB card. 512 x 512 becomes 504 x 504 (multiples of 28): 36 x 36 patches, 324 visual tokens.
+    "lingshu-7b": Profile(
+        name="lingshu-7b",
+        run="lingshu-7b",
+        data=DataSettings(source="ykumards/open-i"),
+        model=ModelSettings(base="lingshu-medical-mllm/Lingshu-7B", visual_tokens=324),
+        stage1=StageSettings(learning_rate=1e-4, epochs=1.0),
+        stage2=StageSettings(learning_rate=5e-5, epochs=1.0),
+        stage3=StageSettings(learning_rate=1e-4, epochs=2.0),
+        generation=GenerationSettings(),
+    ),
+}
+
+
+def project_root() -> Path:
+    """The project's folder, or the working directory where the package is installed without its project."""
+    root = Path(__file__).resolve().parent.parent
+    return root if (root / "pyproject.toml").is_file() else Path.cwd()
+
+
+def load_profile(
+    name: str = "tiny",
+    overrides: Mapping[str, Any] | str | None = None,
+    *,
+    run: str = "",
+    source: str = "",
+    output_root: str = "",
+    seed: int | None = None,
+) -> Profile:
+    """A named profile with changes applied; an empty `run`, `source` or `output_root` keeps the profile's own.
+
+    Args:
+        name: "tiny" or "lingshu-7b".
+        overrides: dotted setting names to values, as a mapping or its JSON text:
+            `{"stage3.epochs": 2, "data.limit": 200}`.
+
+    Raises:
+        RadVisionError: an unknown profile or setting, a value of the wrong type or out of range, JSON that is none.
+    """
+    if name not in PROFILES:
+        raise RadVisionError(f"profile {name!r} does not exist: choose one of {', '.join(PROFILES)}.")
+    changes = _parse_overrides(overrides)
+    named = {"run": run, "data.source": source, "output_root": output_root}
+    changes = {**{key: value for key, value in named.items() if value}, **changes}
+    if seed is not None:
+        changes = {"seed": seed, **changes}
+    values = PROFILES[name].to_dict()
+    for key, value in changes.items():
+        _assign(values, key, value)
+    return profile_from_dict(values)
+
+
+def profile_from_dict(values: Mapping[str, Any]) -> Profile:
+    """A validated profile from what `Profile.to_dict` gave, as `run.json` keeps it.
+
+    Raises:
+        RadVisionError: a setting is unknown, missing, of the wrong type or out of range.
+    """
+    profile: Profile = _build(Profile, values, "")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", profile.run):
+        raise RadVisionError(
+            f"run {profile.run!r} cannot name a folder: use letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit."
+        )
+    return profile
+
+
+def _parse_overrides(overrides: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    if overrides is None or overrides == "":
+        return {}
+    if isinstance(overrides, str):
+        try:
+            overrides = json.loads(overrides)
+        except json.JSONDecodeError as error:
+            raise RadVisionError(
+                f'overrides are not JSON ({error}): write them like {{"stage3.epochs": 2}}, not {overrides!r}.'
+            ) from error
+    if not isinstance(overrides, Mapping):
+        raise RadVisionError(f'overrides must be a JSON object such as {{"stage3.epochs": 2}}, not {overrides!r}.')
+    return dict(overrides)
+
+
+def setting_names(values: Mapping[str, Any] | None = None, prefix: str = "") -> list[str]:
+    """All dotted setting names: `data.limit`, `stage1.epochs`, ..."""
+    values = PROFILES["tiny"].to_dict() if values is None else values
+    names: list[str] = []
+    for key, value in values.items():
+        names += setting_names(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+    return names
+
+
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    if key == "name":
+        raise RadVisionError("setting 'name' cannot be overridden: choose another profile.")
+    if key not in setting_names(values):
+        near = difflib.get_close_matches(key, setting_names(values), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"settings are {', '.join(setting_names(values))}."
+        raise RadVisionError(f"setting {key!r} does not exist: {hint}")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        values = values[parent]
+    values[leaf] = value
+
+
+def _build(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            raise RadVisionError(f"setting {prefix + key!r} does not exist.")
+    built: dict[str, Any] = {}
+    for name, setting in fields.items():
+        if name not in values:
+            if setting.default is dataclasses.MISSING:
+                raise RadVisionError(f"setting {prefix + name!r} is missing.")
+            continue
+        if dataclasses.is_dataclass(hints[name]):
+            built[name] = _build(hints[name], values[name], f"{prefix}{name}.")
+        else:
+            built[name] = _check(prefix + name, values[name], hints[name], setting.metadata)
+    return cls(**built)
+
+
+def _check(key: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in allowed:
+        return None
+    wanted = next(kind for kind in allowed if kind is not type(None))
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    # bool is an int in Python; a setting that wants a number does not.
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise RadVisionError(f"setting {key!r} must be {_kind(wanted, allowed)}, not {value!r}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RadVisionError(f"setting {key!r} must be a finite number, not {value!r}.")
+    low, high, choices = limits.get("low"), limits.get("high"), limits.get("choices")
+    if choices and value not in choices:
+        raise RadVisionError(f"setting {key!r} must be one of {', '.join(choices)}, not {value!r}.")
+    if low is not None and value < low:
+        raise RadVisionError(f"setting {key!r} must be at least {low:g}, not {value!r}.")
+    if high is not None and value > high:
+        raise RadVisionError(f"setting {key!r} must be at most {high:g}, not {value!r}.")
+    return value
+
+
+def _kind(wanted: type, allowed: tuple[Any, ...]) -> str:
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    return words[wanted] + (" or null" if type(None) in allowed else "")

@@ -1,0 +1,128 @@
+"""Figures of a prepared dataset: studies with their reports, report lengths, commonest findings."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from radvision_utils.data.studies import PreparedDataset, Study
+from radvision_utils.data.summary import SPLITS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NOTICE = "Research and education only. Not a medical device."
+
+_COLORS = {"train": "#4c72b0", "validation": "#dd8452", "test": "#55a868"}
+_SIDE = 3.6  # inches, of a radiograph
+_LINE = 0.145  # inches, of a line of text
+_LETTERS = 55  # in a line
+
+
+def show_studies(studies: Sequence[Study], columns: int = 3) -> Figure:
+    """A grid of radiographs, each with its uid, MeSH headings and report under it. Long reports end in "...".
+
+    Args:
+        studies: a dozen at most is readable.
+        columns: radiographs side by side.
+    """
+    columns = max(1, min(columns, len(studies)))
+    captions = [_caption(study) for study in studies]
+    rows = [captions[first : first + columns] for first in range(0, len(captions), columns)]
+    below = [_LINE * (max(len(lines) for lines in row) + 1) for row in rows]
+    height = sum(_SIDE + 0.3 + text for text in below) + 0.3
+    figure = _new_figure(columns * (_SIDE + 0.15), height)
+    figure.set_layout_engine("none")  # places are known in inches; a layout engine would not see the text below
+    top = height
+    for row, text in enumerate(below):
+        top -= 0.3
+        for column, study in enumerate(studies[row * columns : (row + 1) * columns]):
+            left = column * (_SIDE + 0.15) + 0.075
+            box = (left / figure.get_figwidth(), (top - _SIDE) / height, _SIDE / figure.get_figwidth(), _SIDE / height)
+            axes = figure.add_axes(box)
+            with Image.open(study.image) as image:
+                axes.imshow(np.asarray(image), cmap="gray", vmin=0, vmax=255)
+            axes.set_axis_off()
+            axes.set_title(f"study {study.uid} ({study.split})", fontsize=9, loc="left", pad=4)
+            lines = "\n".join(rows[row][column])
+            axes.text(0, -0.02, lines, transform=axes.transAxes, fontsize=7.5, va="top", linespacing=1.2)
+        top -= _SIDE + text
+    return figure
+
+
+def _caption(study: Study) -> list[str]:
+    headings = [part.strip().split("/") for part in study.mesh.split(";")]
+    mesh = ", ".join(head + (f" ({', '.join(qualifiers)})" if qualifiers else "") for head, *qualifiers in headings)
+    texts = (("MeSH", mesh, 4), ("Findings", study.report.findings, 9), ("Impression", study.report.impression, 5))
+    return [
+        line
+        for label, text, most in texts
+        for line in textwrap.wrap(f"{label}: {text or 'none'}", _LETTERS, max_lines=most, placeholder=" ...")
+    ]
+
+
+def show_lengths(dataset: PreparedDataset) -> Figure:
+    """Histograms of the words in each section of the training targets, by split."""
+    figure = _new_figure(9, 3.4)
+    for place, section in enumerate(("findings", "impression"), start=1):
+        axes = figure.add_subplot(1, 2, place)
+        words = {split: _words(dataset, split, section) for split in SPLITS}
+        longest = int(max(counts.max(initial=0) for counts in words.values()))
+        # Bins as wide as a whole number of words: others would hold now more, now fewer lengths, and look like a comb.
+        bins = np.arange(0, longest + 31, max(1, -(-longest // 30))).tolist()
+        for split, counts in words.items():
+            # As shares of the split: train has several times more studies than the others.
+            share = np.full(len(counts), 100 / max(1, len(counts)))
+            label = f"{split} ({len(counts)})"
+            axes.hist(counts, bins, weights=share, histtype="step", linewidth=1.5, color=_COLORS[split], label=label)
+        axes.set_xlim(0, longest + 1)
+        axes.set_title(section.capitalize(), loc="left", fontsize=10)
+        axes.set_xlabel("length (words)")
+        axes.set_ylabel("studies (% of split)")
+        _tidy(axes)
+    figure.axes[-1].legend(title="split (studies)", frameon=False, fontsize=8, title_fontsize=8)
+    return figure
+
+
+def _words(dataset: PreparedDataset, split: str, section: str) -> np.ndarray:
+    lengths = [len(getattr(study.report, section).split()) for study in dataset.split(split)]
+    return np.array([length for length in lengths if length], dtype=int)
+
+
+def show_findings(dataset: PreparedDataset) -> Figure:
+    """The commonest MeSH headings as bars, with the share of normal studies in each split."""
+    kept, mesh = dataset.summary["counts"]["kept"], dataset.summary["mesh"]
+    normal = {split: share for split, share in dataset.summary["normal_share"].items() if share is not None}
+    names = [*(f"normal, {split}" for split in normal), *mesh]
+    shares = [*(100 * share for share in normal.values()), *(100 * count / kept for count in mesh.values())]
+    colors = [*(_COLORS[split] for split in normal), *["#8c8c8c"] * len(mesh)]
+    figure = _new_figure(7.5, 0.24 * len(names) + 1.2)
+    axes = figure.add_subplot()
+    bars = axes.barh(names, shares, color=colors, height=0.75)
+    axes.bar_label(bars, fmt="%.0f%%", padding=3, fontsize=7)
+    axes.invert_yaxis()
+    axes.margins(x=0.08, y=0.01)
+    axes.tick_params(axis="y", labelsize=8, length=0)
+    axes.set_xlabel("studies (% of all; normal: % of the split)")
+    axes.set_title(f"MeSH headings of {kept} studies", loc="left", fontsize=10)
+    _tidy(axes)
+    return figure
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    # Pyplot teaches a notebook to show figures; closed at once, it is shown only as the value of its cell, and freed.
+    from matplotlib import pyplot
+
+    figure = pyplot.figure(figsize=(width, height), layout="constrained", dpi=100)
+    pyplot.close(figure)
+    figure.supxlabel(NOTICE, fontsize=7, color="#666666")
+    return figure
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,350 @@
+"""Phantom studies: procedural chest radiographs with drawn, hence known, findings, and reports.
+
+They let the tiny profile train and be judged on a CPU without any data set: the picture is built
+from densities (body, lungs, heart, bones), each finding changes those densities, and
+`phantom_reports` writes what was drawn. Hospital A is what the tiny base model has seen; hospital B
+looks and words things differently and is what the stages are trained on.
+"""
+
+import io
+import json
+import os
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .phantom_images import Look, render
+from .phantom_reading import read_findings
+from .phantom_reports import FINDINGS, Finding, Habits, soil, write_report
+
+__all__ = [
+    "FINDINGS",
+    "HOSPITALS",
+    "DrawnFinding",
+    "Hospital",
+    "draw",
+    "phantom_row",
+    "phantom_rows",
+    "read_findings",
+    "truth_findings",
+]
+
+_CHUNK = 16
+
+
+@dataclass(frozen=True)
+class DrawnFinding:
+    """A finding in the picture; `box` is (x0, y0, x1, y1) in pixels of the 512x512 image."""
+
+    name: str
+    side: str | None
+    zone: str | None
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hospital(Look):
+    """How a hospital's radiographs look, what is seen in them, and how it reports.
+
+    The exposure and the field of view are the fields of `Look`.
+
+    Attributes:
+        name: key in `HOSPITALS`.
+        rates: relative frequency of each finding among the abnormal studies; absent means never.
+        habits: the wording of the reports.
+        normal: share of studies without a finding, 0..1.
+    """
+
+    name: str
+    rates: Mapping[str, float]
+    habits: Habits
+    normal: float = 0.4
+
+
+_COMMON = dict.fromkeys(FINDINGS, 1.0)
+HOSPITALS: dict[str, Hospital] = {
+    "A": Hospital(
+        name="A",
+        rates={n: r for n, r in _COMMON.items() if n not in ("nodule", "pacemaker")},
+        habits=Habits(
+            dialect="A",
+            negations={
+                "nodule": 0.25,
+                "pacemaker": 0.2,
+                "central venous catheter": 0.1,
+                "other effusion": 0.2,
+            },
+        ),
+    ),
+    "B": Hospital(
+        name="B",
+        rates=_COMMON | {"nodule": 1.1, "pacemaker": 1.1},
+        habits=Habits(
+            dialect="B",
+            order=("lungs", "pleura", "heart", "devices", "bones"),
+            numbered=0.6,
+            negations={
+                "nodule": 0.1,
+                "pacemaker": 0.05,
+                "central venous catheter": 0.05,
+                "other effusion": 0.2,
+            },
+        ),
+        contrast=0.45,
+        gamma=1.3,
+        brightness=-0.07,
+        noise=0.025,
+        collimation=0.09,
+        zoom=0.9,
+        shift=0.06,
+        marker=True,
+    ),
+}
+
+
+def draw(
+    uid: int, hospital: str = "B", seed: int = 0
+) -> tuple[NDArray[np.uint8], tuple[DrawnFinding, ...]]:
+    """Draws one frontal radiograph; the same arguments give the same picture.
+
+    Args:
+        uid: number of the study, 0 or greater.
+        hospital: a key of `HOSPITALS`.
+        seed: number of the collection, 0 or greater.
+
+    Returns:
+        The image, uint8 of shape (512, 512), and its findings in the order of `FINDINGS`.
+
+    Raises:
+        ValueError: the hospital is unknown, or uid or seed is negative.
+    """
+    return _draw(uid, _hospital(hospital), seed)
+
+
+def phantom_row(
+    uid: int, hospital: str = "B", seed: int = 0, dirt: bool = True
+) -> dict[str, object]:
+    """One study as a row of the Open-I collection, plus its truth.
+
+    Args:
+        uid: number of the study, 0 or greater.
+        hospital: a key of `HOSPITALS`.
+        seed: number of the collection, 0 or greater.
+        dirt: whether some rows lack a section or the image, and some words are soiled, as in
+            collections of real reports.
+
+    Returns:
+        The columns uid, MeSH, Problems, image (title of the examination), indication, comparison,
+        findings, impression, img_frontal (JPEG bytes or None), img_lateral (None), and truth: JSON
+        with hospital, seed and findings (name, side, zone, box).
+
+    Raises:
+        ValueError: the hospital is unknown, or uid or seed is negative.
+    """
+    return _row(uid, _hospital(hospital), seed, dirt)
+
+
+def phantom_rows(
+    count: int, hospital: str = "B", seed: int = 0, dirt: bool = True, workers: int = 0
+) -> Iterator[dict[str, object]]:
+    """Rows of the studies 1..count, in order, made ahead by a few chunks only.
+
+    Args:
+        count: number of studies, 0 or greater.
+        hospital: a key of `HOSPITALS`.
+        seed: number of the collection, 0 or greater.
+        dirt: as in `phantom_row`.
+        workers: number of processes; 0 takes all cores, 1 works in this process. Processes are
+            spawned, so a script that asks for several needs `if __name__ == "__main__"`.
+
+    Returns:
+        An iterator; rows do not depend on the number of workers.
+
+    Raises:
+        ValueError: the hospital is unknown, or count, seed or workers is negative.
+    """
+    for name, value in (("count", count), ("seed", seed), ("workers", workers)):
+        if value < 0:
+            raise ValueError(f"{name} is {value}; it must be 0 or greater.")
+    known = _hospital(hospital)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = min(workers or cores or 1, -(-count // _CHUNK))
+    if workers <= 1:
+        return (_row(uid, known, seed, dirt) for uid in range(1, count + 1))
+    return _rows_ahead(count, known, seed, dirt, workers)
+
+
+def _rows_ahead(
+    count: int, hospital: Hospital, seed: int, dirt: bool, workers: int
+) -> Iterator[dict[str, object]]:
+    pending: deque[Future[list[dict[str, object]]]] = deque()
+    # Fork would copy the threads of torch in an unknown state.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        try:
+            for first in range(1, count + 1, _CHUNK):
+                uids = range(first, min(first + _CHUNK, count + 1))
+                pending.append(pool.submit(_chunk, uids, hospital, seed, dirt))
+                if len(pending) > 2 * workers:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _chunk(uids: range, hospital: Hospital, seed: int, dirt: bool) -> list[dict[str, object]]:
+    return [_row(uid, hospital, seed, dirt) for uid in uids]
+
+
+def truth_findings(truth: str) -> frozenset[tuple[str, str | None]]:
+    """The (name, side) pairs in a row's `truth`, to compare with `read_findings`."""
+    return frozenset((f["name"], f["side"]) for f in json.loads(truth)["findings"])
+
+
+def _hospital(name: str) -> Hospital:
+    if name not in HOSPITALS:
+        known = ", ".join(repr(key) for key in HOSPITALS)
+        raise ValueError(f"Unknown hospital {name!r}; known are {known}.")
+    return HOSPITALS[name]
+
+
+def _rng(uid: int, hospital: Hospital, seed: int, purpose: str) -> np.random.Generator:
+    """One stream for each purpose, so that leaving out a finding changes nothing else."""
+    if uid < 0 or seed < 0:
+        raise ValueError(f"uid is {uid} and seed is {seed}; both must be 0 or greater.")
+    key = f"{hospital.name}/{purpose}".encode()
+    return np.random.default_rng([seed, uid, int.from_bytes(key, "big")])
+
+
+_ONE_PER_SIDE = ("pleural effusion", "pneumothorax", "consolidation", "atelectasis", "nodule")
+_DEVICES = ("central venous catheter", "pacemaker")
+_ZONES = ("upper", "middle", "lower")
+
+
+def _plan(uid: int, hospital: Hospital, seed: int) -> tuple[Finding, ...]:
+    """Chooses the findings of a study, without drawing them.
+
+    A side holds at most one of effusion, pneumothorax, consolidation, atelectasis and nodule, so
+    that none hides another; a large heart excludes what it would cover on the left, a pacemaker
+    what lies under its box; a study holds a catheter or a pacemaker, whose lines would cross, but
+    not both.
+    """
+    rng = _rng(uid, hospital, seed, "plan")
+    if rng.random() < hospital.normal:
+        return ()
+    names, rates = list(hospital.rates), np.array(list(hospital.rates.values()))
+    wanted = 1 + int(rng.choice(3, p=(0.5, 0.34, 0.16)))
+    free = ["right", "left"]
+    found: list[Finding] = []
+    for name in map(str, rng.choice(names, len(names), replace=False, p=rates / rates.sum())):
+        if len(found) >= wanted:
+            break
+        if name == "cardiomegaly":
+            new = Finding(name)
+        elif name in _DEVICES:
+            new = Finding(name, ("right", "left")[int(rng.integers(2))])
+        elif free:
+            zone = _ZONES[int(rng.integers(3))] if name in ("consolidation", "nodule") else None
+            new = Finding(name, free[int(rng.integers(len(free)))], zone)
+        else:
+            continue
+        if any(_hides(new, other) or _hides(other, new) for other in found):
+            continue
+        found.append(new)
+        if name in _ONE_PER_SIDE:
+            free.remove(str(new.side))
+        if name == "pleural effusion" and free and len(found) < wanted and rng.random() < 0.4:
+            found.append(Finding(name, free.pop()))
+    return tuple(sorted(found, key=lambda f: FINDINGS.index(f.name)))
+
+
+def _hides(cover: Finding, other: Finding) -> bool:
+    if cover.name == "cardiomegaly":
+        left = other.name == "atelectasis" or other.zone in ("middle", "lower")
+        return left and other.side == "left"
+    if cover.name == "pacemaker" and other.zone == "upper":
+        return cover.side == other.side
+    return cover.name in _DEVICES and other.name in _DEVICES
+
+
+def _draw(
+    uid: int, hospital: Hospital, seed: int, omit: Collection[str] = ()
+) -> tuple[NDArray[np.uint8], tuple[DrawnFinding, ...]]:
+    """As `draw`; the findings named in `omit` are left out and all else stays the same."""
+    plan = [f for f in _plan(uid, hospital, seed) if f.name not in omit]
+    image, boxes = render(hospital, plan, lambda purpose: _rng(uid, hospital, seed, purpose))
+    return image, tuple(DrawnFinding(*f, box) for f, box in zip(plan, boxes, strict=True))
+
+
+_TITLES = ("Chest, frontal view", "Chest radiograph, PA view", "Frontal chest radiograph")
+_INDICATIONS = (
+    "Chest pain.",
+    "Shortness of breath.",
+    "Cough.",
+    "Fever and cough.",
+    "Preoperative evaluation.",
+    "Routine examination.",
+)
+
+
+def _row(uid: int, hospital: Hospital, seed: int, dirt: bool) -> dict[str, object]:
+    image, drawn = _draw(uid, hospital, seed)
+    plan = [Finding(f.name, f.side, f.zone) for f in drawn]
+    findings: str | None
+    impression: str | None
+    findings, impression = write_report(_rng(uid, hospital, seed, "report"), plan, hospital.habits)
+    rng = _rng(uid, hospital, seed, "row")
+    row: dict[str, object] = {
+        "uid": uid,
+        "MeSH": _mesh(plan),
+        "Problems": ";".join(dict.fromkeys(f.name.title() for f in plan)) or "normal",
+        "image": _TITLES[int(rng.integers(len(_TITLES)))],
+        "indication": _INDICATIONS[int(rng.integers(len(_INDICATIONS)))],
+        "comparison": "None." if rng.random() < 0.7 else "XXXX.",
+        "findings": findings,
+        "impression": impression,
+        "img_frontal": _encoded(image),
+        "img_lateral": None,
+        "truth": json.dumps(
+            {"hospital": hospital.name, "seed": seed, "findings": [asdict(f) for f in drawn]}
+        ),
+    }
+    return _soiled(_rng(uid, hospital, seed, "dirt"), row) if dirt else row
+
+
+def _soiled(rng: np.random.Generator, row: dict[str, object]) -> dict[str, object]:
+    lost, damaged = rng.random(2)
+    changed: dict[str, object] = {
+        "findings": soil(rng, str(row["findings"])),
+        "impression": soil(rng, str(row["impression"])),
+    }
+    if lost < 0.03:
+        changed["findings" if lost < 0.015 else "impression"] = None
+    image = row["img_frontal"]
+    if damaged < 0.015:
+        changed["img_frontal"] = None
+    elif damaged < 0.025 and isinstance(image, bytes):
+        changed["img_frontal"] = image[:200]  # within the header: no decoder can repair it
+    return row | changed
+
+
+def _encoded(image: NDArray[np.uint8]) -> bytes:
+    # PNG would keep the noise, at thrice the size and time.
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def _mesh(plan: Collection[Finding]) -> str:
+    def term(finding: Finding) -> str:
+        place = f"/lung/{finding.zone} zone" if finding.zone else ""
+        return f"{finding.name.title()}{place}" + (f"/{finding.side}" if finding.side else "")
+
+    return ";".join(term(f) for f in plan) or "normal"

@@ -1,0 +1,151 @@
+"""The machine at hand: device, number format and attention with the reason for each, seeds, versions, Colab and Kaggle.
+
+Torch is imported inside the functions that need it, so that reading settings stays light.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from radvision_utils.config import ModelSettings, RadVisionError
+
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "pillow", "ipywidgets")
+# What Colab or Kaggle may lack: packages, whose modules are spelled with "_" for "-".
+HOSTED_NEEDS = ("peft", "bitsandbytes", "accelerate", "datasets", "qwen-vl-utils", "papermill", "pycocoevalcap")
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and how the model computes, each choice with its reason."""
+
+    kind: str  # "cuda" or "cpu"
+    title: str  # "Tesla T4, 14.6 GiB" or "CPU, 2 cores"
+    dtype: str  # of 16-bit weights and of computation: "float16", "bfloat16" or "float32"
+    dtype_reason: str
+    attention: str
+    attention_reason: str
+
+    def torch_dtype(self) -> Any:
+        """The `torch.dtype` of `dtype`."""
+        import torch
+
+        return getattr(torch, self.dtype)
+
+    def autocast(self) -> Any:
+        """The context in which trained float32 tensors meet 16-bit weights; does nothing where all is float32."""
+        import torch
+
+        return contextlib.nullcontext() if self.dtype == "float32" else torch.autocast(self.kind, self.torch_dtype())
+
+
+def choose_device() -> Device:
+    """The first CUDA card if there is one, else the CPU."""
+    import torch
+
+    attention = (
+        "sdpa",
+        "part of torch on every device; FlashAttention 2 needs an Ampere card and a package of its own",
+    )
+    if not torch.cuda.is_available():
+        reason = "a CPU computes in float32; bfloat16 autocast is slower there"
+        return Device("cpu", f"CPU, {os.cpu_count()} cores", "float32", reason, *attention)
+    index = torch.cuda.current_device()
+    major, minor = torch.cuda.get_device_capability(index)
+    gib = torch.cuda.get_device_properties(index).total_memory / 2**30
+    title = f"{torch.cuda.get_device_name(index)}, {gib:.1f} GiB"
+    # torch.cuda.is_bf16_supported() says True on a T4, where bfloat16 is emulated: ask the compute capability.
+    dtype = "bfloat16" if major >= 8 else "float16"
+    reason = f"compute capability {major}.{minor}; bfloat16 in hardware begins at 8.0"
+    return Device("cuda", title, dtype, reason, *attention)
+
+
+def require_device(settings: ModelSettings, device: Device) -> None:
+    """Refuse at once, before any download, what this machine cannot do.
+
+    Raises:
+        RadVisionError: the base is a hub model of billions of parameters and there is no CUDA card.
+    """
+    if device.kind == "cpu" and settings.base != "tiny" and not Path(settings.base).is_dir():
+        raise RadVisionError(
+            f"base model {settings.base!r} needs an NVIDIA card with at least 16 GB of memory and about 20 GB of disk, "
+            "and torch sees no card here: use a GPU machine (Kaggle, Colab), or `--profile tiny` on this one."
+        )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch."""
+    import transformers
+
+    transformers.set_seed(seed)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that results depend on; "absent" where one is not installed."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def peak_memory_gib(device: Device) -> float:
+    """Peak memory so far: of the card where there is one, else of this process. GiB."""
+    if device.kind == "cuda":
+        import torch
+
+        return float(torch.cuda.max_memory_allocated()) / 2**30
+    if sys.platform == "win32":
+        raise RadVisionError("peak memory cannot be read on Windows: use Linux, macOS or WSL.")
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def hosted_notebook() -> str:
+    """ "colab", "kaggle", or "" elsewhere."""
+    if importlib.util.find_spec("google") and importlib.util.find_spec("google.colab"):
+        return "colab"
+    return "kaggle" if "KAGGLE_KERNEL_RUN_TYPE" in os.environ else ""
+
+
+def install_missing() -> list[str]:
+    """On Colab and Kaggle, install the packages that are not there, under the torch that is; elsewhere do nothing.
+
+    Returns:
+        What was installed.
+
+    Raises:
+        RadVisionError: pip failed; the sentence carries its last line.
+    """
+    missing = [name for name in HOSTED_NEEDS if importlib.util.find_spec(name.replace("-", "_")) is None]
+    if not hosted_notebook() or not missing:
+        return []
+    # The installed torch and torchvision are pinned: both hosts break when they are replaced.
+    pins = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "torchvision")]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", *missing, *pins]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RadVisionError(f"pip could not install {', '.join(missing)}: {last}")
+    return missing
+
+
+def in_live_notebook() -> bool:
+    """Whether a person may be looking at widgets: an IPython kernel that papermill did not start."""
+    if "ipykernel" not in sys.modules or os.environ.get("RADVISION_HEADLESS"):
+        return False
+    from IPython.core.getipython import get_ipython
+
+    return get_ipython() is not None

@@ -1,0 +1,129 @@
+"""Write reports: base model plus a stage's adapter, images in, reports out, in batches.
+
+`load_reporter(run, stage)` gives a `Reporter`; stage 0 is the untuned base.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from PIL import Image
+
+from radvision_utils.config import Profile, RadVisionError
+from radvision_utils.data.images import letterbox, load_image
+from radvision_utils.data.reports import Report, parse_report
+from radvision_utils.environment import Device, choose_device
+from radvision_utils.model.adapter import load_adapter
+from radvision_utils.model.loading import compute_device, load_base, load_processor
+from radvision_utils.runs import RunFolder, require
+from radvision_utils.training.collator import Collator
+from radvision_utils.training.loss import to_device
+
+ImageLike = Image.Image | Path | str | bytes
+
+
+@dataclass(frozen=True)
+class WrittenReport:
+    """A report with how it came about."""
+
+    report: Report
+    text: str  # as the model wrote it
+    tokens: int
+    finished: bool  # False: the longest allowed report ended it, not the model
+    seconds: float  # its share of the batch's time
+
+
+class Reporter:
+    """A model that writes reports.
+
+    Args:
+        model: the base, with or without an adapter, in evaluation mode.
+        collator: makes the same prompts as in training.
+        profile: image size, batch size, longest report.
+        stage: whose adapter the model carries; 0 for none.
+        device: where it computes.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, collator: Collator, profile: Profile, stage: int, device: Device
+    ) -> None:
+        self.model, self.collator, self.profile, self.stage, self.device = model, collator, profile, stage, device
+        model.eval()
+        model.config.use_cache = True
+
+    @overload
+    def report(self, images: ImageLike) -> Report: ...
+    @overload
+    def report(self, images: Sequence[ImageLike]) -> list[Report]: ...
+    def report(self, images: ImageLike | Sequence[ImageLike]) -> Report | list[Report]:
+        """Report on one image or several: a `PIL.Image`, a path (PNG, JPEG, DICOM) or the bytes of such a file.
+
+        Raises:
+            RadVisionError: an image cannot be read; the sentence names it.
+        """
+        if isinstance(images, (Image.Image, Path, str, bytes)):
+            return next(self.write([images])).report
+        return [written.report for written in self.write(images)]
+
+    def write(self, images: Sequence[ImageLike]) -> Iterator[WrittenReport]:
+        """Reports in the order of the images, `generation.batch_size` at a time."""
+        size = self.profile.generation.batch_size
+        for first in range(0, len(images), size):
+            yield from self._write_batch([self._prepare(image) for image in images[first : first + size]])
+
+    def _prepare(self, image: ImageLike) -> Image.Image:
+        if not isinstance(image, Image.Image):
+            image = load_image(image if isinstance(image, bytes) else Path(image))
+        return letterbox(image, self.profile.data.image_size)
+
+    @torch.inference_mode()
+    def _write_batch(self, images: list[Image.Image]) -> Iterator[WrittenReport]:
+        start = time.perf_counter()
+        inputs = to_device(self.collator.prompts(images), compute_device(self.model))
+        with self.device.autocast():
+            output: Any = self.model.generate(
+                **inputs,
+                max_new_tokens=self.profile.generation.max_new_tokens,
+                do_sample=False,
+                pad_token_id=self.collator.pad,
+                eos_token_id=[self.collator.end, self.collator.pad],
+            )
+        rows = output[:, inputs["input_ids"].shape[1] :].tolist()
+        seconds = (time.perf_counter() - start) / len(images)
+        for row in rows:
+            stops = [i for i, token in enumerate(row) if token in (self.collator.end, self.collator.pad)]
+            ids = row[: stops[0]] if stops else row
+            text = self.collator.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            yield WrittenReport(parse_report(text), text, len(ids), bool(stops), seconds)
+
+
+def load_reporter(run: str = "tiny", stage: int = 3, output_root: str = "outputs") -> Reporter:
+    """The model of a finished stage of a run; stage 0 is the untuned base.
+
+    Raises:
+        RadVisionError: no such run or stage, or this machine cannot run it.
+    """
+    return reporter_of(RunFolder(run, output_root).profile(), stage)
+
+
+def reporter_of(profile: Profile, stage: int) -> Reporter:
+    """As `load_reporter`, for a profile at hand.
+
+    Raises:
+        RadVisionError: the stage is missing, unfinished or made with other settings.
+    """
+    if stage not in (0, 1, 2, 3):
+        raise RadVisionError(f"stage {stage!r} does not exist: choose 1, 2 or 3, or 0 for the untuned base.")
+    if stage:
+        require(profile, f"stage{stage}")
+    device = choose_device()
+    model = load_base(profile.model, device)
+    collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
+    if stage:
+        model = load_adapter(model, RunFolder.of(profile).adapter(stage))
+    return Reporter(model, collator, profile, stage, device)

@@ -1,0 +1,49 @@
+"""Which parameters belong to the vision encoder, the projector and the language model of a Qwen2.5-VL."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+COMPONENTS = ("vision_encoder", "projector", "language_model")
+
+# Full paths of the linear layers that carry LoRA. The patch embedding and the embeddings stay as they are.
+VISION_LINEARS = r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(gate_proj|up_proj|down_proj))"
+LANGUAGE_LINEARS = (
+    r"model\.language_model\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
+)
+PROJECTOR = "merger"
+
+
+def component_of(name: str) -> str:
+    """The component that a parameter or module name of the model, plain or inside a PEFT wrapper, belongs to.
+
+    Raises:
+        ValueError: the name belongs to no component of a Qwen2.5-VL.
+    """
+    if re.search(r"(^|\.)visual\.merger\.", name):
+        return "projector"
+    if re.search(r"(^|\.)visual\.", name):
+        return "vision_encoder"
+    if re.search(r"(^|\.)(language_model|lm_head)\.", name):
+        return "language_model"
+    raise ValueError(f"{name!r} is not a parameter of a Qwen2.5-VL")
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of a PEFT model is part of the adapter: a LoRA matrix or the projector's trained copy."""
+    return ".lora_A." in name or ".lora_B." in name or ".modules_to_save." in name
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Number of parameters of each component, those of an attached adapter included; works on `meta` tensors."""
+    counts: Counter[str] = Counter(dict.fromkeys(COMPONENTS, 0))
+    for name, parameter in model.named_parameters():
+        # A 4-bit weight stores two numbers in a byte; its quantization state knows the true shape.
+        state = getattr(parameter, "quant_state", None)
+        counts[component_of(name)] += state.shape.numel() if state is not None else parameter.numel()
+    return dict(counts)

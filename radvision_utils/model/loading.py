@@ -1,0 +1,127 @@
+"""Load the base model and its processor: 16-bit everywhere but in the language model's linear layers, which are NF4."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import (
+    AutoProcessor,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    Qwen2_5_VLForConditionalGeneration,
+)
+
+from radvision_utils.config import ModelSettings, RadVisionError
+from radvision_utils.environment import Device, require_device
+
+TINY_BASE = Path(__file__).parent / "tiny_base"
+# Full paths: shorter names are silently ignored, and the vision tower and the merger would be quantized too.
+NOT_QUANTIZED = ("model.visual", "lm_head")
+
+
+def base_path(settings: ModelSettings) -> str:
+    """What transformers can load: the embedded folder for "tiny", else the setting itself (hub id or folder)."""
+    return str(TINY_BASE) if settings.base == "tiny" else settings.base
+
+
+def quantization_config(settings: ModelSettings, device: Device) -> BitsAndBytesConfig | None:
+    """NF4 with double quantization (Dettmers et al. 2023, QLoRA, section 3), or None."""
+    if settings.quantization == "none":
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=device.torch_dtype(),
+        llm_int8_skip_modules=list(NOT_QUANTIZED),
+    )
+
+
+def load_base(settings: ModelSettings, device: Device) -> PreTrainedModel:
+    """The untuned base in evaluation mode with all gradients off.
+
+    Raises:
+        RadVisionError: no card for a large base, or the base cannot be found or downloaded.
+    """
+    require_device(settings, device)
+    # One process computes on one card. "auto" would spread one model over all cards and break several processes.
+    place = {"": f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device.kind == "cuda" else "cpu"}
+    model = _from_pretrained(
+        Qwen2_5_VLForConditionalGeneration,
+        settings,
+        dtype=device.torch_dtype(),
+        quantization_config=quantization_config(settings, device),
+        attn_implementation=device.attention,
+        device_map=place,
+        use_safetensors=True,
+    )
+    for module in model.modules():
+        # On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first evaluation forward, and the next
+        # training step fails on a view of a leaf variable. Its own switch turns the repacking off.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    patch_embedding_by_matmul(model)
+    model.requires_grad_(False)
+    model.config.use_cache = True
+    model.eval()
+    return model
+
+
+def patch_embedding_by_matmul(model: PreTrainedModel) -> None:
+    """Compute the patch embedding as the matrix product that it is: its Conv3d has stride = kernel = one patch.
+
+    Same weights, same result to rounding; a training step of the tiny model on a CPU takes a seventh of the time.
+    """
+    embedding = model.model.visual.patch_embed
+
+    def forward(pixels: torch.Tensor) -> torch.Tensor:
+        weight = embedding.proj.weight.flatten(1)
+        return F.linear(pixels.to(weight.dtype), weight)
+
+    embedding.forward = forward
+
+
+def load_processor(settings: ModelSettings, image_size: int) -> ProcessorMixin:
+    """Tokenizer and image processor of the base.
+
+    The tiny base's processor reduces a stored image to 224 x 224; the 7B's keeps it, rounded to multiples of 28.
+
+    Raises:
+        RadVisionError: the base cannot be found, or an image does not become `settings.visual_tokens` tokens.
+    """
+    processor = _from_pretrained(AutoProcessor, settings)
+    patches = processor.image_processor.get_number_of_image_patches(image_size, image_size, {})
+    tokens = patches // processor.image_processor.merge_size**2
+    if tokens != settings.visual_tokens:
+        raise RadVisionError(
+            f"an image of {image_size} x {image_size} becomes {tokens} visual tokens with base {settings.base!r}, but "
+            f"model.visual_tokens is {settings.visual_tokens}: set `--set model.visual_tokens={tokens}`."
+        )
+    return processor
+
+
+def _from_pretrained(loader: Any, settings: ModelSettings, **options: Any) -> Any:
+    path = base_path(settings)
+    try:
+        return loader.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        if Path(path).is_dir():
+            raise RadVisionError(f"the model folder {path} cannot be loaded: {_first_line(error)}") from error
+        raise RadVisionError(
+            f"base model {path!r} is neither a folder here nor could it be fetched from the model hub "
+            f"({_first_line(error)}): check the name and the network, or give a folder with `--set model.base=PATH`."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def compute_device(model: torch.nn.Module) -> torch.device:
+    """Where the model's inputs belong."""
+    return next(model.parameters()).device

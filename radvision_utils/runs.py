@@ -1,0 +1,245 @@
+"""Where each artefact of a run lies, and whether it still belongs to the settings at hand. Knows nothing of torch.
+
+Every step (data, stage1, stage2, stage3, evaluation) ends by writing a record that holds its `key`: a fingerprint of
+its settings and of its parent's `hash`. A step whose record is there and whose key is unchanged is current.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from radvision_utils.config import (
+    Profile,
+    RadVisionError,
+    profile_from_dict,
+    project_root,
+)
+
+STEPS = ("data", "stage1", "stage2", "stage3", "evaluation")
+NOTEBOOKS = {
+    "data": "01_data_preparation",
+    "stage1": "02_stage1_vision_encoder",
+    "stage2": "03_stage2_projector",
+    "stage3": "04_stage3_language_model",
+    "evaluation": "05_inference_dashboard",
+}
+
+
+class RunFolder:
+    """`outputs/<run>/`: the paths of a run and the records of its steps."""
+
+    def __init__(self, run: str, output_root: str | Path = "outputs") -> None:
+        root = Path(output_root)
+        self.run = run
+        self.path = (root if root.is_absolute() else project_root() / root) / run
+
+    @classmethod
+    def of(cls, profile: Profile) -> RunFolder:
+        return cls(profile.run, profile.output_root)
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    def stage(self, number: int) -> Path:
+        return self.path / f"stage{number}"
+
+    def adapter(self, number: int) -> Path:
+        return self.stage(number) / "adapter"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    @property
+    def predictions(self) -> Path:
+        return self.evaluation / "predictions.jsonl"
+
+    @property
+    def dashboard(self) -> Path:
+        return self.path / "dashboard"
+
+    @property
+    def notebooks(self) -> Path:
+        return self.path / "notebooks"
+
+    def record_path(self, step: str) -> Path:
+        """The file that a step writes last."""
+        names = {"data": "data/summary.json", "evaluation": "evaluation/metrics.json"}
+        return self.path / names.get(step, f"{step}/stage.json")
+
+    def record(self, step: str) -> dict[str, Any] | None:
+        """What the finished step recorded, or None.
+
+        Raises:
+            RadVisionError: the record cannot be read.
+        """
+        path = self.record_path(step)
+        return read_json(path) if path.is_file() else None
+
+    def profile(self) -> Profile:
+        """The settings that this run was last worked on with.
+
+        Raises:
+            RadVisionError: the run does not exist; the sentence lists those that do.
+        """
+        path = self.path / "run.json"
+        if not path.is_file():
+            found = sorted(p.parent.name for p in self.path.parent.glob("*/run.json"))
+            there = f"runs there: {', '.join(found)}" if found else "there is no run yet"
+            raise RadVisionError(
+                f"run {self.run!r} does not exist in {self.path.parent} ({there}): "
+                f"make it with `python -m radvision_utils run --run {self.run}`."
+            )
+        profile = profile_from_dict(read_json(path)["profile"])
+        # A run folder may have been moved or copied since: it is where we found it.
+        return dataclasses.replace(profile, run=self.run, output_root=str(self.path.parent))
+
+    def note(self, profile: Profile, step: str, **facts: Any) -> None:
+        """Record in `run.json` the settings in force and what a step has to say (seconds, device, versions)."""
+        path = self.path / "run.json"
+        known: dict[str, Any] = read_json(path) if path.is_file() else {"created": now(), "steps": {}}
+        known["profile"] = profile.to_dict()
+        known["steps"][step] = {"finished": now(), **facts}
+        write_json(path, known)
+
+
+def step_key(profile: Profile, step: str) -> str:
+    """Fingerprint of everything that the step's result depends on.
+
+    Raises:
+        RadVisionError: the step before it is missing, unfinished or was made with other settings.
+    """
+    if step == "data":
+        settings = {k: v for k, v in dataclasses.asdict(profile.data).items() if k != "workers"}
+        return fingerprint([settings, profile.seed])
+    data = require(profile, "data")
+    if step == "evaluation":
+        parent = require(profile, "stage3")
+        return fingerprint([data["hash"], parent["hash"], dataclasses.asdict(profile.generation)])
+    number = int(step.removeprefix("stage"))
+    parent = require(profile, f"stage{number - 1}") if number > 1 else data
+    # The one adapter is shaped at stage 1, by the ranks of both its LoRA components.
+    ranks = [[s.lora_rank, s.lora_alpha] for s in (profile.stage1, profile.stage3)] if number == 1 else []
+    return fingerprint(
+        [
+            dataclasses.asdict(profile.model),
+            dataclasses.asdict(profile.stage(number)),
+            ranks,
+            profile.seed,
+            data["hash"],
+            parent["hash"],
+        ]
+    )
+
+
+def is_current(profile: Profile, step: str) -> bool:
+    """Whether the step is finished and nothing that it depends on has changed since."""
+    try:
+        require(profile, step)
+    except RadVisionError:
+        return False
+    return True
+
+
+def require(profile: Profile, step: str) -> dict[str, Any]:
+    """The record of a finished step that belongs to these settings.
+
+    Raises:
+        RadVisionError: it is missing, unfinished or was made with other settings; the sentence names the command.
+    """
+    folder = RunFolder.of(profile)
+    record = folder.record(step)
+    where, command = folder.record_path(step).parent, redo_command(profile, step)
+    if record is None:
+        state = "was started but is not finished" if where.is_dir() else "has not been made"
+        raise RadVisionError(f"{step} of run {profile.run!r} {state} ({where}): make it with `{command}`.")
+    if record["key"] != step_key(profile, step):
+        raise RadVisionError(
+            f"{step} of run {profile.run!r} was made with other settings or from other data ({where}): "
+            f"make it again with `{command}`, or use the settings in {folder.path / 'run.json'}."
+        )
+    return record
+
+
+def redo_command(profile: Profile, step: str) -> str:
+    """The shell command that makes a step and all that it needs."""
+    words = f"python -m radvision_utils run --profile {profile.name} --run {profile.run}"
+    return words + (f" --from {STEPS.index(step) + 1}" if step != "data" else "")
+
+
+def fingerprint(value: Any) -> str:
+    """16 hex digits of the SHA-256 of a JSON value; equal values have equal fingerprints."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_hash(*paths: Path) -> str:
+    """16 hex digits of the SHA-256 of the files' contents, in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file.
+
+    Raises:
+        RadVisionError: the file is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RadVisionError(f"{path} is not readable JSON ({error}): delete it and run that step again.") from error
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file.
+
+    Raises:
+        RadVisionError: a line is no JSON; the sentence names it.
+    """
+    lines = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise RadVisionError(f"line {number} of {path} is not JSON ({error}): run that step again.") from error
+    return lines
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file so that it is either wholly there or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that it is either wholly there or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

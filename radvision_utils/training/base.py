@@ -1,0 +1,135 @@
+"""Train the tiny base on phantoms of hospital A, all its parameters from random weights, and write its model card.
+
+`python -m radvision_utils build-base` runs it. Nothing of hospital B, which the stages train on, is seen here.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from radvision_utils.config import PROMPT, Profile, load_profile
+from radvision_utils.data.prepare import PreparedDataset, prepare_dataset
+from radvision_utils.data.reports import format_report
+from radvision_utils.environment import choose_device, seed_everything, versions
+from radvision_utils.evaluation.phantom_accuracy import phantom_accuracy
+from radvision_utils.inference import Reporter
+from radvision_utils.model.components import count_parameters
+from radvision_utils.model.loading import TINY_BASE, load_base, load_processor
+from radvision_utils.model.tiny import build_model, build_processor, train_tokenizer
+from radvision_utils.runs import now, write_text
+from radvision_utils.training.collator import Collator
+from radvision_utils.training.loss import mean_report_loss
+from radvision_utils.training.progress import StageLog
+from radvision_utils.training.trainer import ReportTrainer
+
+logger = logging.getLogger(__name__)
+
+SEED = 20260101  # of hospital A's studies and the first weights; no run of the notebooks draws these studies
+
+
+def build_base(folder: Path = TINY_BASE, studies: int = 12000, epochs: float = 8.0) -> dict[str, Any]:
+    """Draw hospital A, train, save 16-bit weights with tokenizer, processor and model card, and measure.
+
+    Args:
+        folder: where the base goes; replaced when the new one is complete.
+        studies: phantoms drawn; 80 % train.
+        epochs: passes over them.
+
+    Returns:
+        What the model card says, as figures.
+    """
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="radvision-base-") as scratch:
+        ours = _profile("A", SEED, studies, scratch)
+        dataset = prepare_dataset(ours)
+        seed_everything(SEED)
+        tokenizer = train_tokenizer(_texts(dataset))
+        processor = build_processor(tokenizer)
+        model = build_model(tokenizer, SEED)
+        collator = Collator(processor, ours.model)
+        _train(model, collator, dataset, Path(scratch), epochs)
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        model.to(torch.bfloat16).save_pretrained(partial)
+        processor.save_pretrained(partial)
+        trained = time.perf_counter() - started
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+
+        figures: dict[str, Any] = {"parameters": count_parameters(model), "studies": studies, "epochs": epochs}
+        figures["seconds"] = round(trained)
+        for hospital in ("A", "B"):
+            # Other studies than any that trained: for A another seed, so that no drawing repeats.
+            figures[hospital] = _measure(_profile(hospital, SEED + 1, 2500, scratch, run=f"test-{hospital}"))
+    write_text(folder / "README.md", _model_card(figures))
+    return figures
+
+
+def _profile(hospital: str, seed: int, studies: int, root: str, run: str = "base") -> Profile:
+    changes = {"data.hospital": hospital, "data.phantoms": studies, "model.quantization": "none"}
+    return load_profile("tiny", changes, run=run, seed=seed, output_root=root)
+
+
+def _texts(dataset: PreparedDataset) -> list[str]:
+    """What the tokenizer learns its words from: the training reports, and the prompt often enough to be compact."""
+    reports = [format_report(study.report) for study in dataset.split("train")]
+    return reports + [PROMPT, "system\nYou are a helpful assistant.", "user\n", "assistant\n"] * 200
+
+
+def _train(model: torch.nn.Module, collator: Collator, dataset: PreparedDataset, scratch: Path, epochs: float) -> None:
+    device = choose_device()
+    held_out = dataset.split("validation")
+    held_out = [held_out[i] for i in range(min(200, len(held_out)))]
+    batch = 16
+    log = StageLog(
+        scratch / "log.jsonl", "base", batch, lambda: mean_report_loss(model, collator, held_out, 32, device.autocast)
+    )
+    arguments = TrainingArguments(
+        output_dir=str(scratch / "checkpoints"),
+        per_device_train_batch_size=batch,
+        num_train_epochs=epochs,
+        learning_rate=2e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=40,
+        adam_beta1=0.9,
+        adam_beta2=0.95,
+        weight_decay=0.05,
+        max_grad_norm=1.0,
+        optim="adamw_torch",
+        use_cpu=device.kind == "cpu",
+        save_strategy="no",
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        label_names=["labels"],
+        seed=SEED % 2**31,
+    )
+    model.config.use_cache = False
+    trainer = ReportTrainer(
+        model=model, args=arguments, collator=collator, train_dataset=dataset.split("train"), callbacks=[log]
+    )
+    trainer.train()
+
+
+def _measure(profile: Profile) -> dict[str, float]:
+    """The saved base, loaded as everyone loads it, on a hospital's test split."""
+    dataset = prepare_dataset(profile)
+    device = choose_device()
+    model = load_base(profile.model, device)
+    collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
+    studies = list(dataset.split("test"))
+    loss = mean_report_loss(model, collator, studies, 32, device.autocast)
+    reporter = Reporter(model, collator, profile, 0, device)
+    reports = [written.report for written in reporter.write([study.image for study in studies])]
+    accuracy = phantom_accuracy(reports, [str(study.truth) for study in studies])
+    return {"test_studies": len(studies), "loss": round(loss, 4), **accuracy}

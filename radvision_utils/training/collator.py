@@ -1,0 +1,139 @@
+"""From studies to model inputs: the prompt once, the image as visual tokens, the report as the only labels.
+
+The same class makes the inputs of training and of generation, so that no prompt or image differs between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import resize
+from transformers import ProcessorMixin
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+from radvision_utils.config import ModelSettings, RadVisionError
+from radvision_utils.data.reports import Report, format_report
+
+IGNORED = -100  # label of a position that the loss skips
+_CACHE_BYTES = 1 << 30
+
+
+class TrainingStudy(Protocol):
+    """What training needs of a study."""
+
+    @property
+    def uid(self) -> str: ...
+    @property
+    def image(self) -> Any: ...
+    @property
+    def report(self) -> Report: ...
+
+
+class Collator:
+    """Makes batches. All prompts are equally long: the images are square and of one size, the text is one.
+
+    Args:
+        processor: of the base model.
+        settings: prompt, expected visual tokens and longest report.
+    """
+
+    def __init__(self, processor: ProcessorMixin, settings: ModelSettings) -> None:
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.settings = settings
+        self.end = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        self.pad = self.tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        self.prompt_ids = self._prompt_ids()
+        self._resized: dict[str, torch.Tensor] = {}
+
+    def _prompt_ids(self) -> list[int]:
+        turn = [{"type": "image"}, {"type": "text", "text": self.settings.prompt}]
+        text = self.processor.apply_chat_template(
+            [{"role": "user", "content": turn}], add_generation_prompt=True, tokenize=False
+        )
+        token = self.processor.image_token
+        if text.count(token) != 1:
+            raise RadVisionError(f"model.prompt must not contain the image token {token!r}: remove it.")
+        text = text.replace(token, token * self.settings.visual_tokens)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    def report_ids(self, report: Report) -> list[int]:
+        """Token numbers of a report with the end mark; a longer one is cut and then has no end mark to learn."""
+        ids: list[int] = self.tokenizer(format_report(report), add_special_tokens=False).input_ids
+        return [*ids, self.end][: self.settings.max_report_tokens]
+
+    def __call__(self, studies: Sequence[TrainingStudy]) -> dict[str, Any]:
+        """A training batch of B studies and L tokens.
+
+        Returns:
+            input_ids, attention_mask, mm_token_type_ids, labels: (B, L) int64, padded on the right; pixel_values and
+            image_grid_thw as the processor gives them; logits_to_keep: how many last positions have a say in the loss
+            (one before the report to the end); uids: whose studies these are.
+        """
+        reports = [self.report_ids(study.report) for study in studies]
+        length = len(self.prompt_ids) + max(map(len, reports))
+        ids = torch.full((len(studies), length), self.pad)
+        labels = torch.full((len(studies), length), IGNORED)
+        mask = torch.zeros((len(studies), length), dtype=torch.int64)
+        start = len(self.prompt_ids)
+        for row, report in enumerate(reports):
+            end = start + len(report)
+            ids[row, :end] = torch.tensor(self.prompt_ids + report)
+            labels[row, start:end] = torch.tensor(report)
+            mask[row, :end] = 1
+        return {
+            **self._text_inputs(ids, mask),
+            **self._image_inputs([study.image for study in studies], [str(study.image) for study in studies]),
+            "labels": labels,
+            "logits_to_keep": length - start + 1,
+            "uids": [study.uid for study in studies],
+        }
+
+    def prompts(self, images: Sequence[Any]) -> dict[str, Any]:
+        """Inputs for generation: the prompt with each image (a path or a prepared `PIL.Image`), no report."""
+        ids = torch.tensor([self.prompt_ids] * len(images))
+        return {**self._text_inputs(ids, torch.ones_like(ids)), **self._image_inputs(images, [None] * len(images))}
+
+    def _text_inputs(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
+        # Without mm_token_type_ids the model silently falls back to 1-D positions for the image.
+        is_image = (ids == self.processor.image_token_id).long()
+        return {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": is_image}
+
+    def _image_inputs(self, images: Sequence[Any], keys: Sequence[str | None]) -> dict[str, Any]:
+        resized = [self._resize(image, key) for image, key in zip(images, keys, strict=True)]
+        pixels = self.processor.image_processor(images=resized, do_resize=False, return_tensors="pt")
+        tokens = pixels["image_grid_thw"].prod(1) // self.processor.image_processor.merge_size**2
+        if not (tokens == self.settings.visual_tokens).all():
+            raise RadVisionError(
+                f"an image became {tokens.max().item()} visual tokens instead of {self.settings.visual_tokens}: "
+                "prepare the images at data.image_size."
+            )
+        return {"pixel_values": pixels["pixel_values"], "image_grid_thw": pixels["image_grid_thw"]}
+
+    def _resize(self, image: Any, key: str | None) -> torch.Tensor:
+        """The image as the processor would resize it, (3, H, W) uint8; decoded and resized once per training image."""
+        if key is not None and key in self._resized:
+            return self._resized[key].expand(3, -1, -1)
+        if not isinstance(image, Image.Image):
+            with Image.open(image) as file:
+                image = file.convert("L")
+        gray = torch.from_numpy(np.array(image.convert("L"), dtype=np.uint8))[None]
+        # The three channels are one, and the processor resizes each alike: resizing one is exact (and tested).
+        shape = self.processor.image_processor
+        side = smart_resize(
+            gray.shape[-2],
+            gray.shape[-1],
+            factor=shape.patch_size * shape.merge_size,
+            min_pixels=shape.size["shortest_edge"],
+            max_pixels=shape.size["longest_edge"],
+        )
+        resized = resize(gray, list(side), InterpolationMode.BICUBIC, antialias=True)
+        if key is not None and (len(self._resized) + 1) * resized.numel() <= _CACHE_BYTES:
+            self._resized[key] = resized
+        return resized.expand(3, -1, -1)

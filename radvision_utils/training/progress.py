@@ -1,0 +1,136 @@
+"""What one sees of a stage while it trains and afterwards: a bar or throttled lines, `log.jsonl`, the loss curve."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from radvision_utils.environment import in_live_notebook
+from radvision_utils.runs import read_json_lines
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class StageLog(TrainerCallback):
+    """Writes a line of `log.jsonl` at every optimizer step and validation, and tells the user how far it is.
+
+    Args:
+        path: the log file; a resumed stage goes on in the same file.
+        title: "stage 1".
+        batch: studies an optimizer step.
+        validate: gives the validation loss in nats per report token.
+    """
+
+    def __init__(self, path: Path, title: str, batch: int, validate: Callable[[], float]) -> None:
+        self.path, self.title, self.batch, self.validate = path, title, batch, validate
+        self.validation_losses: list[float] = []
+        self.samples_per_second = 0.0
+        self._training_seconds, self._steps = 0.0, 0
+        self._clock = self._last_line = 0.0
+        self._bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self.path.write_text("", encoding="utf-8")
+            self._validate(state)
+        else:
+            self._forget_steps_after(state.global_step)
+        if in_live_notebook():
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, unit="step")
+        self._clock = time.perf_counter()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        if "loss" not in logs:
+            return
+        seconds, self._clock = time.perf_counter() - self._clock, time.perf_counter()
+        self._training_seconds, self._steps = self._training_seconds + seconds, self._steps + 1
+        self.samples_per_second = self.batch * self._steps / self._training_seconds
+        self._write(
+            step=state.global_step,
+            epoch=round(state.epoch, 4),
+            loss=logs["loss"],
+            learning_rate=logs["learning_rate"],
+            grad_norm=logs.get("grad_norm"),
+            seconds=round(seconds, 4),
+        )
+        self._tell(state, logs["loss"])
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._validate(state)
+        self._clock = time.perf_counter()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _validate(self, state: Any) -> None:
+        loss = round(self.validate(), 4)
+        self.validation_losses.append(loss)
+        self._write(step=state.global_step, epoch=round(state.epoch or 0.0, 4), validation_loss=loss)
+        logger.info("%s: step %d, validation loss %.3f nats per report token", self.title, state.global_step, loss)
+
+    def _write(self, **line: Any) -> None:
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def _forget_steps_after(self, step: int) -> None:
+        """A stage killed between checkpoints repeats some steps: its log must not hold them twice."""
+        lines = [line for line in read_json_lines(self.path) if line["step"] <= step]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        self.validation_losses = [line["validation_loss"] for line in lines if "validation_loss" in line]
+
+    def _tell(self, state: Any, loss: float) -> None:
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+            self._bar.set_postfix(loss=f"{loss:.3f}", samples_per_s=f"{self.samples_per_second:.1f}")
+        elif time.perf_counter() - self._last_line > _SECONDS_BETWEEN_LINES or state.global_step == state.max_steps:
+            self._last_line = time.perf_counter()
+            left = (state.max_steps - state.global_step) * self.batch / self.samples_per_second
+            logger.info(
+                "%s: step %d of %d, loss %.3f, %.1f studies/s, %s left",
+                self.title,
+                state.global_step,
+                state.max_steps,
+                loss,
+                self.samples_per_second,
+                f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s",
+            )
+
+
+def draw_losses(log: Path, picture: Path, title: str) -> None:
+    """Save the training and validation loss of a `log.jsonl` as a figure."""
+    from matplotlib.figure import Figure
+
+    lines = read_json_lines(log)
+    train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    held_out = [(line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line]
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*zip(*train, strict=True), color="#0072B2", alpha=0.35, linewidth=1, label="training, each step")
+    axes.plot(*zip(*_smooth(train), strict=True), color="#0072B2", linewidth=2, label="training, running mean")
+    axes.plot(*zip(*held_out, strict=True), "o-", color="#D55E00", label="validation")
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per report token)", title=f"Training the {title}")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.text(
+        0.995, 0.005, "Research and education only. Not a medical device.", ha="right", fontsize=6, color="#666"
+    )
+    figure.savefig(picture, dpi=120)
+
+
+def _smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    width = max(1, len(points) // 20)
+    return [
+        (points[i][0], sum(loss for _, loss in points[max(0, i - width + 1) : i + 1]) / min(width, i + 1))
+        for i in range(len(points))
+    ]

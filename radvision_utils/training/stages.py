@@ -1,0 +1,97 @@
+"""What each of the three stages trains, and the proofs that it trains that and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from radvision_utils.config import Profile, RadVisionError
+from radvision_utils.model.components import COMPONENTS, component_of, is_adapter
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training."""
+
+    number: int
+    component: str  # what gets gradients
+    title: str
+    how: str
+
+
+STAGES = {
+    1: Stage(1, "vision_encoder", "vision encoder", "LoRA on the linear layers of its blocks"),
+    2: Stage(2, "projector", "projector", "all weights of the merger"),
+    3: Stage(3, "language_model", "language model", "LoRA on the linear layers of its decoder, over 4-bit weights"),
+}
+
+
+def select_stage(model: PeftModel, profile: Profile, number: int) -> list[str]:
+    """Give gradients to exactly the stage's part of the adapter, and dropout to its LoRA alone.
+
+    Returns:
+        Names of the tensors that will train.
+    """
+    component = STAGES[number].component
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            rate = profile.stage(number).lora_dropout if component_of(name + ".") == component else 0.0
+            for adapter in module.lora_dropout:
+                module.lora_dropout[adapter] = nn.Dropout(rate) if rate else nn.Identity()
+    chosen = []
+    for name, parameter in model.named_parameters():
+        trains = is_adapter(name) and component_of(name) == component
+        parameter.requires_grad_(trains)
+        if trains:
+            chosen.append(name)
+    return chosen
+
+
+def assert_gradients(model: nn.Module, number: int) -> None:
+    """After a backward pass: every tensor of the stage has a gradient, no other tensor has one.
+
+    Re-entrant checkpointing, a frozen input or a wrong target pattern would leave LoRA untrained without a word.
+
+    Raises:
+        RadVisionError: it is not so; the sentence names the first such tensor.
+    """
+    stage = STAGES[number]
+    for name, parameter in model.named_parameters():
+        belongs = is_adapter(name) and component_of(name) == stage.component
+        if belongs != (parameter.grad is not None):
+            what = "has no gradient" if belongs else "has a gradient"
+            raise RadVisionError(
+                f"stage {number} trains the {stage.title} only, but after the first batch {name} {what}: "
+                "this is a fault of the set-up, not of the data; please report it with your library versions."
+            )
+
+
+def weight_ledger(model: nn.Module) -> dict[str, str]:
+    """SHA-256 (16 hex digits) of each component's base weights and adapter weights: `{"projector.adapter": ...}`."""
+    digests = {f"{component}.{part}": hashlib.sha256() for component in COMPONENTS for part in ("base", "adapter")}
+    for name, parameter in model.named_parameters():
+        digest = digests[f"{component_of(name)}.{'adapter' if is_adapter(name) else 'base'}"]
+        digest.update(name.encode())
+        digest.update(parameter.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy().tobytes())
+    return {key: digest.hexdigest()[:16] for key, digest in digests.items()}
+
+
+def check_ledger(before: dict[str, str], after: dict[str, str], number: int) -> list[str]:
+    """Which parts moved.
+
+    Raises:
+        RadVisionError: something else than the stage's part of the adapter moved, or that did not.
+    """
+    moved = [key for key in before if before[key] != after[key]]
+    expected = [f"{STAGES[number].component}.adapter"]
+    if moved != expected:
+        raise RadVisionError(
+            f"stage {number} should have changed {expected[0]} only, but {', '.join(moved) or 'nothing'} changed: "
+            "its result is not kept; please report this with your library versions."
+        )
+    return moved

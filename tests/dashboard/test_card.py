@@ -1,0 +1,245 @@
+import io
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from radvision_utils.config import RadVisionError
+from radvision_utils.dashboard import content, picture
+from radvision_utils.dashboard.card import ReportCard, image_path, read_predictions
+from radvision_utils.dashboard.markup import DARK, GLYPH_INK, LIGHT, VERDICT_COLORS, WELL, card_style, read_style
+
+HOSTILE = "\"'><script>alert(1)</script></article><img src=x onerror=alert(1)> &lt;b&gt; & \x1b[31m"
+
+
+def luminance(color: str) -> float:
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a: str, b: str) -> float:
+    """Contrast ratio of WCAG 2, 1 to 21."""
+    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def mixed(ink: str, paper: str, share: float) -> str:
+    pairs = [(int(ink[i : i + 2], 16), int(paper[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(share * a + (1 - share) * b):02x}" for a, b in pairs)
+
+
+def headings(html: str) -> list[str]:
+    return [re.sub(r"<[^>]+>", "", h) for h in re.findall(r"<h3[^>]*>(.*?)</h3>", html)]
+
+
+# Papers of JupyterLab, VS Code and a warm custom theme, in light; of JupyterLab and three of VS Code in dark.
+@pytest.mark.parametrize(
+    ("palette", "hosts"),
+    [(LIGHT, ("#ffffff", "#f8f8f8", "#fdf6e3")), (DARK, ("#111111", "#1e1e1e", "#1f1f1f", "#272822"))],
+)
+def test_text_has_contrast_of_at_least_4_5_on_every_ground(palette, hosts):
+    papers = [palette["paper"], palette["sunk"], *hosts, *(mixed(palette["ink"], host, 0.04) for host in hosts)]
+    for text, paper in itertools.product(("ink", "muted", "accent"), papers):
+        assert contrast(palette[text], paper) >= 4.5, (text, paper)
+
+
+def test_image_well_and_glyphs_have_contrast_of_at_least_4_5():
+    assert contrast(WELL["well-ink"], WELL["well"]) >= 4.5
+    assert luminance(WELL["well"]) < 0.01
+    for color in VERDICT_COLORS.values():
+        assert contrast(GLYPH_INK, color) >= 4.5
+
+
+def test_style_sheets_take_every_color_from_the_palettes():
+    for sheet in ("card.css", "page.css"):
+        assert not re.search(r"#[0-9a-f]{3,8}\b|rgba?\(", read_style(sheet)), sheet
+    for host in ("--jp-layout-color0", "--vscode-editor-background", "prefers-color-scheme:dark", "html[theme=dark]"):
+        assert host in card_style()
+
+
+def test_findings_stand_beside_findings_and_impression_beside_impression(make_record):
+    html = ReportCard(make_record()).html()
+    expected = ["Generated findings", "Reference findings", "Generated impression", "Reference impression"]
+    assert headings(html) == expected
+    rows = html.split('class="rv-row"')[1:]
+    assert [len(re.findall('class="rv-cell', row)) for row in rows] == [2, 2]
+
+
+def test_a_report_without_headings_is_shown_whole_with_a_flag(make_record):
+    record = make_record(generated={"findings": "a shirt on a hanger", "impression": "", "headed": False})
+    card = ReportCard(record)
+    assert headings(card.html()) == ["Generated report", "Reference findings", "Reference impression"]
+    for text in (card.html(), card.text()):
+        assert "a shirt on a hanger" in text
+    assert content.NO_HEADINGS in card.text()
+    assert "no headings in the model&#x27;s text" in card.html()
+
+
+def test_an_empty_section_says_so(make_record):
+    card = ReportCard(make_record(generated={"findings": "", "impression": None, "headed": True}))
+    assert card.html().count("(empty)") == card.text().count("(empty)") == 2
+
+
+def test_nothing_from_a_record_becomes_markup(make_record, read_html):
+    report = {"findings": HOSTILE, "impression": HOSTILE, "headed": True}
+    record = make_record(
+        uid=HOSTILE,
+        split=HOSTILE,
+        view=HOSTILE,
+        indication=HOSTILE,
+        generated=report,
+        reference=report,
+        model={"run": HOSTILE, "stage": 3, "base": HOSTILE},
+        findings=[{"name": HOSTILE, "side": HOSTILE, "verdict": "agree"}],
+    )
+    plain = read_html(ReportCard(make_record(findings=[{"name": "n", "side": "left", "verdict": "agree"}])).article())
+    hostile = read_html(ReportCard(record).article())
+    assert [tag for tag, _ in hostile.elements] == [tag for tag, _ in plain.elements]
+    assert [set(attributes) for _, attributes in hostile.elements] == [set(a) for _, a in plain.elements]
+    shown = content.clean(HOSTILE)
+    assert sum(shown in text for text in hostile.text) >= 8
+    assert "\x1b" not in ReportCard(record).text()
+
+
+def test_right_to_left_text_finds_its_own_direction(make_record, read_html):
+    record = make_record(reference={"findings": "القلب طبيعي الحجم", "impression": ""})
+    texts = [a for tag, a in read_html(ReportCard(record).article()).elements if a.get("class") == "rv-text"]
+    assert texts
+    assert all(attributes["dir"] == "auto" for attributes in texts)
+
+
+def test_card_is_a_labelled_article_whose_alt_text_gives_nothing_away(make_record, run_folder, read_html):
+    card = ReportCard(make_record(), run_folder / "data/images/17.png")
+    elements = read_html(card.article()).elements
+    assert elements[0][0] == "article"
+    assert elements[0][1]["aria-label"] == "Report card of study 17"
+    (image,) = [attributes for tag, attributes in elements if tag == "img"]
+    assert image["alt"] == "Frontal chest radiograph of study 17"
+    assert image["src"].startswith("data:image/")
+
+
+def test_embedded_image_is_small_even_when_it_is_all_noise(make_record):
+    stream = io.BytesIO()
+    Image.effect_noise((1024, 1024), 80).save(stream, "PNG")
+    html = ReportCard(make_record(), stream.getvalue()).article()
+    assert len(html) < 110_000
+    assert 'width="512" height="512"' in html
+
+
+def test_card_reads_without_style_sheet_script_or_variables(make_record, run_folder):
+    article = ReportCard(make_record(), run_folder / "data/images/17.png").article()
+    assert "<script" not in article
+    assert "var(" not in article
+    assert f"background-color:{LIGHT['paper']};color:{LIGHT['ink']}" in article
+
+
+def test_header_says_what_made_the_report(make_record):
+    text = ReportCard(make_record(stage=0), cached=False).text()
+    for words in ("Study 17", "Indication: Cough.", "base, untuned", "generated now in 0.12 s", content.FOOTER):
+        assert words in text
+    assert "cached, written in 0.12 s" in ReportCard(make_record()).text()
+    assert "stage 3: language model" in ReportCard(make_record()).html()
+
+
+def test_scores_are_shown_where_they_are_present(make_record):
+    text = ReportCard(make_record()).text()
+    assert "BLEU-4 0.214   ROUGE-L 0.400" in text
+    assert "CIDEr-D" not in text
+
+
+def test_finding_chips_name_their_verdict_in_glyph_and_word(make_record):
+    findings = [{"name": "nodule", "side": "left", "verdict": v} for v in ("agree", "missed", "unsupported")]
+    html = ReportCard(make_record(findings=findings)).html()
+    for verdict, glyph in content.VERDICTS.items():
+        assert re.search(rf">{re.escape(glyph)}</span>left nodule<span[^>]*>{verdict}<", html)
+
+
+def test_an_unknown_verdict_is_refused(make_record):
+    card = ReportCard(make_record(findings=[{"name": "nodule", "side": None, "verdict": "maybe"}]))
+    with pytest.raises(RadVisionError, match=r"'maybe'.*agree, missed, unsupported"):
+        card.html()
+
+
+def test_notebook_gets_html_and_plain_text(make_record):
+    bundle = ReportCard(make_record())._repr_mimebundle_()
+    assert set(bundle) == {"text/html", "text/plain"}
+    assert max(map(len, bundle["text/plain"].splitlines())) <= 80
+
+
+def test_dictionary_is_a_copy_with_the_origin_of_the_report(make_record):
+    record = make_record()
+    made = ReportCard(record, cached=False).to_dict()
+    assert made == {**record, "cached": False}
+    made["generated"]["findings"] = "changed"
+    assert record["generated"]["findings"] != "changed"
+
+
+def test_saved_page_stands_alone(make_record, run_folder, tmp_path, read_html):
+    path = ReportCard(make_record(), run_folder / "data/images/17.png").save(tmp_path / "cards/card.html")
+    page = path.read_text(encoding="utf-8")
+    read_html(page)
+    assert content.FOOTER in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert "default-src &#x27;none&#x27;" in page
+
+
+def test_saved_picture_carries_the_footer(make_record, run_folder, tmp_path, monkeypatch):
+    card = ReportCard(make_record(), run_folder / "data/images/17.png")
+    with Image.open(card.save(tmp_path / "card.png")) as saved:
+        assert saved.width == picture.WIDTH
+        assert saved.info["Disclaimer"] == content.FOOTER
+        foot = saved.crop((0, saved.height - 80, saved.width, saved.height)).convert("L")
+    assert foot.getextrema()[0] < 128
+    assert [path.name for path in tmp_path.glob("*card*")] == ["card.png"]
+
+
+def test_a_very_long_report_makes_a_bounded_picture_that_says_what_it_left_out(make_record, monkeypatch):
+    drawn = []
+    original = picture.ImageDraw.ImageDraw.text
+    monkeypatch.setattr(picture.ImageDraw.ImageDraw, "text", lambda *a, **k: (drawn.append(a[2]), original(*a, **k))[1])
+    words = "opacity " * 5000 + "x" * 3000
+    report = {"findings": words, "impression": words, "headed": True}
+    image = picture.draw_card(make_record(generated=report, reference=report, uid="y" * 500), None, True)
+    assert image.height < 4000
+    assert len([text for text in drawn if re.fullmatch(r"… 4,\d{3} more words not shown", str(text))]) >= 4
+
+
+def test_a_card_is_not_saved_under_an_unknown_ending(make_record, tmp_path):
+    with pytest.raises(RadVisionError, match=r"\.html or \.png"):
+        ReportCard(make_record()).save(tmp_path / "card.pdf")
+
+
+def test_a_missing_or_unreadable_image_is_named(make_record, tmp_path):
+    with pytest.raises(RadVisionError, match=r"nowhere\.png does not exist"):
+        ReportCard(make_record(), tmp_path / "nowhere.png").html()
+    with pytest.raises(RadVisionError, match="cannot be read"):
+        ReportCard(make_record(), b"no image").html()
+
+
+@pytest.mark.parametrize("image", ["../secret.png", "/etc/secret.png"])
+def test_an_image_outside_the_run_is_refused(make_record, image):
+    with pytest.raises(RadVisionError, match="outside the run folder"):
+        image_path(make_record(image=image), Path("run"))
+
+
+def test_predictions_are_read_in_order_without_blank_lines(run_folder):
+    records = read_predictions(run_folder / "evaluation/predictions.jsonl")
+    assert [record["uid"] for record in records] == ["17", "17", "20", "20", "31", "99"]
+
+
+@pytest.mark.parametrize(
+    ("line", "what"), [("{broken", "no JSON"), ("[]", "no prediction record"), ("{}", "lacks uid")]
+)
+def test_a_bad_line_of_predictions_is_named(tmp_path, make_record, line, what):
+    path = tmp_path / "predictions.jsonl"
+    path.write_text('{"uid": "1", "generated": {}, "reference": {}, "model": {}}\n' + line + "\n", encoding="utf-8")
+    with pytest.raises(RadVisionError, match=rf"line 2 of .*{what}"):
+        read_predictions(path)
+
+
+def test_missing_predictions_name_the_command_that_makes_them(tmp_path):
+    with pytest.raises(RadVisionError, match="python -m radvision_utils run --run mine"):
+        read_predictions(tmp_path / "mine" / "evaluation" / "predictions.jsonl")

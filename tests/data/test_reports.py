@@ -1,0 +1,151 @@
+"""The words of reports: cleaning, dropping sentences, writing and reading."""
+
+import pytest
+
+from radvision_utils.data.reports import (
+    Report,
+    clean_section,
+    drop_sentences,
+    format_report,
+    parse_report,
+    split_sentences,
+)
+
+
+@pytest.mark.parametrize(
+    ("dirty", "clean"),
+    [
+        ("1. No acute disease. 2. Stable heart.", "No acute disease. Stable heart."),
+        ("1.Severe arthritis. .", "Severe arthritis."),
+        ("1. Low lung volumes 2. Lungs appear clear", "Low lung volumes. Lungs appear clear."),
+        ("1) No effusion. 2) Clear lungs.", "No effusion. Clear lungs."),
+        ("Within normal limits.. Lungs clear. .", "Within normal limits. Lungs clear."),
+        ("[&lt;The heart is normal.&gt;] Lungs clear", "The heart is normal. Lungs clear."),
+        ("concerning for<BR>metastatic disease", "Concerning for metastatic disease."),
+        ("Lungs are clear.There is no effusion .", "Lungs are clear. There is no effusion."),
+        ("  heart size normal.\n\tLungs  clear. ", "Heart size normal. Lungs clear."),
+        ("IMPRESSION: No acute disease.", "No acute disease."),
+        ("Nodule &lt; 5 mm.", "Nodule < 5 mm."),
+        (None, ""),
+        (" . ", ""),
+    ],
+)
+def test_cleaning_mends_the_dirt_of_the_collection(dirty, clean):
+    assert clean_section(dirty) == clean
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Old fracture of right rib 4. The lungs are clear.",
+        "Compression of T12. No effusion.",
+        "A 2.5 cm nodule. It measures 1.9 x 1.8 cm.",
+        "Chronic degenerative changes at levels T11, T12.",
+    ],
+)
+def test_numbers_that_number_nothing_stay(text):
+    assert clean_section(text) == text
+
+
+def test_cleaning_twice_changes_nothing_more():
+    once = clean_section("1. a.. 2. b &amp;lt; c . . 3 .d")
+    assert clean_section(once) == once
+
+
+def test_sentences_end_at_stops_but_not_at_abbreviations_and_decimals():
+    text = "Dr. Smith saw 2.5 cm of atelectasis vs. infiltrate. Compression of T12. Is it new? Lungs clear."
+    assert split_sentences(text) == [
+        "Dr. Smith saw 2.5 cm of atelectasis vs. infiltrate.",
+        "Compression of T12.",
+        "Is it new?",
+        "Lungs clear.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Biapical pleural thickening, unchanged from prior.",
+        "Stable cardiomegaly.",
+        "No acute abnormality since the previous chest radiograph.",
+        "Calcified granuloma is again seen.",
+        "Interval removal of chest tube.",
+        "The lungs remain clear.",
+        "The effusion has resolved.",
+        "No comparison studies are available.",
+        "Mild hyperinflation appears similar to prior.",
+        "Not well appreciated on prior.",
+        "No significant change.",
+        "The mass has increased in size.",
+        "Persistent left basilar opacity.",
+    ],
+)
+def test_sentences_about_earlier_studies_are_dropped(sentence):
+    text, dropped = drop_sentences(f"Clear lungs. {sentence}", {"priors"})
+    assert text == "Clear lungs."
+    assert dropped == {"priors": 1}
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Evidence of prior granulomatous disease.",
+        "Clips from prior cholecystectomy are noted.",
+        "Status post prior anterior cervical fusion.",
+        "Old right rib fractures.",
+        "Degenerative changes of the thoracic spine.",
+        "Chronic obstructive lung disease.",
+        "Asymmetric opacity compared to the left.",
+        "Increased interstitial markings.",
+        "Recommend short interval followup.",
+        "The remainder of the lungs is clear.",
+    ],
+)
+def test_what_the_image_shows_of_the_past_stays(sentence):
+    assert drop_sentences(sentence, {"priors", "deidentified"}) == (sentence, {})
+
+
+def test_sentences_with_words_taken_out_are_dropped_only_when_asked():
+    text = "There are no XXXX of effusion. Heart is normal. Stable since XXXX."
+    assert drop_sentences(text, {"deidentified", "priors"}) == ("Heart is normal.", {"deidentified": 2})
+    assert drop_sentences(text, {"priors"})[0] == "There are no XXXX of effusion. Heart is normal."
+    assert drop_sentences(text, set()) == (text, {})
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        Report("Clear lungs. Normal heart.", "No acute disease."),
+        Report("", "No acute disease."),
+        Report("Clear lungs.", ""),
+        Report("Clear lungs and nothing else", "", headed=False),
+    ],
+)
+def test_a_report_written_and_read_back_is_the_same(report):
+    assert parse_report(format_report(report)) == report
+
+
+def test_the_target_has_the_form_that_the_prompt_asks_for():
+    assert format_report(Report("Clear.", "Normal.")) == "Findings: Clear. Impression: Normal."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "FINDINGS: Clear lungs. IMPRESSION: Normal.",
+        "**Findings:** Clear lungs.\n\n**Impression:** Normal.",
+        "## Findings:\nClear\nlungs.\n## Impression:\nNormal.",
+        "Impression: Normal. Findings: Clear lungs.",
+        "Clear lungs. Impression: Normal.",
+        "Here is the report. Findings : Clear lungs. Impressions: Normal.",
+        "Findings: {Clear lungs.} Impression: {Normal.}",
+        "Findings: Clear Findings: lungs. Conclusion: Normal.",
+    ],
+)
+def test_parsing_tolerates_what_models_write(text):
+    assert parse_report(text) == Report("Clear lungs.", "Normal.")
+
+
+def test_a_text_without_headings_is_kept_whole():
+    assert parse_report("The findings are\nsubtle.") == Report("The findings are subtle.", "", headed=False)
+    assert parse_report("") == Report("", "", headed=False)
