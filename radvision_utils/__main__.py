@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from radvision_utils.config import PROFILES, RadVisionError, load_profile
+from radvision_utils.config import DISCLAIMER, PROFILES, RadVisionError, load_profile
+from radvision_utils.environment import quiet_libraries
 from radvision_utils.runs import RunFolder
-
-DISCLAIMER = "Research and education only. Not a medical device."
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,8 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one verb; 0 if it went well, 1 with one sentence on standard error if it did not."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    for noisy in ("httpx", "datasets", "traitlets", "blib2to3"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    quiet_libraries()
     verbs = {"run": _run, "predict": _predict, "evaluate": _evaluate, "build-base": _build_base}
     try:
         verbs[options.verb](options)

@@ -24,6 +24,7 @@ PROMPT = (
 """The report prompt of Lingshu's own evaluation (MedEvalKit, `utils/question_formats.py`), in the singular."""
 
 STAGES = (1, 2, 3)
+DISCLAIMER = "Research and education only. Not a medical device."
 
 
 class RadVisionError(Exception):

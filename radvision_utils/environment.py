@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import platform
 import subprocess
@@ -149,3 +150,20 @@ def in_live_notebook() -> bool:
     from IPython.core.getipython import get_ipython
 
     return get_ipython() is not None
+
+
+def setup_notebook() -> None:
+    """What every notebook begins with: install what a host lacks, send log lines to the page, print the versions."""
+    installed = install_missing()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    quiet_libraries()
+    if installed:
+        print(f"Installed: {', '.join(installed)}.")
+    print(", ".join(f"{name} {version}" for name, version in versions().items()))
+
+
+def quiet_libraries() -> None:
+    """Keep other libraries' remarks out of our lines; their warnings stay."""
+    for name in ("httpx", "datasets", "traitlets", "matplotlib", "bitsandbytes", "torch", "transformers", "peft"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

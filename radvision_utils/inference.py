@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
+from peft import PeftModel
 from PIL import Image
+from transformers import PreTrainedModel
 
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.data.images import letterbox, load_image
 from radvision_utils.data.reports import Report, parse_report
+from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import Device, choose_device
 from radvision_utils.model.adapter import load_adapter
 from radvision_utils.model.loading import compute_device, load_base, load_processor
@@ -50,14 +53,14 @@ class Reporter:
     """
 
     def __init__(
-        self, model: torch.nn.Module, collator: Collator, profile: Profile, stage: int, device: Device
+        self, model: PreTrainedModel | PeftModel, collator: Collator, profile: Profile, stage: int, device: Device
     ) -> None:
         self.model, self.collator, self.profile, self.stage, self.device = model, collator, profile, stage, device
         model.eval()
         model.config.use_cache = True
 
     @overload
-    def report(self, images: ImageLike) -> Report: ...
+    def report(self, images: ImageLike) -> Report: ...  # type: ignore[overload-overlap]  # a path is a sequence too
     @overload
     def report(self, images: Sequence[ImageLike]) -> list[Report]: ...
     def report(self, images: ImageLike | Sequence[ImageLike]) -> Report | list[Report]:
@@ -127,3 +130,24 @@ def reporter_of(profile: Profile, stage: int) -> Reporter:
     if stage:
         model = load_adapter(model, RunFolder.of(profile).adapter(stage))
     return Reporter(model, collator, profile, stage, device)
+
+
+def compare_stages(profile: Profile, stages: Sequence[int], count: int = 3) -> list[dict[str, str]]:
+    """Reports of several stages on the first validation studies, beside the reference: a row a study.
+
+    Raises:
+        RadVisionError: data or a stage is missing, unfinished or made with other settings.
+    """
+    studies = open_prepared(profile).split("validation")[:count]
+    rows = [{"study": study.uid} for study in studies]
+    for stage in stages:
+        reports = reporter_of(profile, stage).report([study.image for study in studies])
+        for row, report in zip(rows, reports, strict=True):
+            row["base, untuned" if stage == 0 else f"after stage {stage}"] = _in_one(report)
+    for row, study in zip(rows, studies, strict=True):
+        row["reference"] = _in_one(study.reference)
+    return rows
+
+
+def _in_one(report: Report) -> str:
+    return f"{report.findings} / {report.impression}"

@@ -28,7 +28,10 @@ from radvision_utils.runs import write_text
 IMAGE_SIDE = 512  # pixels; more is not seen at the width of a card
 IMAGE_BYTES = 100_000
 _LONG = 1500  # characters; a longer text may scroll within its column, so the keyboard must reach it
-_ALONE = "body{margin:0;padding:24px 16px;background:var(--rv-sunk)}body>.rv-card{margin:0 auto!important}"
+_ALONE = (
+    "body{margin:0;padding:24px 16px;background:var(--rv-sunk)}body>.rv-card{margin:0 auto!important}"
+    "@page{size:landscape;margin:12mm}@media print{body{padding:0}}"
+)
 _REQUIRED = ("uid", "generated", "reference", "model")
 
 
@@ -81,7 +84,8 @@ class ReportCard:
         lines = [title + (f" ({content.place(record)})" if content.place(record) else "")]
         if indication := content.clean(record.get("indication")):
             lines += _filled("Indication: ", indication)
-        lines += _filled("", "; ".join(f"{key.lower()} {value}" for key, value in content.facts(record, self.cached)))
+        for key, value in content.facts(record, self.cached):
+            lines += _filled(f"{key}: ", value)
         for row in content.report_rows(record):
             for section in (*row.generated, *row.reference):
                 flag = f" [{section.flag}]" if section.flag else ""

@@ -29,7 +29,7 @@ DARK = {
     "line": "#303841",
     "accent": "#6cbdec",
 }
-WELL = {"well": "#07090b", "well-ink": "#c5cdd5"}
+WELL = {"well": "#040506", "well-ink": "#c5cdd5"}
 """The image lies on near-black in both themes, as on a reading room's screen."""
 
 VERDICT_COLORS = {"agree": "#009e73", "missed": "#d55e00", "unsupported": "#cc79a7"}
@@ -53,7 +53,7 @@ INLINE = {
     "text-align:start;word-wrap:break-word",
     "head": "padding:20px 24px 18px",
     "title": _share(58, 600),
-    "eyebrow": f"margin:0;{_SMALL}",
+    "eyebrow": f"margin:0 0 2px;{_SMALL}",
     "study": f"margin:0;{_HEADING};font-size:26px;line-height:1.25",
     "indication": "margin:8px 0 0;max-width:33em;font-size:16px;line-height:1.5",
     "label": f"margin:0 8px 0 0;{_SMALL}",
@@ -108,7 +108,7 @@ def element(tag: str, part: str, *inside: str, style: str = "", **attributes: st
         part: key of `INLINE`; the class is `rv-<part>`.
         inside: markup; text must have gone through `escape`.
         style: declarations of this one element, after those of its part.
-        attributes: escaped here; a trailing or inner `_` stands for `-` or nothing (`aria_label`, `class_`).
+        attributes: escaped here; `aria_label` becomes `aria-label`, and `class_` adds classes to the part's own.
     """
     names = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
     classes = f"rv-{part} {names.pop('class', '')}".strip()

@@ -24,20 +24,29 @@ _SCRIPT = """
   var cards = Array.prototype.slice.call(document.querySelectorAll('.rv-card'));
   var bar = document.getElementById('bar'), where = document.getElementById('where');
   if (!cards.length) return;
-  var at = -1;
+  var list = document.querySelector('.studies'), at = -1;
   function mark(index) {
     at = index;
     where.textContent = (at < 0 ? cards.length : (at + 1) + ' of ' + cards.length) + ' studies';
   }
-  function go(step) {
-    mark(Math.min(Math.max(at + step, 0), cards.length - 1));
-    cards[at].focus({ preventScroll: true });
+  function reveal(times) {
+    // Cards out of sight have an estimated height: look again once those on the way have their own.
     cards[at].scrollIntoView({ block: 'start' });
+    if (times) requestAnimationFrame(function () { reveal(times - 1); });
+  }
+  function show(index) {
+    list.open = false;
+    mark(index);
+    cards[at].focus({ preventScroll: true });
+    reveal(3);
+  }
+  function go(step) {
+    show(Math.min(Math.max(at + step, 0), cards.length - 1));
     history.replaceState(null, '', '#' + cards[at].id);
   }
   function follow() {
     var index = cards.findIndex(function (card) { return '#' + card.id === location.hash; });
-    if (index >= 0) { mark(index); cards[at].scrollIntoView({ block: 'start' }); }
+    if (index >= 0) show(index);
   }
   cards.forEach(function (card) { card.tabIndex = -1; });
   document.addEventListener('keydown', function (event) {
@@ -72,7 +81,8 @@ def write_page(records: Iterable[Mapping[str, Any]], metrics: Mapping[str, Any],
     if not test:
         raise RadVisionError(f"there are no predictions for the test split to show in {path}: evaluate the run first.")
     last = max(record["model"]["stage"] for record in test)
-    shown = sorted((r for r in test if r["model"]["stage"] == last), key=lambda r: r.get("index", 0))
+    latest = {record["uid"]: record for record in test if record["model"]["stage"] == last}  # ids occur once
+    shown = sorted(latest.values(), key=lambda record: record.get("index", 0))
     title = f"RadVision-7B: run {content.clean(shown[0]['model']['run'])}"
     body = "\n".join(
         [
@@ -156,7 +166,8 @@ def _contents(shown: Sequence[Mapping[str, Any]]) -> str:
         '<button id="previous" type="button">Previous</button><button id="next" type="button">Next</button>'
         '<span id="where" role="status"></span><span class="hint">or the keys \N{LEFTWARDS ARROW} '
         "\N{RIGHTWARDS ARROW}</span></div>"
-        f'<details class="studies"><summary>All {len(shown):,} studies by uid</summary><div>{links}</div></details></nav>'
+        f'<details class="studies"><summary>All {len(shown):,} studies by uid</summary>'
+        f"<div>{links}</div></details></nav>"
     )
 
 

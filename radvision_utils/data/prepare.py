@@ -83,7 +83,7 @@ def _prepare(profile: Profile, source: Source, folder: Path, progress: Progress 
         _write_studies(folder / "studies.arrow", _kept(stored, source, profile.seed, tally))
     for reason, count in tally.drops().items():
         log.info("left out %d: %s", count, reason)
-    _check_splits(tally, source)
+    _check_splits(tally, source, settings)
     runs.write_json(folder / "split.json", tally.splits)
     seconds = time.monotonic() - started
     summary = {
@@ -219,13 +219,16 @@ def _r2gen() -> dict[str, str]:
     return {str(uid): split for split in SPLITS for uid in ids[split]}
 
 
-def _check_splits(tally: Tally, source: Source) -> None:
+def _check_splits(tally: Tally, source: Source, settings: DataSettings) -> None:
     empty = [split for split, size in tally.sizes().items() if size == 0]
     if not empty:
         return
     reasons = ", ".join(f"{count} {reason}" for reason, count in tally.drops().items()) or "none was left out"
-    remedy = "data.phantoms" if source.kind == "phantom" else "data.limit, or give a source with more studies"
+    if settings.limit is not None and tally.read == settings.limit:
+        remedy = "Raise data.limit"
+    else:
+        remedy = "Raise data.phantoms" if source.kind == "phantom" else "Give a source with more studies"
     raise RadVisionError(
         f"no study of {source.name} fell to {' and '.join(empty)}: {tally.read} were read and {len(tally.splits)} kept "
-        f"({reasons}). Raise {remedy}."
+        f"({reasons}). {remedy}."
     )

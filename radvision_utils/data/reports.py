@@ -24,6 +24,8 @@ _ABBREVIATION = re.compile(
 )
 _BREAK = re.compile(r"(?<=[.!?])\s+")
 
+_NAME = 3  # words at most in the name of a body part that heads a list
+
 _DEIDENTIFIED = re.compile(r"X{3,}")
 
 # What the image itself shows of the past may stay: "prior granulomatous disease", "clips from previous surgery".
@@ -88,7 +90,8 @@ def clean_section(text: str | None) -> str:
 
 
 def _without_numbers(text: str) -> str:
-    """Points of a list as sentences. A number counts as one after a stop, at the start, or if it continues the list.
+    """Points of a list as sentences. A number counts as one after a stop, at the start, or if it continues the list;
+    and a 1 after the name of a body part ("Chest 1. No acute findings").
 
     So "on right rib 4. The small" keeps its 4, and "Cardiomegaly 2. Low volumes" becomes two sentences.
     """
@@ -97,7 +100,8 @@ def _without_numbers(text: str) -> str:
     for match in _NUMBER.finditer(text):
         before, number = text[end : match.start()].rstrip(), int(match[1])
         fresh = not (parts or before) or (before or parts[-1])[-1] in ".:;?!"
-        if not fresh and number != last + 1:
+        named = number == 1 and len(re.split(r"[.:;?!]\s", before)[-1].split()) <= _NAME
+        if not (fresh or named or number == last + 1):
             continue
         parts.append(before if fresh else f"{before}.")
         end, last = match.end(), number

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from radvision_utils.config import Profile
-from radvision_utils.data.prepare import Study, open_prepared
 from radvision_utils.data.reports import Report
+from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.evaluation.phantom_accuracy import phantom_accuracy, verdicts
 from radvision_utils.evaluation.text_metrics import PROTOCOLS, score_texts
 from radvision_utils.inference import WrittenReport, reporter_of
@@ -72,7 +72,9 @@ def evaluate(profile: Profile, split: str = "test", force: bool = False) -> Eval
     dataset = open_prepared(profile)
     studies = list(dataset.split(split))
     constant = commonest_report(dataset.split("train"))
-    rows = {CONSTANT_ROW: {"report": vars(constant), **score_row([constant] * len(studies), studies)}}
+    rows: dict[str, dict[str, Any]] = {
+        CONSTANT_ROW: {"report": vars(constant), **score_row([constant] * len(studies), studies)}
+    }
     records: list[dict[str, Any]] = []
     for stage, row in STAGE_ROWS.items():
         written, loss = _write_reports(profile, stage, studies)
@@ -81,18 +83,19 @@ def evaluate(profile: Profile, split: str = "test", force: bool = False) -> Eval
         logger.info("%s: %s", row, ", ".join(f"{k} {v}" for k, v in headline(rows[row]).items()))
 
     write_text(folder.predictions, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    table = [{"row": name, **headline(row)} for name, row in rows.items()]
     metrics = {
         "key": key,
         "split": split,
         "n": len(studies),
         "seed": profile.seed,
         "rows": rows,
-        "table": [{"row": name, **headline(row)} for name, row in rows.items()],
+        "table": table,
         "seconds": round(time.perf_counter() - started, 1),
         "finished": now(),
     }
     metrics["hash"] = fingerprint([metrics["rows"], [record["generated"] for record in records]])
-    write_text(folder.evaluation / "table.md", markdown_table(metrics["table"]))
+    write_text(folder.evaluation / "table.md", markdown_table(table))
     write_json(folder.record_path("evaluation"), metrics)
     folder.note(profile, "evaluation", seconds=metrics["seconds"])
     return EvaluationResult(folder.evaluation, metrics)

@@ -64,6 +64,9 @@ class _Mention(NamedTuple):
     fixed: bool  # "heart size is normal" is a denial already
 
 
+_SIGNS = (("comma", ""), ("breaks", ""), ("uncertain before", ""))  # "," ";" and "?" as in "? pneumonia"
+
+
 def _phrases() -> Iterator[tuple[str, str, str]]:
     """(kind, value, phrase) for every phrase of the lexicon."""
     for section, content in LEXICON.items():
@@ -75,15 +78,22 @@ def _phrases() -> Iterator[tuple[str, str, str]]:
             yield from ((section, "", phrase) for phrase in content)
 
 
+def _words(phrase: str) -> int:
+    """The least number of words that a phrase matches: at one position the phrase of more words is tried first."""
+    while "(" in phrase:
+        phrase = re.sub(r"\([^()]*\)\?", "", phrase)
+        phrase = re.sub(r"\(([^()|]*)[^()]*\)(?!\?)", r"\1", phrase)
+    return len(phrase.split())
+
+
 def _compile() -> tuple[re.Pattern[str], list[tuple[str, str]]]:
     """The lexicon as one expression whose group number gives kind and value; bounded repeats keep it linear."""
     syntax = {"(": "(?:", "*": "[a-z]{0,15}", " ?": "[ -]{0,9}", " ": "[ -]{1,9}"}
-    # At one position what is to be ignored wins, then the longest phrase.
-    entries = sorted(_phrases(), key=lambda entry: (entry[0] != "ignored", -len(entry[2])))
+    entries = sorted(_phrases(), key=lambda entry: (-_words(entry[2]), -len(entry[2]), entry[0] != "ignored"))
     groups = (re.sub(r" \?|[(* ]", lambda sign: syntax[sign.group()], phrase) for _, _, phrase in entries)
     # The groups are empty and stand behind the phrases: so `re` skips a phrase by its first letter (25 times as fast).
-    pattern = rf"(?<![a-z0-9])(?:{'()|'.join(groups)}())(?![a-z0-9])|,()|;()"
-    return re.compile(pattern), [*((kind, value) for kind, value, _ in entries), ("comma", ""), ("breaks", "")]
+    pattern = rf"(?<![a-z0-9])(?:{'()|'.join(groups)}())(?![a-z0-9])|,()|;()|\?()"
+    return re.compile(pattern), [*((kind, value) for kind, value, _ in entries), *_SIGNS]
 
 
 _PATTERN, _KINDS = _compile()
@@ -117,7 +127,7 @@ def _clauses(items: Sequence[_Item]) -> Iterator[list[_Item]]:
     clause: list[_Item] = []
     for i, item in enumerate(items):
         # "In the left base there is an opacity" stays whole.
-        begins = item.kind == "existential" and any(c.kind in ("mentions", "subjects", *_SAID) for c in clause)
+        begins = item.kind == "existential" and any(c.kind in ("mentions", "states", *_SAID) for c in clause)
         follows = item.kind in _SOFT and _is_complete(clause, item, items[i + 1 : i + _LONGEST_CLAUSE])
         if begins or follows or item.kind == "breaks" or len(clause) > _LONGEST_CLAUSE:
             yield clause
@@ -146,7 +156,7 @@ def _is_complete(before: Sequence[_Item], separator: _Item, rest: Sequence[_Item
     if any(item.kind == "alternatives" for item in rest) or not any(item.kind == "absent before" for item in before):
         return False
     # After "and" only a degree says so: "removal of the tube and the left catheter", "no effusion and mild edema".
-    starters = ("degrees",) if separator.kind == "conjunctions" else ("degrees", "statement starters", "sides", "states")
+    starters = ("degrees",) if separator.kind == "conjunctions" else ("degrees", "statement starters", "sides")
     return (adjacent and segment[0].kind in starters) or ("subjects" in kinds and "states" in kinds)
 
 
@@ -181,8 +191,10 @@ def _state_in_front(clause: Sequence[_Item], n: int) -> _Item | None:
 def _state_behind(rest: Sequence[_Item], taken: Set[_Item]) -> _Item | None:
     """The first state after a subject, unless another subject has the verb: "heart is stable, bones are normal"."""
     verb = False
-    for item in rest:
-        if item.kind == "states" and item not in taken:
+    for item, following in zip(rest, [*rest[1:], None], strict=False):
+        # "The mediastinum is stable, enlarged lymph nodes": the state of what stands right behind it.
+        foreign = following is not None and following.kind == "mentions" and following.start - item.end <= 12
+        if item.kind == "states" and item not in taken and not foreign:
             return item
         if item.kind == "with" or (verb and item.kind in ("subjects", "mentions")):
             return None
@@ -193,12 +205,13 @@ def _state_behind(rest: Sequence[_Item], taken: Set[_Item]) -> _Item | None:
 def _of_subject(subject: _Item, state: _Item | None) -> Iterator[_Mention]:
     """What a subject in a state amounts to, by the lexicon's table."""
     table = LEXICON["subjects"][subject.value]
-    for status, names in table.get("itself", {}).items():
-        yield _Mention(tuple(names), status, subject.start, subject.end, subject.start, False)
-    if state is not None:
+    if state is not None and state.value in table:
         start, end = min(subject.start, state.start), max(subject.end, state.end)
-        for status, names in table.get(state.value, {}).items():
+        for status, names in table[state.value].items():
             yield _Mention(tuple(names), status, start, end, state.start, status == "absent")
+    else:  # "vascular congestion" says something without a state
+        for status, names in table.get("itself", {}).items():
+            yield _Mention(tuple(names), status, subject.start, subject.end, subject.start, False)
 
 
 def _status(mention: _Mention, clause: Sequence[_Item]) -> str:
@@ -228,10 +241,12 @@ def _triggered_in_front(mention: _Mention, clause: Sequence[_Item]) -> str | Non
     for item in reversed(clause):
         if item.end > mention.at:
             continue
-        if item.kind == "with" or (verb and item.kind in ("mentions", "subjects")):
+        if item.kind == "with" or (verb and item.kind == "mentions"):
             break
         if item.kind == "absent before":
             return "absent"
+        if item.value == "borderline":
+            found = found or "uncertain"
         # A doubting adjective ends at a comma where no list goes on: "possible nodule, cardiomegaly".
         if found is None and item.kind in _FORWARD and (item.kind != "uncertain before" or listed or not comma):
             found = _FORWARD[item.kind]

@@ -16,7 +16,7 @@ Conventions, after the CheXpert labeler (Irvin et al., AAAI 2019) unless said ot
 * "The lungs are clear" denies Lung Opacity and what CheXpert's hierarchy puts below it: Lung Lesion, Edema,
   Consolidation, Pneumonia, Atelectasis. The labeler takes no label from such a sentence; without one, a report that
   calls a diseased lung clear would contradict nothing. "Otherwise clear" and "remaining lungs" deny nothing.
-* A normal cardiomediastinal silhouette denies Cardiomegaly too; an enlarged one asserts Enlarged Cardiomediastinum only.
+* A normal cardiomediastinal silhouette denies Cardiomegaly too; an enlarged one says Enlarged Cardiomediastinum only.
 * "History of A" says nothing about A today: not mentioned. Resolved findings and removed devices are absent.
 """
 
@@ -52,7 +52,7 @@ OBSERVATIONS: tuple[str, ...] = (
 _MIDLINE = ("Cardiomegaly", "Enlarged Cardiomediastinum")
 # For untouched text, with stops without a blank behind them and lines without a stop; reports.split_sentences cuts
 # cleaned text.
-_END = re.compile(r"(?<!\bvs)(?<!\bVs)(?<!\bDr)[.!?](?=\s|$|[A-Z])|\.(?=\d{1,2}[.)] )|\n")
+_END = re.compile(r"(?<!\bvs)(?<!\bVs)(?<!\bDr)(?:\.|(?<=\w)[!?])(?=\s|$|[A-Z])|\.(?=\d{1,2}[.)] )|\n")
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,9 @@ def _disagreements(rows: Sequence[_Row], name: str, count: int) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints how the rules agree with the human MeSH annotation of a reports table."""
-    parser = argparse.ArgumentParser(prog="python -m radvision_utils.evaluation.finding_labels", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m radvision_utils.evaluation.finding_labels", description=main.__doc__
+    )
     parser.add_argument("reports", type=Path, help="CSV with uid, MeSH, Problems, findings, impression")
     parser.add_argument("--examples", type=int, default=0, metavar="N", help="print N disagreements of each kind")
     options = parser.parse_args(arguments)

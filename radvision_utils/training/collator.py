@@ -59,14 +59,11 @@ class Collator:
         token = self.processor.image_token
         if text.count(token) != 1:
             raise RadVisionError(f"model.prompt must not contain the image token {token!r}: remove it.")
-        text = text.replace(token, token * self.settings.visual_tokens)
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
-        return ids
+        return self._ids(text.replace(token, token * self._image_tokens))
 
     def report_ids(self, report: Report) -> list[int]:
         """Token numbers of a report with the end mark; a longer one is cut and then has no end mark to learn."""
-        ids: list[int] = self.tokenizer(format_report(report), add_special_tokens=False).input_ids
-        return [*ids, self.end][: self.settings.max_report_tokens]
+        return [*self._ids(format_report(report)), self.end][: self.settings.max_report_tokens]
 
     def __call__(self, studies: Sequence[TrainingStudy]) -> dict[str, Any]:
         """A training batch of B studies and L tokens.
@@ -100,6 +97,26 @@ class Collator:
         ids = torch.tensor([self.prompt_ids] * len(images))
         return {**self._text_inputs(ids, torch.ones_like(ids)), **self._image_inputs(images, [None] * len(images))}
 
+    def describe(self, study: TrainingStudy) -> list[dict[str, Any]]:
+        """The parts of a training example in order: `{"part", "tokens", "text", "in the loss"}`."""
+        before, after = self.tokenizer.decode(self.prompt_ids).split(self.processor.image_token * self._image_tokens)
+        report = self.tokenizer.decode(self.report_ids(study.report))
+        parts = [("system and user turn", before), ("prompt", after), ("report", report)]
+        rows = [
+            {"part": part, "tokens": len(self._ids(text)), "text": text, "in the loss": part == "report"}
+            for part, text in parts
+        ]
+        image = {"part": "image", "tokens": self._image_tokens, "text": "(visual tokens)", "in the loss": False}
+        return [rows[0], image, *rows[1:]]
+
+    @property
+    def _image_tokens(self) -> int:
+        return self.settings.visual_tokens
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
     def _text_inputs(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
         # Without mm_token_type_ids the model silently falls back to 1-D positions for the image.
         is_image = (ids == self.processor.image_token_id).long()
@@ -109,9 +126,9 @@ class Collator:
         resized = [self._resize(image, key) for image, key in zip(images, keys, strict=True)]
         pixels = self.processor.image_processor(images=resized, do_resize=False, return_tensors="pt")
         tokens = pixels["image_grid_thw"].prod(1) // self.processor.image_processor.merge_size**2
-        if not (tokens == self.settings.visual_tokens).all():
+        if not (tokens == self._image_tokens).all():
             raise RadVisionError(
-                f"an image became {tokens.max().item()} visual tokens instead of {self.settings.visual_tokens}: "
+                f"an image became {tokens.max().item()} visual tokens instead of {self._image_tokens}: "
                 "prepare the images at data.image_size."
             )
         return {"pixel_values": pixels["pixel_values"], "image_grid_thw": pixels["image_grid_thw"]}

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from radvision_utils.environment import in_live_notebook
+from radvision_utils.figures import BLUE, VERMILION, new_figure, tidy
 from radvision_utils.runs import read_json_lines
 
 logger = logging.getLogger(__name__)
@@ -109,18 +110,16 @@ class StageLog(TrainerCallback):
 
 def draw_losses(log: Path, picture: Path, title: str) -> None:
     """Save the training and validation loss of a `log.jsonl` as a figure."""
-    from matplotlib.figure import Figure
-
     lines = read_json_lines(log)
     train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     held_out = [(line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line]
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    figure = new_figure(7, 3.6)
     axes = figure.subplots()
-    axes.plot(*zip(*train, strict=True), color="#0072B2", alpha=0.35, linewidth=1, label="training, each step")
-    axes.plot(*zip(*_smooth(train), strict=True), color="#0072B2", linewidth=2, label="training, running mean")
-    axes.plot(*zip(*held_out, strict=True), "o-", color="#D55E00", label="validation")
+    axes.plot(*zip(*train, strict=True), color=BLUE, alpha=0.35, linewidth=1, label="training, each step")
+    axes.plot(*zip(*_smooth(train), strict=True), color=BLUE, linewidth=2, label="training, running mean")
+    axes.plot(*zip(*held_out, strict=True), "o-", color=VERMILION, label="validation")
     axes.set(xlabel="optimizer step", ylabel="loss (nats per report token)", title=f"Training the {title}")
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
     axes.legend(frameon=False)
     figure.text(
         0.995, 0.005, "Research and education only. Not a medical device.", ha="right", fontsize=6, color="#666"

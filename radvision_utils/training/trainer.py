@@ -16,7 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_utils import get_last_checkpoint
 
 from radvision_utils.config import Profile, RadVisionError, StageSettings
-from radvision_utils.data.prepare import PreparedDataset, open_prepared
+from radvision_utils.data.studies import PreparedDataset, open_prepared
 from radvision_utils.environment import Device, choose_device, peak_memory_gib, seed_everything, versions
 from radvision_utils.model.adapter import WEIGHTS, attach_adapter, load_adapter, save_adapter
 from radvision_utils.model.loading import load_base, load_processor
@@ -181,8 +181,7 @@ def _fit(
     """Train, with the loss on validation studies before, at each epoch's end and after; what there is to record."""
     settings = profile.stage(stage)
     train = dataset.split("train")
-    held_out = dataset.split("validation")
-    held_out = [held_out[i] for i in range(min(len(held_out), settings.validation_studies))]
+    held_out = dataset.split("validation")[: settings.validation_studies]
     model.config.use_cache = False
 
     def validate() -> float:

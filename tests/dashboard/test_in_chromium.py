@@ -98,6 +98,8 @@ def test_arrow_keys_and_deep_links_lead_through_the_page(chromium, run_folder):
     assert page.text_content("#where") == "2 of 3 studies"
     page.keyboard.press("ArrowRight")
     assert page.evaluate("location.hash") == "#uid-31"
+    page.wait_for_timeout(100)  # the page looks again for a few frames, as cards take their real height
+    assert page.evaluate("document.getElementById('uid-31').getBoundingClientRect().top < innerHeight / 2")
     page.keyboard.press("ArrowLeft")
     assert page.text_content("#where") == "2 of 3 studies"
     assert problems == []

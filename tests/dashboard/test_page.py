@@ -53,8 +53,9 @@ def test_table_has_every_column_that_any_row_has(page):
     heads = re.findall(r'<th scope="col">(.*?)</th>', page)
     assert heads == ["Reports by", "Label F1", "Label F1 interval", "BLEU-4", "Studies", "Meteor"]
     rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", page)[1:]]
-    assert rows[0] == ["Stage 3", "0.500", "0.400 to 0.600", "0.200", "1,234", "–"]
-    assert rows[1] == ["&lt;b&gt;Constant&lt;/b&gt;", "–", "–", "0.199", "–", "–"]
+    none = "\N{EN DASH}"
+    assert rows[0] == ["Stage 3", "0.500", "0.400 to 0.600", "0.200", "1,234", none]
+    assert rows[1] == ["&lt;b&gt;Constant&lt;/b&gt;", none, none, "0.199", none, none]
 
 
 def test_a_page_without_metrics_has_no_table(run_folder, tmp_path):

@@ -1,0 +1,107 @@
+"""The cards of a run: cached predictions where there are any, else a live model.
+
+The dashboard draws records and never loads a model; here a run's records and its model meet it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from radvision_utils.config import Profile, RadVisionError
+from radvision_utils.dashboard import browser
+from radvision_utils.dashboard.card import ReportCard, image_path, read_predictions
+from radvision_utils.dashboard.page import write_page
+from radvision_utils.data.studies import Studies, open_prepared
+from radvision_utils.runs import RunFolder, is_current
+
+
+def predict_beautiful(
+    index: int = 5,
+    run: str = "tiny",
+    split: str = "test",
+    uid: str | int | None = None,
+    stage: int = 3,
+    output_root: str = "outputs",
+) -> ReportCard:
+    """A card with radiograph, generated report and reference side by side.
+
+    Args:
+        index: place of the study in its split, from 0; not used where `uid` is given.
+        run: the run's folder below `output_root`.
+        split: "train", "validation" or "test".
+        uid: the study by its number.
+        stage: whose report: 1, 2 or 3; 0 is the untuned base.
+
+    Raises:
+        RadVisionError: no such run, study or stage; the sentence names the valid range or the command.
+    """
+    folder = RunFolder(run, output_root)
+    profile = folder.profile()
+    studies = open_prepared(profile).split(split)
+    position = _position(studies, split, index, uid)
+    record = _cached(profile, folder, split, position, stage)
+    cached = record is not None
+    if record is None:
+        record = _generate(profile, studies, position, stage)
+    return ReportCard(record, image_path(record, folder.path), cached)
+
+
+class ReportBrowser(browser.ReportBrowser):
+    """The cards of a run's test split to step through in a notebook.
+
+    Raises:
+        RadVisionError: the run has no predictions yet; the sentence names the command.
+    """
+
+    def __init__(self, run: str = "tiny", output_root: str = "outputs", index: int = 0) -> None:
+        folder = RunFolder(run, output_root)
+        super().__init__(read_predictions(folder.predictions), folder.path, index)
+
+
+def write_dashboard(run: str = "tiny", output_root: str = "outputs") -> Path:
+    """Write the standalone page of a run and give its path.
+
+    Raises:
+        RadVisionError: the run has no predictions yet; the sentence names the command.
+    """
+    folder = RunFolder(run, output_root)
+    records = read_predictions(folder.predictions)
+    return write_page(records, folder.record("evaluation") or {}, folder.path, folder.dashboard / "index.html")
+
+
+def _position(studies: Studies, split: str, index: int, uid: str | int | None) -> int:
+    if uid is None:
+        if not 0 <= index < len(studies):
+            raise RadVisionError(
+                f"index {index} does not exist: the {split} split has {len(studies)} studies, 0 to {len(studies) - 1}."
+            )
+        return index
+    uids = [study.uid for study in studies]
+    if str(uid) not in uids:
+        raise RadVisionError(
+            f"study {uid} is not in the {split} split, whose {len(uids)} studies run from {uids[0]} to {uids[-1]}: "
+            "give another uid, or another split."
+        )
+    return uids.index(str(uid))
+
+
+def _cached(profile: Profile, folder: RunFolder, split: str, position: int, stage: int) -> dict[str, Any] | None:
+    # Predictions of an older adapter would pass for this one's.
+    if not is_current(profile, "evaluation"):
+        return None
+    for record in read_predictions(folder.predictions):
+        if (record["split"], record["index"], record["model"]["stage"]) == (split, position, stage):
+            return record
+    return None
+
+
+def _generate(profile: Profile, studies: Studies, position: int, stage: int) -> dict[str, Any]:
+    from radvision_utils.evaluation.evaluate import prediction_records
+    from radvision_utils.inference import reporter_of
+
+    study = studies[position]
+    written = list(reporter_of(profile, stage).write([study.image]))
+    [record] = prediction_records(profile, stage, [study], written)
+    # CIDEr-D needs a whole set of references, so one report alone gets no scores.
+    return {**record, "index": position, "scores": {}}

@@ -1,0 +1,30 @@
+"""What all figures share: size, the line at the foot, colors that color-blind readers can tell apart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from radvision_utils.config import DISCLAIMER
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito 2008, Color Universal Design.
+BLUE, ORANGE, VERMILION, GREEN, GRAY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#999999"
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, with the disclaimer at its foot; shown as the value of a notebook's cell."""
+    # Pyplot teaches a notebook to show figures; closed at once, it is shown only as the value of its cell, and freed.
+    from matplotlib import pyplot
+
+    figure = pyplot.figure(figsize=(width, height), layout="constrained", dpi=100)
+    pyplot.close(figure)
+    figure.supxlabel(DISCLAIMER, fontsize=7, color="#666666")
+    return figure
+
+
+def tidy(axes: Axes) -> None:
+    """Take away the frame's upper and right line."""
+    axes.spines[["top", "right"]].set_visible(False)

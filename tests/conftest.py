@@ -1,0 +1,53 @@
+"""Small real things, made once for the session: a prepared run of phantoms, trained for a few steps in every stage."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+OPEN_I = Path(__file__).resolve().parents[2] / "shared" / "data" / "open-i"
+SMALL = {
+    "data.phantoms": 72,
+    "data.workers": 1,
+    "generation.max_new_tokens": 96,
+    **{f"stage{n}.{key}": value for n in (1, 2, 3) for key, value in (("max_steps", 3), ("validation_studies", 4))},
+}
+
+
+@pytest.fixture(scope="session")
+def open_i() -> Path:
+    """The folder with real Open-I studies, which the project may use and may not ship."""
+    if not (OPEN_I / "open-i-mini.parquet").is_file():
+        pytest.skip(f"real Open-I studies are not there ({OPEN_I}); their license forbids shipping them")
+    return OPEN_I
+
+
+@pytest.fixture(scope="session")
+def small_profile(tmp_path_factory):
+    """A tiny profile of 72 phantoms and three optimizer steps a stage."""
+    from radvision_utils import load_profile
+
+    return load_profile("tiny", SMALL, run="small", output_root=str(tmp_path_factory.mktemp("outputs")), seed=11)
+
+
+@pytest.fixture(scope="session")
+def dataset(small_profile):
+    """Its prepared dataset."""
+    from radvision_utils import prepare_dataset
+
+    return prepare_dataset(small_profile)
+
+
+@pytest.fixture(scope="session")
+def trained(small_profile, dataset):
+    """Its three stages, trained: the profile, for whoever needs a whole run."""
+    from radvision_utils import train_stage
+
+    for stage in (1, 2, 3):
+        train_stage(small_profile, stage)
+    return small_profile

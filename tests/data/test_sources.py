@@ -1,0 +1,231 @@
+"""Every source gives the same rows; what is wrong with one is said in a sentence."""
+
+import csv
+import io
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from radvision_utils.config import DataSettings, RadVisionError, project_root
+from radvision_utils.data.sources import COLUMNS, open_source
+
+SETTINGS = DataSettings(workers=1)
+REAL = project_root().parent / "shared" / "data" / "open-i"
+
+
+def png(shade: int = 128, size: tuple[int, int] = (12, 8)) -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", size, shade).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def row(uid: object, **changes: object) -> dict[str, object]:
+    values = {
+        "uid": uid,
+        "MeSH": "normal",
+        "Problems": "normal",
+        "image": "Xray Chest PA and Lateral",
+        "indication": "Cough.",
+        "comparison": None,
+        "findings": "The lungs are clear.",
+        "impression": "No acute disease.",
+        "img_frontal": png(),
+        "img_lateral": None,
+    }
+    return {**values, **changes}
+
+
+def write_parquet(path: Path, rows: list[dict[str, object]]) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def kaggle_folder(folder: Path) -> Path:
+    images = folder / "images" / "images_normalized"
+    images.mkdir(parents=True)
+    with (folder / "indiana_reports.csv").open("w", newline="") as stream:
+        table = csv.DictWriter(stream, COLUMNS[:8])
+        table.writeheader()
+        for uid in (1, 2, 3):
+            table.writerow({k: v for k, v in row(uid).items() if k in COLUMNS[:8]})
+    with (folder / "indiana_projections.csv").open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(["uid", "filename", "projection"])
+        lines = [
+            (1, "a", "Lateral"),
+            (1, "b", "Frontal"),
+            (1, "c", "Frontal"),
+            (2, "d", "Lateral"),
+            (3, "e", "Frontal"),
+        ]
+        table.writerows([uid, f"{uid}_IM-{name}.dcm.png", view] for uid, name, view in lines)
+    for shade, name in enumerate(("1_IM-a", "1_IM-b", "1_IM-c", "2_IM-d"), start=10):
+        (images / f"{name}.dcm.png").write_bytes(png(shade))
+    return folder
+
+
+def sentence_of(source: str) -> str:
+    with pytest.raises(RadVisionError) as caught:
+        list(open_source(source, SETTINGS, 0).rows())
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    return message
+
+
+def test_the_column_called_image_is_a_title_and_never_taken_for_the_picture(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", [row(1, img_frontal=None), row(2)])
+    first, second = open_source(str(path), SETTINGS, 0).rows()
+    assert first["image"] == "Xray Chest PA and Lateral"
+    assert first["img_frontal"] is None
+    assert second["img_frontal"] == png()
+
+
+def test_a_parquet_with_the_whole_schema_is_open_i_and_is_cited(tmp_path):
+    source = open_source(str(write_parquet(tmp_path / "a.parquet", [row(1)])), SETTINGS, 0)
+    assert (source.kind, source.is_open_i, source.count) == ("parquet", True, 1)
+    assert "Demner-Fushman" in source.citation
+    assert "CC BY-NC-ND" in source.license
+
+
+@pytest.mark.parametrize("change", [{"truth": "{}"}, {"MeSH": ...}])
+def test_a_parquet_of_ones_own_is_not_taken_for_open_i(tmp_path, change):
+    values = {key: value for key, value in {**row(1), **change}.items() if value is not ...}
+    source = open_source(str(write_parquet(tmp_path / "a.parquet", [values])), SETTINGS, 0)
+    assert not source.is_open_i
+    assert source.license == ""
+    (only,) = source.rows()
+    assert set(COLUMNS) <= set(only)
+
+
+def test_a_folder_of_parquet_files_is_read_in_the_order_of_their_names(tmp_path):
+    (tmp_path / "data").mkdir()
+    write_parquet(tmp_path / "data" / "train-1.parquet", [row(3)])
+    write_parquet(tmp_path / "data" / "train-0.parquet", [row(uid) for uid in (1, 2)])
+    source = open_source(str(tmp_path), SETTINGS, 0)
+    assert source.count == 3
+    assert [values["uid"] for values in source.rows()] == [1, 2, 3]
+
+
+def test_images_stored_as_bytes_with_path_and_uids_stored_as_floats_are_accepted(tmp_path):
+    values = row(7.0, img_frontal={"bytes": png(), "path": "7.png"})
+    (only,) = open_source(str(write_parquet(tmp_path / "a.parquet", [values])), SETTINGS, 0).rows()
+    assert only["img_frontal"] == png()
+    assert only["uid"] == 7
+
+
+def test_a_limit_takes_the_first_rows(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", [row(uid) for uid in range(50)])
+    source = open_source(str(path), DataSettings(limit=20), 0)
+    assert source.count == 20
+    assert [values["uid"] for values in source.rows()] == list(range(20))
+
+
+def test_a_relative_path_is_found_from_the_working_directory(tmp_path, monkeypatch):
+    write_parquet(tmp_path / "a.parquet", [row(1)])
+    monkeypatch.chdir(tmp_path)
+    assert open_source("a.parquet", SETTINGS, 0).count == 1
+
+
+def test_the_kaggle_layout_gives_the_first_image_of_each_view(tmp_path):
+    source = open_source(str(kaggle_folder(tmp_path)), SETTINGS, 0)
+    first, second, third = source.rows()
+    assert (source.kind, source.is_open_i, source.count) == ("kaggle", True, 3)
+    assert first["img_frontal"] == png(11)
+    assert first["img_lateral"] == png(10)
+    assert second["img_frontal"] is None
+    assert third["img_frontal"] is None
+    assert first["image"] == "Xray Chest PA and Lateral"
+
+
+def test_phantoms_have_the_schema_of_open_i_and_their_truth():
+    source = open_source("phantom", DataSettings(phantoms=10, limit=2, workers=1), 3)
+    rows = list(source.rows())
+    assert source.count == len(rows) == 2
+    assert set(rows[0]) == {*COLUMNS, "truth"}
+    assert not source.is_open_i
+
+
+def test_a_hub_data_set_is_read_with_its_images_as_bytes(monkeypatch):
+    import datasets
+
+    def load(name: str, **options: object) -> datasets.Dataset:
+        assert (name, options) == ("ykumards/open-i", {"split": "train", "streaming": False})
+        table = datasets.Dataset.from_list([row(1), row(2, img_frontal=None)])
+        return table.cast_column("img_frontal", datasets.Image())
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    source = open_source("ykumards/open-i", SETTINGS, 0)
+    first, second = source.rows()
+    assert (source.kind, source.is_open_i, source.count) == ("hub", True, 2)
+    assert first["img_frontal"] == png()
+    assert second["img_frontal"] is None
+
+
+def test_without_network_the_sentence_says_what_else_to_give(monkeypatch):
+    import datasets
+
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("cannot reach the hub\nwith much detail")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    message = sentence_of("ykumards/open-i")
+    assert "network" in message
+    assert "parquet" in message
+
+
+@pytest.mark.parametrize("source", ["phantoms", "", "no/such/folder", "missing.parquet", "gone/missing.parquet"])
+def test_an_unknown_source_lists_what_there_is(source):
+    message = sentence_of(source)
+    assert "does not exist" in message
+    assert "'phantom'" in message
+
+
+def test_missing_columns_are_named(tmp_path):
+    values = {key: value for key, value in row(1).items() if key not in ("impression", "img_frontal")}
+    assert "lacks the columns impression, img_frontal" in sentence_of(
+        str(write_parquet(tmp_path / "a.parquet", [values]))
+    )
+
+
+def test_empty_damaged_and_foreign_files_are_refused(tmp_path):
+    table = pa.Table.from_pylist([row(1)])
+    pq.write_table(table.slice(0, 0), tmp_path / "empty.parquet")
+    assert "holds no studies" in sentence_of(str(tmp_path / "empty.parquet"))
+    (tmp_path / "bad.parquet").write_bytes(b"not parquet")
+    assert "cannot be read as parquet" in sentence_of(str(tmp_path / "bad.parquet"))
+    (tmp_path / "reports.csv").write_text("uid\n")
+    assert "give the folder" in sentence_of(str(tmp_path / "reports.csv"))
+    (tmp_path / "nothing").mkdir()
+    assert "neither indiana_reports.csv" in sentence_of(str(tmp_path / "nothing"))
+
+
+def test_a_picture_column_that_holds_no_bytes_is_refused(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", [row(1, img_frontal="1_IM-0001.png")])
+    assert "study 1 has str in img_frontal" in sentence_of(str(path))
+
+
+def test_an_incomplete_kaggle_folder_is_refused(tmp_path):
+    folder = kaggle_folder(tmp_path)
+    reports, projections = folder / "indiana_reports.csv", folder / "indiana_projections.csv"
+    text = projections.read_text()
+    projections.write_text(re.sub("projection", "view", text, count=1))
+    assert "lacks the column projection" in sentence_of(str(folder))
+    projections.unlink()
+    assert "lacks indiana_projections.csv" in sentence_of(str(folder))
+    projections.write_text(text)
+    reports.write_text(reports.read_text().splitlines()[0] + "\n")
+    assert "holds no studies" in sentence_of(str(folder))
+
+
+@pytest.mark.skipif(not (REAL / "open-i-mini.parquet").is_file(), reason="the Open-I sample is not on this machine")
+def test_the_real_sample_is_open_i():
+    source = open_source(str(REAL / "open-i-mini.parquet"), SETTINGS, 0)
+    first = next(source.rows())
+    assert (source.is_open_i, source.count) == (True, 1400)
+    assert isinstance(first["image"], str)
+    assert first["img_frontal"][:2] == b"\xff\xd8"

@@ -1,0 +1,64 @@
+"""Settings: what a user may change, and what one is told when it cannot be."""
+
+import subprocess
+import sys
+
+import pytest
+
+from radvision_utils.config import PROFILES, RadVisionError, load_profile, profile_from_dict, setting_names
+
+
+def test_overrides_reach_the_setting_that_they_name():
+    profile = load_profile("tiny", {"stage3.epochs": 2, "data.limit": 200})
+    assert (profile.stage3.epochs, profile.data.limit) == (2.0, 200)
+
+
+def test_overrides_may_be_json_text_as_papermill_passes_them():
+    assert load_profile("tiny", '{"stage1.learning_rate": 0.5}').stage1.learning_rate == 0.5
+
+
+def test_empty_run_and_source_keep_the_profiles_own():
+    profile = load_profile("lingshu-7b", "{}", run="", source="")
+    assert (profile.run, profile.data.source) == ("lingshu-7b", "ykumards/open-i")
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_profile_survives_being_written_and_read(name):
+    profile = load_profile(name)
+    assert profile_from_dict(profile.to_dict()) == profile
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"stage3.epocs": 2}, "setting 'stage3.epocs' does not exist: did you mean 'stage3.epochs'?"),
+        ({"stage3.epochs": "two"}, "setting 'stage3.epochs' must be a number, not 'two'."),
+        ({"stage1.micro_batch": 1.5}, "setting 'stage1.micro_batch' must be a whole number, not 1.5."),
+        ({"stage1.micro_batch": True}, "setting 'stage1.micro_batch' must be a whole number, not True."),
+        ({"stage1.micro_batch": 0}, "setting 'stage1.micro_batch' must be at least 1, not 0."),
+        ({"stage1.checkpointing": 1}, "setting 'stage1.checkpointing' must be true or false, not 1."),
+        ({"model.quantization": "int8"}, "setting 'model.quantization' must be one of nf4, none, not 'int8'."),
+        ({"stage1.learning_rate": float("nan")}, "setting 'stage1.learning_rate' must be a finite number, not nan."),
+        ({"name": "other"}, "setting 'name' cannot be overridden: choose another profile."),
+        ({"run": "../elsewhere"}, "run '../elsewhere' cannot name a folder"),
+        ("{stage3: 2}", "overrides are not JSON"),
+        ("[1]", "overrides must be a JSON object"),
+    ],
+)
+def test_a_wrong_override_is_named_in_one_sentence(overrides, sentence):
+    with pytest.raises(RadVisionError, match="^" + __import__("re").escape(sentence)):
+        load_profile("tiny", overrides)
+
+
+def test_an_unknown_profile_is_answered_with_those_that_exist():
+    with pytest.raises(RadVisionError, match=r"profile 'huge' does not exist: choose one of tiny, lingshu-7b\."):
+        load_profile("huge")
+
+
+def test_every_setting_of_a_stage_is_reachable_by_its_dotted_name():
+    assert {"stage1.lora_rank", "stage2.learning_rate", "stage3.accumulation", "seed"} <= set(setting_names())
+
+
+def test_importing_the_package_and_a_profile_imports_no_torch():
+    code = "import sys, radvision_utils as r; r.load_profile('tiny'); r.Report; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,105 @@
+"""Model inputs: one prompt everywhere, loss on the report alone, images as the processor makes them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from radvision_utils import RadVisionError, Report, load_profile
+from radvision_utils.config import PROMPT
+from radvision_utils.model.loading import load_processor
+from radvision_utils.training.collator import IGNORED, Collator
+
+
+@pytest.fixture(scope="module")
+def collator():
+    settings = load_profile("tiny").model
+    return Collator(load_processor(settings, 512), settings)
+
+
+@pytest.fixture(scope="module")
+def batch(collator, dataset):
+    return collator(dataset.split("train")[:4])
+
+
+def test_labels_are_the_report_with_its_end_mark_and_nothing_else(collator, dataset, batch):
+    for study, labels in zip(dataset.split("train")[:4], batch["labels"], strict=True):
+        text = collator.tokenizer.decode(labels[labels != IGNORED])
+        assert text == f"Findings: {study.report.findings} Impression: {study.report.impression}<|im_end|>"
+
+
+def test_prompt_and_image_carry_no_labels(collator, batch):
+    start = len(collator.prompt_ids)
+    assert (batch["labels"][:, :start] == IGNORED).all()
+    assert (batch["labels"][:, start] != IGNORED).all()
+
+
+def test_padding_stands_on_the_right_and_is_masked(batch):
+    lengths = batch["attention_mask"].sum(1)
+    for row, length in enumerate(lengths):
+        assert batch["attention_mask"][row, :length].all()
+        assert not batch["attention_mask"][row, length:].any()
+        assert (batch["labels"][row, length:] == IGNORED).all()
+
+
+def test_logits_are_kept_from_one_position_before_the_report_to_the_end(collator, batch):
+    assert batch["logits_to_keep"] == batch["input_ids"].shape[1] - len(collator.prompt_ids) + 1
+
+
+def test_training_and_generation_have_the_same_prompt(collator, dataset, batch):
+    prompts = collator.prompts([study.image for study in dataset.split("train")[:4]])
+    start = prompts["input_ids"].shape[1]
+    for name in ("input_ids", "mm_token_type_ids"):
+        assert torch.equal(prompts[name], batch[name][:, :start])
+    assert torch.equal(prompts["pixel_values"], batch["pixel_values"])
+
+
+def test_ids_and_pixels_equal_those_of_the_processor_called_the_usual_way(collator, dataset):
+    processor, image = collator.processor, Image.open(dataset.split("train")[0].image).convert("RGB")
+    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}
+    text = processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+    usual = processor(text=[text], images=[image], return_tensors="pt")
+    ours = collator.prompts([dataset.split("train")[0].image])
+    for name in ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw"):
+        assert torch.equal(ours[name], usual[name].to(ours[name].dtype)), name
+    torch.testing.assert_close(ours["pixel_values"], usual["pixel_values"], rtol=0, atol=1e-6)
+
+
+def test_a_second_look_at_an_image_gives_the_same_pixels(collator, dataset):
+    studies = dataset.split("train")[:2]
+    assert torch.equal(collator(studies)["pixel_values"], collator(studies)["pixel_values"])
+
+
+def test_a_report_that_is_too_long_loses_its_end_never_the_image(dataset):
+    settings = replace(load_profile("tiny").model, max_report_tokens=8)
+    collator = Collator(load_processor(settings, 512), settings)
+    study = replace(dataset.split("train")[0], report=Report("The lungs are clear. " * 50, "Normal."))
+    batch = collator([study])
+    assert (batch["mm_token_type_ids"] == 1).sum() == settings.visual_tokens
+    assert (batch["labels"] != IGNORED).sum() == 8
+    assert collator.end not in batch["labels"]
+
+
+def test_the_parts_of_an_example_add_up_to_its_tokens(collator, dataset):
+    study = dataset.split("train")[0]
+    parts = collator.describe(study)
+    assert sum(part["tokens"] for part in parts) == collator([study])["input_ids"].shape[1]
+    assert [part["part"] for part in parts if part["in the loss"]] == ["report"]
+
+
+def test_an_image_of_another_size_than_prepared_is_refused(collator, dataset):
+    with pytest.raises(RadVisionError, match="visual tokens instead of 16: prepare the images at data.image_size"):
+        collator.prompts([Image.new("L", (512, 256))])
+
+
+def test_a_wrong_number_of_visual_tokens_is_told_with_the_right_one():
+    settings = replace(load_profile("tiny").model, visual_tokens=324)
+    with pytest.raises(RadVisionError, match="becomes 16 visual tokens .* --set model.visual_tokens=16"):
+        load_processor(settings, 512)
+
+
+def test_a_prompt_with_an_image_token_is_refused():
+    settings = replace(load_profile("tiny").model, prompt="Look: <|image_pad|>")
+    with pytest.raises(RadVisionError, match="model.prompt must not contain the image token"):
+        Collator(load_processor(settings, 512), settings)
