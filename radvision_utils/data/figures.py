@@ -11,14 +11,12 @@ from PIL import Image
 
 from radvision_utils.data.studies import PreparedDataset, Study
 from radvision_utils.data.summary import SPLITS
+from radvision_utils.figures import BLUE, GREEN, ORANGE, new_figure, tidy
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NOTICE = "Research and education only. Not a medical device."
-
-_COLORS = {"train": "#4c72b0", "validation": "#dd8452", "test": "#55a868"}
+_COLORS = {"train": BLUE, "validation": ORANGE, "test": GREEN}
 _SIDE = 3.6  # inches, of a radiograph
 _LINE = 0.145  # inches, of a line of text
 _LETTERS = 55  # in a line
@@ -36,7 +34,7 @@ def show_studies(studies: Sequence[Study], columns: int = 3) -> Figure:
     rows = [captions[first : first + columns] for first in range(0, len(captions), columns)]
     below = [_LINE * (max(len(lines) for lines in row) + 1) for row in rows]
     height = sum(_SIDE + 0.3 + text for text in below) + 0.3
-    figure = _new_figure(columns * (_SIDE + 0.15), height)
+    figure = new_figure(columns * (_SIDE + 0.15), height)
     figure.set_layout_engine("none")  # places are known in inches; a layout engine would not see the text below
     top = height
     for row, text in enumerate(below):
@@ -68,7 +66,7 @@ def _caption(study: Study) -> list[str]:
 
 def show_lengths(dataset: PreparedDataset) -> Figure:
     """Histograms of the words in each section of the training targets, by split."""
-    figure = _new_figure(9, 3.4)
+    figure = new_figure(9, 3.4)
     for place, section in enumerate(("findings", "impression"), start=1):
         axes = figure.add_subplot(1, 2, place)
         words = {split: _words(dataset, split, section) for split in SPLITS}
@@ -84,7 +82,7 @@ def show_lengths(dataset: PreparedDataset) -> Figure:
         axes.set_title(section.capitalize(), loc="left", fontsize=10)
         axes.set_xlabel("length (words)")
         axes.set_ylabel("studies (% of split)")
-        _tidy(axes)
+        tidy(axes)
     figure.axes[-1].legend(title="split (studies)", frameon=False, fontsize=8, title_fontsize=8)
     return figure
 
@@ -101,7 +99,7 @@ def show_findings(dataset: PreparedDataset) -> Figure:
     names = [*(f"normal, {split}" for split in normal), *mesh]
     shares = [*(100 * share for share in normal.values()), *(100 * count / kept for count in mesh.values())]
     colors = [*(_COLORS[split] for split in normal), *["#8c8c8c"] * len(mesh)]
-    figure = _new_figure(7.5, 0.24 * len(names) + 1.2)
+    figure = new_figure(7.5, 0.24 * len(names) + 1.2)
     axes = figure.add_subplot()
     bars = axes.barh(names, shares, color=colors, height=0.75)
     axes.bar_label(bars, fmt="%.0f%%", padding=3, fontsize=7)
@@ -110,19 +108,5 @@ def show_findings(dataset: PreparedDataset) -> Figure:
     axes.tick_params(axis="y", labelsize=8, length=0)
     axes.set_xlabel("studies (% of all; normal: % of the split)")
     axes.set_title(f"MeSH headings of {kept} studies", loc="left", fontsize=10)
-    _tidy(axes)
+    tidy(axes)
     return figure
-
-
-def _new_figure(width: float, height: float) -> Figure:
-    # Pyplot teaches a notebook to show figures; closed at once, it is shown only as the value of its cell, and freed.
-    from matplotlib import pyplot
-
-    figure = pyplot.figure(figsize=(width, height), layout="constrained", dpi=100)
-    pyplot.close(figure)
-    figure.supxlabel(NOTICE, fontsize=7, color="#666666")
-    return figure
-
-
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)

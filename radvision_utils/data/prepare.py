@@ -77,10 +77,14 @@ def _prepare(profile: Profile, source: Source, folder: Path, progress: Progress 
     started, tally, settings = time.monotonic(), Tally(), profile.data
     log.info("preparing %s studies of %s", "the" if source.count is None else source.count, source.name)
     with show_progress(source.count, progress) as step:
-        candidates = _screen(_counted(source.rows(), tally, step), settings, tally)
+
+        def split(uid: str) -> str:
+            return split_of(uid, source.is_open_i, profile.seed)
+
+        candidates = _screen(_counted(source.rows(), tally, step), settings, tally, split)
         jobs = ((candidate, candidate.picture, folder / candidate.image) for candidate in candidates)
         stored = store_squares(jobs, settings.image_size, settings.workers, source.count)
-        _write_studies(folder / "studies.arrow", _kept(stored, source, profile.seed, tally))
+        _write_studies(folder / "studies.arrow", _kept(stored, tally))
     for reason, count in tally.drops().items():
         log.info("left out %d: %s", count, reason)
     _check_splits(tally, source, settings)
@@ -107,6 +111,7 @@ class _Candidate:
     """A study whose text is good; its picture is not yet decoded."""
 
     uid: str
+    split: str
     image: str  # path in the data folder
     picture: bytes
     report: Report
@@ -122,8 +127,14 @@ def _counted(rows: Iterable[Row], tally: Tally, step: Callable[[int], None]) -> 
         yield row
 
 
-def _screen(rows: Iterable[Row], settings: DataSettings, tally: Tally) -> Iterator[_Candidate]:
-    """The rows that are new, have a picture and the sections required."""
+def _screen(
+    rows: Iterable[Row], settings: DataSettings, tally: Tally, split_of_uid: Callable[[str], str]
+) -> Iterator[_Candidate]:
+    """The rows that are new, have a picture and the sections required.
+
+    A test study is never left out for its words: nothing trains on it, and a benchmark that sheds its awkward studies
+    is another benchmark. A section of it that cleaning would empty stays as it is.
+    """
     unwanted = {name for name in (DEIDENTIFIED, PRIORS) if getattr(settings, name) == "drop"}
     seen: set[str] = set()
     for row in rows:
@@ -133,7 +144,10 @@ def _screen(rows: Iterable[Row], settings: DataSettings, tally: Tally) -> Iterat
         (findings, lost), (impression, lost_too) = (
             drop_sentences(text, unwanted) for text in (clean.findings, clean.impression)
         )
+        split = split_of_uid(uid)
         report = Report(findings, impression)
+        if split == "test":
+            report = Report(findings or clean.findings, impression or clean.impression)
         if not uid:
             tally.drop("(none)", "no uid")
         elif uid in seen:
@@ -146,7 +160,7 @@ def _screen(rows: Iterable[Row], settings: DataSettings, tally: Tally) -> Iterat
             tally.drop(uid, f"no {missing} left after cleaning")
         else:
             image = f"images/{safe_name(uid)}.png"
-            yield _Candidate(uid, image, row["img_frontal"], report, reference, lost + lost_too, row)
+            yield _Candidate(uid, split, image, row["img_frontal"], report, reference, lost + lost_too, row)
         seen.add(uid)
 
 
@@ -155,21 +169,18 @@ def _missing(report: Report, required: str) -> str:
     return " and no ".join(absent) if len(absent) == 2 or required == "both" else ""
 
 
-def _kept(
-    stored: Iterable[tuple[_Candidate, str, str]], source: Source, seed: int, tally: Tally
-) -> Iterator[dict[str, str | None]]:
+def _kept(stored: Iterable[tuple[_Candidate, str, str]], tally: Tally) -> Iterator[dict[str, str | None]]:
     """The records of the candidates whose picture was stored."""
     for candidate, pixels, error in stored:
         if error:
             log.warning("study %s: %s", candidate.uid, error)
             tally.drop(candidate.uid, "image cannot be decoded")
             continue
-        row, split = candidate.row, split_of(candidate.uid, source.is_open_i, seed)
-        mesh = (row["MeSH"] or "").strip()
-        tally.keep(candidate.uid, split, candidate.report, mesh, candidate.sentences)
+        row, mesh = candidate.row, (candidate.row["MeSH"] or "").strip()
+        tally.keep(candidate.uid, candidate.split, candidate.report, mesh, candidate.sentences)
         yield {
             "uid": candidate.uid,
-            "split": split,
+            "split": candidate.split,
             "image": candidate.image,
             "pixels": pixels,
             "findings": candidate.report.findings,

@@ -151,8 +151,8 @@ procedural phantom radiographs of hospital A (`radvision_utils/data/phantom.py`)
 the real profile: it can describe radiographs, but has never seen hospital B, on which the notebooks train. Images of
 512 x 512 are reduced to 224 x 224 by its processor: 8 x 8 patches of 28, 16 visual tokens.
 
-Made by `python -m radvision_utils build-base`: from {figures["studies"]:,} drawn studies in {figures["epochs"]:g} epochs, in
-{figures["seconds"] / 60:.0f} minutes. Weights are bfloat16. What that command measured on studies drawn with
+Made by `python -m radvision_utils build-base`: {figures["studies"]:,} drawn studies, {figures["epochs"]:g} epochs,
+{figures["seconds"] / 60:.0f} minutes in all. Weights are bfloat16. What that command measured on studies drawn with
 another seed:
 
 | test studies | n | wholly right | precision | recall | loss (nats per report token) |

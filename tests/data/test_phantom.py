@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from radvision_utils.data import phantom
 from radvision_utils.data.phantom import (
     FINDINGS,
     HOSPITALS,
@@ -18,7 +17,8 @@ from radvision_utils.data.phantom import (
     read_findings,
     truth_findings,
 )
-from radvision_utils.data.phantom_reports import soil, write_report
+from radvision_utils.data.phantom import rows as phantom
+from radvision_utils.data.phantom.reports import soil, write_report
 
 COLUMNS = {
     "uid": int,
@@ -180,15 +180,11 @@ def test_each_hospital_speaks_its_own_words():
     def share(hospital: str, phrase: str) -> float:
         return float(np.mean([phrase in report(u, hospital)[0].lower() for u in range(1, 400)]))
 
-    assert share("A", "cardiac silhouette") < 0.25 < 0.75 < share("B", "cardiac silhouette")
-    normal = [uid for uid in range(1, 100) if not planned(uid, "B")]
-    assert all(
-        "lungs" in (first := report(uid, "B")[0].lower().split(".")[0]) or "focal" in first
-        for uid in normal
-    )
-    numbered = [
-        np.mean([report(uid, h)[1].startswith("1.") for uid in range(1, 600)]) for h in "AB"
-    ]
+    assert 0.15 < share("A", "cardiac silhouette") < 0.4 < 0.6 < share("B", "cardiac silhouette") < 0.85
+    normal = [uid for uid in range(1, 400) if not planned(uid, "B")]
+    lungs_first = ["lungs" in (first := report(u, "B")[0].lower().split(".")[0]) or "focal" in first for u in normal]
+    assert 0.6 < np.mean(lungs_first) < 0.8
+    numbered = [np.mean([report(uid, h)[1].startswith("1.") for uid in range(1, 600)]) for h in "AB"]
     assert numbered[1] > 2 * numbered[0] > 0
 
 
@@ -207,9 +203,7 @@ def test_a_finding_changes_the_picture_inside_its_box(hospital, name):
     inside[y0:y1, x0:x1] = True
     assert change[inside].mean() > 4 * change[~inside].mean()
     # Visible to the tiny model, which sees 224 x 224.
-    small = [
-        np.asarray(Image.fromarray(i).resize((224, 224))).astype(float) for i in (image, without)
-    ]
+    small = [np.asarray(Image.fromarray(i).resize((224, 224))).astype(float) for i in (image, without)]
     assert np.sort(np.abs(small[0] - small[1]).ravel())[-60:].mean() > 12
 
 

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from radvision_utils.config import Profile, RadVisionError, load_profile, project_root
+from radvision_utils.config import DISCLAIMER, Profile, RadVisionError, load_profile, project_root
 from radvision_utils.data import images, prepare
-from radvision_utils.data.figures import NOTICE, show_findings, show_lengths, show_studies
+from radvision_utils.data.figures import show_findings, show_lengths, show_studies
 from radvision_utils.data.prepare import load_image, open_prepared, prepare_dataset, safe_name, split_of
 from radvision_utils.runs import RunFolder
 
@@ -114,6 +114,17 @@ def test_the_target_is_cleaned_and_the_reference_is_untouched(tmp_path):
     }
     kept = prepare_dataset(profile_for(tmp_path, [*ENOUGH, row(1, findings=findings)], priors="keep"))
     assert all_studies(kept)["1"].report.findings == "Lungs clear. Stable heart."
+
+
+def test_a_test_study_is_never_dropped_for_its_words(tmp_path):
+    blank = {"findings": "XXXX lungs are XXXX.", "impression": "Unchanged."}
+    uids = range(1000, 1100)
+    profile = profile_for(tmp_path, [*ENOUGH, *(row(uid, **blank) for uid in uids)])
+    in_test = {str(uid) for uid in uids if split_of(str(uid), False, profile.seed) == "test"}
+    kept = all_studies(prepare_dataset(profile))
+    assert in_test
+    assert {uid for uid in kept if int(uid) >= 1000} == in_test
+    assert kept[min(in_test)].reference.findings == blank["findings"]
 
 
 def test_the_summary_counts_what_notebook_one_shows(tmp_path):
@@ -397,7 +408,7 @@ def test_figures_carry_the_notice_and_show_every_study(tmp_path):
         f"study {s.uid} (train)" for s in data.split("train")[:4]
     ]
     for figure in (grid, show_lengths(data), show_findings(data)):
-        assert figure.get_supxlabel() == NOTICE
+        assert figure.get_supxlabel() == DISCLAIMER
         figure.savefig(io.BytesIO(), format="png", dpi=30)
 
 

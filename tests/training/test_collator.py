@@ -89,17 +89,17 @@ def test_the_parts_of_an_example_add_up_to_its_tokens(collator, dataset):
 
 
 def test_an_image_of_another_size_than_prepared_is_refused(collator, dataset):
-    with pytest.raises(RadVisionError, match="visual tokens instead of 16: prepare the images at data.image_size"):
+    with pytest.raises(RadVisionError, match=r"visual tokens instead of 16: prepare the images at data.image_size"):
         collator.prompts([Image.new("L", (512, 256))])
 
 
 def test_a_wrong_number_of_visual_tokens_is_told_with_the_right_one():
     settings = replace(load_profile("tiny").model, visual_tokens=324)
-    with pytest.raises(RadVisionError, match="becomes 16 visual tokens .* --set model.visual_tokens=16"):
+    with pytest.raises(RadVisionError, match=r"becomes 16 visual tokens .*--set model.visual_tokens=16"):
         load_processor(settings, 512)
 
 
 def test_a_prompt_with_an_image_token_is_refused():
     settings = replace(load_profile("tiny").model, prompt="Look: <|image_pad|>")
-    with pytest.raises(RadVisionError, match="model.prompt must not contain the image token"):
+    with pytest.raises(RadVisionError, match=r"model.prompt must not contain the image token"):
         Collator(load_processor(settings, 512), settings)

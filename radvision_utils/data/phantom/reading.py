@@ -69,9 +69,7 @@ def _read_clause(clause: str) -> Iterable[tuple[str, str | None]]:
         elif sides:
             side = ([s for s in sides if s.start() < mention.start()] or sides)[-1]
         denial = _DENIAL.search(clause)
-        if (denial and denial.start() < mention.end()) or _DENIED_AFTER.search(
-            clause, mention.end(), end
-        ):
+        if (denial and denial.start() < mention.end()) or _DENIED_AFTER.search(clause, mention.end(), end):
             continue
         if name == "cardiomegaly" or side is None:
             yield name, None

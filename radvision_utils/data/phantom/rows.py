@@ -2,7 +2,7 @@
 
 They let the tiny profile train and be judged on a CPU without any data set: the picture is built
 from densities (body, lungs, heart, bones), each finding changes those densities, and
-`phantom_reports` writes what was drawn. Hospital A is what the tiny base model has seen; hospital B
+`phantom.reports` writes what was drawn. Hospital A is what the tiny base model has seen; hospital B
 looks and words things differently and is what the stages are trained on.
 """
 
@@ -19,21 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .phantom_images import Look, render
-from .phantom_reading import read_findings
-from .phantom_reports import FINDINGS, Finding, Habits, soil, write_report
-
-__all__ = [
-    "FINDINGS",
-    "HOSPITALS",
-    "DrawnFinding",
-    "Hospital",
-    "draw",
-    "phantom_row",
-    "phantom_rows",
-    "read_findings",
-    "truth_findings",
-]
+from radvision_utils.data.phantom.images import Look, render
+from radvision_utils.data.phantom.reports import FINDINGS, Finding, Habits, soil, write_report
 
 _CHUNK = 16
 
@@ -87,7 +74,6 @@ HOSPITALS: dict[str, Hospital] = {
         rates=_COMMON | {"nodule": 1.1, "pacemaker": 1.1},
         habits=Habits(
             dialect="B",
-            order=("lungs", "pleura", "heart", "devices", "bones"),
             numbered=0.6,
             negations={
                 "nodule": 0.1,
@@ -108,9 +94,7 @@ HOSPITALS: dict[str, Hospital] = {
 }
 
 
-def draw(
-    uid: int, hospital: str = "B", seed: int = 0
-) -> tuple[NDArray[np.uint8], tuple[DrawnFinding, ...]]:
+def draw(uid: int, hospital: str = "B", seed: int = 0) -> tuple[NDArray[np.uint8], tuple[DrawnFinding, ...]]:
     """Draws one frontal radiograph; the same arguments give the same picture.
 
     Args:
@@ -127,9 +111,7 @@ def draw(
     return _draw(uid, _hospital(hospital), seed)
 
 
-def phantom_row(
-    uid: int, hospital: str = "B", seed: int = 0, dirt: bool = True
-) -> dict[str, object]:
+def phantom_row(uid: int, hospital: str = "B", seed: int = 0, dirt: bool = True) -> dict[str, object]:
     """One study as a row of the Open-I collection, plus its truth.
 
     Args:
@@ -180,9 +162,7 @@ def phantom_rows(
     return _rows_ahead(count, known, seed, dirt, workers)
 
 
-def _rows_ahead(
-    count: int, hospital: Hospital, seed: int, dirt: bool, workers: int
-) -> Iterator[dict[str, object]]:
+def _rows_ahead(count: int, hospital: Hospital, seed: int, dirt: bool, workers: int) -> Iterator[dict[str, object]]:
     pending: deque[Future[list[dict[str, object]]]] = deque()
     # Fork would copy the threads of torch in an unknown state.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
@@ -312,9 +292,7 @@ def _row(uid: int, hospital: Hospital, seed: int, dirt: bool) -> dict[str, objec
         "impression": impression,
         "img_frontal": _encoded(image),
         "img_lateral": None,
-        "truth": json.dumps(
-            {"hospital": hospital.name, "seed": seed, "findings": [asdict(f) for f in drawn]}
-        ),
+        "truth": json.dumps({"hospital": hospital.name, "seed": seed, "findings": [asdict(f) for f in drawn]}),
     }
     return _soiled(_rng(uid, hospital, seed, "dirt"), row) if dirt else row
 

@@ -130,14 +130,10 @@ ABSENT: dict[str, Words] = {
         ("No effusion is identified.", "The costophrenic angles are sharp."),
     ),
     "other effusion": Words(("No {side} pleural effusion.",), ("No {side}-sided effusion.",)),
-    "pneumothorax": Words(
-        ("No pneumothorax.", "There is no pneumothorax."), ("No pneumothorax is identified.",)
-    ),
+    "pneumothorax": Words(("No pneumothorax.", "There is no pneumothorax."), ("No pneumothorax is identified.",)),
     "nodule": Words(("No pulmonary nodule.",), ("No lung nodule is identified.",)),
     "pacemaker": Words(("No pacemaker.",), ("No pacemaker is identified.",)),
-    "central venous catheter": Words(
-        ("No central venous catheter.",), ("No central line is identified.",)
-    ),
+    "central venous catheter": Words(("No central venous catheter.",), ("No central line is identified.",)),
     "bones": Words(
         (
             "The bony structures are intact.",
@@ -157,16 +153,10 @@ CONCLUDED: dict[str, Words] = {
     "pleural effusion": Words(("{Side} pleural effusion.",), ("{Side}-sided effusion.",)),
     "both effusions": Words(("Bilateral pleural effusions.",), ("Bilateral effusions.",)),
     "pneumothorax": Words(("{Side} pneumothorax.",), ("{Side}-sided pneumothorax.",)),
-    "consolidation": Words(
-        ("{Side} {zone} zone consolidation.",), ("{Side} {zone} lung air space opacity.",)
-    ),
-    "atelectasis": Words(
-        ("{Side} basilar atelectasis.",), ("Subsegmental atelectasis at the {side} base.",)
-    ),
+    "consolidation": Words(("{Side} {zone} zone consolidation.",), ("{Side} {zone} lung air space opacity.",)),
+    "atelectasis": Words(("{Side} basilar atelectasis.",), ("Subsegmental atelectasis at the {side} base.",)),
     "nodule": Words(("{Side} {zone} lung nodule.",), ("Nodule in the {side} {zone} lung zone.",)),
-    "central venous catheter": Words(
-        ("{Side} central venous catheter.",), ("{Side}-sided central line in place.",)
-    ),
+    "central venous catheter": Words(("{Side} central venous catheter.",), ("{Side}-sided central line in place.",)),
     "pacemaker": Words(("{Side} pacemaker.",), ("{Side}-sided pacemaker in place.",)),
     "nothing acute": Words(
         ("No acute cardiopulmonary abnormality.", "No acute abnormality."),

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .phantom_reading import MENTION
-from .phantom_words import ABSENT, ASSERTED, CONCLUDED, Words
+from radvision_utils.data.phantom.reading import MENTION
+from radvision_utils.data.phantom.words import ABSENT, ASSERTED, CONCLUDED, Words
 
 FINDINGS: tuple[str, ...] = (
     "cardiomegaly",
@@ -37,18 +37,21 @@ class Finding(NamedTuple):
 class Habits:
     """How a hospital words its reports; the weights are probabilities in 0..1.
 
+    Both hospitals use all phrasings and both orders, in other shares: a model of the one finds the other's reports
+    unusual, not foreign, as Lingshu finds those of Open-I.
+
     Attributes:
-        dialect: "A" or "B", the phrasings that are its own.
-        own_words: share of sentences in its own phrasings; the others come from the other dialect.
-        order: the organs in the order in which they are described.
+        dialect: "A" or "B", the phrasings and the order of organs that are its own.
+        own_words: share of sentences in its own phrasings; the others are of the other dialect.
+        own_order: share of reports in its own order of organs; the others are in the other's.
         numbered: how often an impression of two or more sentences is numbered.
         negations: how often the absence of a finding is named beside the routine sentences.
         device_in_impression: how often a catheter or pacemaker is repeated in the impression.
     """
 
     dialect: str
-    own_words: float = 0.85
-    order: tuple[str, ...] = ("heart", "lungs", "pleura", "bones", "devices")
+    own_words: float = 0.7
+    own_order: float = 0.7
     numbered: float = 0.2
     negations: Mapping[str, float] | None = None
     device_in_impression: float = 0.4
@@ -60,11 +63,13 @@ _ORGAN: dict[str, tuple[str, ...]] = {
 }
 _DEVICES = _ORGAN["devices"]
 _NOTHING = Finding("")
+_ORDER = {
+    "A": ("heart", "lungs", "pleura", "bones", "devices"),
+    "B": ("lungs", "pleura", "heart", "devices", "bones"),
+}
 
 
-def write_report(
-    rng: np.random.Generator, findings: Iterable[Finding], habits: Habits
-) -> tuple[str, str]:
+def write_report(rng: np.random.Generator, findings: Iterable[Finding], habits: Habits) -> tuple[str, str]:
     """Writes Findings and Impression, asserting exactly the given findings.
 
     Args:
@@ -117,11 +122,11 @@ def write_report(
             return said + [say(ABSENT[d]) for d in absent]
         return [say(ABSENT[name])]
 
-    section = " ".join(sentence for name in habits.order for sentence in organ(name))
+    other = "B" if habits.dialect == "A" else "A"
+    order = _ORDER[habits.dialect if rng.random() < habits.own_order else other]
+    section = " ".join(sentence for name in order for sentence in organ(name))
     lines = [
-        say(CONCLUDED[f.name], f)
-        for f in found
-        if f.name not in _DEVICES or rng.random() < habits.device_in_impression
+        say(CONCLUDED[f.name], f) for f in found if f.name not in _DEVICES or rng.random() < habits.device_in_impression
     ]
     if not found:
         lines = [say(CONCLUDED["normal"])]

@@ -1,6 +1,6 @@
 """Draws schematic frontal chest radiographs: anatomy, then findings, then the look of a hospital.
 
-`phantom_scene` holds the body and the planes, `phantom_findings` what a finding changes in them.
+`phantom.scene` holds the body and the planes, `phantom.findings` what a finding changes in them.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from .phantom_findings import DRAW
-from .phantom_reports import Finding
-from .phantom_scene import (
+from radvision_utils.data.phantom.findings import DRAW
+from radvision_utils.data.phantom.reports import Finding
+from radvision_utils.data.phantom.scene import (
     HALF,
     SIGN,
     SIZE,
@@ -78,9 +78,7 @@ def render(
     regions = [DRAW[f.name](scene, stream(f"{f.name}/{f.side}"), f) for f in findings]
     anatomy = stream("anatomy")
     soft = _soft_tissue(scene) + _bones(scene) + scene.added
-    picture = np.asarray(
-        Image.fromarray(soft).resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float32
-    )
+    picture = np.asarray(Image.fromarray(soft).resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float32)
     picture = picture + 0.19 * _vessels(scene, anatomy)
     if scene.lines.getbbox():
         # A line adds to what lies behind it, up to white.
@@ -149,20 +147,12 @@ def _bones(scene: Scene) -> Plane:
     spacing = 1.16 / body.ribs
     for i in range(body.ribs):
         for sign in SIGN.values():
-            y = (
-                -0.78
-                + body.top
-                + i * spacing
-                + (0.10 + 0.012 * i) * t**2
-                - 0.06 * np.sin(np.pi * t)
-            )
+            y = -0.78 + body.top + i * spacing + (0.10 + 0.012 * i) * t**2 - 0.06 * np.sin(np.pi * t)
             reach = body.wall(y[-1]) + 0.02
             x = 0.07 + (reach - 0.07) * np.sin(t * np.pi / 2) ** 0.9
             band(pens[0], np.stack([sign * x, y], 1), 9, 255)
             if i < body.ribs - 2:
-                front = np.stack(
-                    [sign * (reach - (reach - 0.30) * t**1.3), y[-1] + 0.03 + 0.20 * t], 1
-                )
+                front = np.stack([sign * (reach - (reach - 0.30) * t**1.3), y[-1] + 0.03 + 0.20 * t], 1)
                 band(pens[1], front, 8, 150)
     for sign in SIGN.values():
         clavicle = [(0.07, -0.60), (0.22, -0.66), (0.45, -0.745), (0.66, -0.73), (0.82, -0.75)]
@@ -171,9 +161,7 @@ def _bones(scene: Scene) -> Plane:
         scapula = np.array([(0.80, -0.62), (0.72, -0.40), (0.66, -0.10), (0.70, -0.02)])
         band(pens[1], smooth(scapula, closed=False) * (sign * body.width, 1), 6, 130)
     # Ribs show against air and drown in the mediastinum and the abdomen.
-    seen = 0.35 + 0.65 * np.maximum(scene.lung["right"], scene.lung["left"]) * (
-        1 - 0.7 * scene.heart
-    )
+    seen = 0.35 + 0.65 * np.maximum(scene.lung["right"], scene.lung["left"]) * (1 - 0.7 * scene.heart)
     bones = 0.115 * blurred(planes[0], 1.0) * seen + 0.10 * blurred(planes[1], 1.0)
     vertebrae = 0.6 + 0.4 * np.cos((scene.y + body.top) * 2 * np.pi / 0.145)
     spine = step((0.085 - np.abs(scene.x)) / 0.05) * (0.02 + 0.025 * vertebrae)
@@ -220,9 +208,7 @@ def _vessels(scene: Scene, rng: np.random.Generator) -> Plane:
     for limit in scene.vessel_limits.values():
         side = np.sign(limit[:, 0].mean())
         field = field * np.where(scene.x * side > 0, scene.mask(limit, blur=1.0), 1)
-    large = Image.fromarray(field.astype(np.float32)).resize(
-        (SIZE, SIZE), Image.Resampling.BILINEAR
-    )
+    large = Image.fromarray(field.astype(np.float32)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     return softened(plane) * np.asarray(large)
 
 

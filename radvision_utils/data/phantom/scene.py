@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from .phantom_reports import Finding
+from radvision_utils.data.phantom.reports import Finding
 
 SIZE = 512
 HALF = SIZE // 2  # soft structures are drawn at this size and enlarged: nothing in them is sharper
@@ -26,9 +26,7 @@ Point = tuple[float, float]
 class Body:
     """The anatomy of one study and the mapping from body coordinates to pixels."""
 
-    def __init__(
-        self, rng: np.random.Generator, zoom: float, shift: float, findings: Sequence[Finding]
-    ) -> None:
+    def __init__(self, rng: np.random.Generator, zoom: float, shift: float, findings: Sequence[Finding]) -> None:
         self.zoom = zoom * rng.uniform(0.94, 1.05)
         self.angle = np.deg2rad(rng.normal(0, 1.6))
         self.shift = rng.uniform(-shift, shift, 2)
@@ -44,10 +42,7 @@ class Body:
         if "cardiomegaly" in names:
             self.heart = enlargement * (0.97 + 0.03 * self.heart)
         # Collapsed lung pulls its diaphragm up.
-        self.lift = {
-            side: 0.06 * any(f.name == "atelectasis" and f.side == side for f in findings)
-            for side in SIGN
-        }
+        self.lift = {side: 0.06 * any(f.name == "atelectasis" and f.side == side for f in findings) for side in SIGN}
 
     def pixels(self, points: Points, size: int) -> list[Point]:
         c, s = np.cos(self.angle) * self.zoom, np.sin(self.angle) * self.zoom
@@ -111,9 +106,7 @@ class Scene:
         return blurred(plane, blur)
 
     def line(self, points: Points, width: int, value: int) -> None:
-        ImageDraw.Draw(self.lines).line(
-            self.body.pixels(points, SIZE), fill=value, width=width, joint="curve"
-        )
+        ImageDraw.Draw(self.lines).line(self.body.pixels(points, SIZE), fill=value, width=width, joint="curve")
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, soft: float = 0.5) -> Plane:
         """1 inside, 0 outside, falling over the fraction `soft` of the radius."""
@@ -162,12 +155,7 @@ def smooth(points: Points, closed: bool) -> Points:
         padded = np.concatenate([points[:1], points, points[-1:]])
     p0, p1, p2, p3 = (padded[i : len(padded) - 3 + i, None] for i in range(4))
     t = (np.arange(6) / 6)[None, :, None]
-    curve = 0.5 * (
-        2 * p1
-        + (p2 - p0) * t
-        + (2 * p0 - 5 * p1 + 4 * p2 - p3) * t**2
-        + (3 * p1 - p0 - 3 * p2 + p3) * t**3
-    )
+    curve = 0.5 * (2 * p1 + (p2 - p0) * t + (2 * p0 - 5 * p1 + 4 * p2 - p3) * t**2 + (3 * p1 - p0 - 3 * p2 + p3) * t**3)
     flat = curve.reshape(-1, 2)
     return flat if closed else np.concatenate([flat, points[-1:]])
 

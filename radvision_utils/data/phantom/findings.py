@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import ImageDraw
 
-from .phantom_reports import Finding
-from .phantom_scene import (
+from radvision_utils.data.phantom.reports import Finding
+from radvision_utils.data.phantom.scene import (
     SIGN,
     SIZE,
     Body,
@@ -113,7 +113,7 @@ def _draw_catheter(scene: Scene, rng: np.random.Generator, finding: Finding) -> 
     bend = [(0.10 * sign, -0.44)] if sign > 0 else [(-0.125, -0.42)]
     path = smooth(np.array(entry + bend + cava), closed=False)
     before = scene.lines.copy()
-    scene.line(path, 5, 150)
+    scene.line(path, 7, 185)
     return difference(scene.lines, before)
 
 
@@ -125,9 +125,7 @@ def _draw_pacemaker(scene: Scene, rng: np.random.Generator, finding: Finding) ->
     # A superellipse: a box with round corners.
     round_x, round_y = (np.sign(f) * np.abs(f) ** 0.45 for f in (np.cos(t), np.sin(t)))
     c, s = np.cos(turn), np.sin(turn)
-    box = np.stack(
-        [x + w * round_x * c - h * round_y * s, y + w * round_x * s + h * round_y * c], 1
-    )
+    box = np.stack([x + w * round_x * c - h * round_y * s, y + w * round_x * s + h * round_y * c], 1)
     down = scene.body.breath
     path = [
         (x, y - h),

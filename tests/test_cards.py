@@ -1,0 +1,61 @@
+"""predict_beautiful: cached where it can be, live where it must, and a bad index is answered with the valid range."""
+
+import shutil
+
+import pytest
+
+from radvision_utils import RadVisionError, ReportBrowser, cards, evaluate, predict_beautiful
+from radvision_utils.runs import RunFolder
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+    evaluate(trained)
+    return {"run": trained.run, "output_root": trained.output_root}
+
+
+def test_a_cached_card_loads_no_model(run, monkeypatch):
+    monkeypatch.setattr(cards, "_generate", lambda *_: pytest.fail("generated"))
+    card = predict_beautiful(index=0, **run)
+    assert card.cached
+    assert card.record["model"]["stage"] == 3
+
+
+def test_a_study_without_a_cached_report_is_reported_now(run):
+    card = predict_beautiful(index=1, split="train", **run)
+    assert not card.cached
+    assert card.record["generated"]["findings"]
+    assert (card.record["index"], card.record["split"]) == (1, "train")
+
+
+def test_uid_and_index_lead_to_the_same_card(run, dataset):
+    uid = dataset.split("test")[1].uid
+    assert predict_beautiful(uid=uid, **run).record == predict_beautiful(index=1, **run).record
+
+
+def test_a_bad_index_is_answered_with_the_valid_range(run, dataset):
+    last = len(dataset.split("test")) - 1
+    with pytest.raises(RadVisionError, match=rf"index 999 does not exist: .* 0 to {last}\."):
+        predict_beautiful(index=999, **run)
+    with pytest.raises(RadVisionError, match="study 999999 is not in the test split"):
+        predict_beautiful(uid=999999, **run)
+    with pytest.raises(RadVisionError, match="split 'exam' does not exist"):
+        predict_beautiful(split="exam", **run)
+
+
+def test_predictions_of_an_older_model_are_not_shown_as_this_ones(run, trained, tmp_path):
+    shutil.copytree(RunFolder.of(trained).path, tmp_path / trained.run)
+    record = RunFolder(trained.run, tmp_path).record_path("evaluation")
+    record.write_text(record.read_text().replace('"key": "', '"key": "0'))
+    assert not predict_beautiful(index=0, run=trained.run, output_root=str(tmp_path)).cached
+
+
+def test_the_browser_needs_predictions_and_says_how_to_get_them(run, trained, tmp_path):
+    assert ReportBrowser(**run).index.value == 0
+    with pytest.raises(RadVisionError, match="python -m radvision_utils run"):
+        ReportBrowser(run="nothing", output_root=str(tmp_path))
+
+
+def test_the_dashboard_is_one_page_with_a_card_a_study(run, dataset):
+    page = cards.write_dashboard(**run).read_text()
+    assert page.count("<article") == len(dataset.split("test"))

@@ -1,0 +1,82 @@
+"""Reports: the same for one image and for many, in this process and in a fresh one; bad images are named."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from radvision_utils import RadVisionError, Report, load_reporter
+from radvision_utils.inference import compare_stages, reporter_of
+
+
+@pytest.fixture(scope="module")
+def reporter(trained):
+    return reporter_of(trained, 3)
+
+
+@pytest.fixture(scope="module")
+def images(dataset):
+    return [study.image for study in dataset.split("train")[:5]]
+
+
+def test_one_image_gives_one_report_and_a_list_gives_a_list(reporter, images):
+    one = reporter.report(images[0])
+    assert isinstance(one, Report)
+    assert reporter.report(images[:1]) == [one]
+
+
+def test_a_report_does_not_depend_on_its_batch(reporter, images):
+    assert reporter.report(images) == [reporter.report(image) for image in images]
+
+
+def test_path_bytes_and_picture_give_the_same_report(reporter, images):
+    picture = Image.open(images[0])
+    assert (
+        reporter.report([images[0], str(images[0]), images[0].read_bytes(), picture])
+        == [reporter.report(images[0])] * 4
+    )
+
+
+def test_a_picture_of_any_size_and_mode_is_letterboxed(reporter):
+    assert reporter.report(Image.new("RGB", (900, 300), "gray")).findings
+
+
+def test_a_report_ends_by_itself_or_is_marked_unfinished(reporter, images):
+    for written in reporter.write(images):
+        assert written.finished == (written.tokens < reporter.profile.generation.max_new_tokens)
+        assert "<|im_end|>" not in written.text
+
+
+def test_a_fresh_process_writes_the_same_report(trained, reporter, images):
+    code = (
+        "import sys, json; from radvision_utils import load_reporter\n"
+        "run, root, image = sys.argv[1:]\n"
+        "print(json.dumps(vars(load_reporter(run, output_root=root).report(image))))"
+    )
+    command = [sys.executable, "-c", code, trained.run, trained.output_root, str(images[0])]
+    fresh = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    assert fresh == vars(reporter.report(images[0]))
+
+
+def test_stages_are_compared_side_by_side(trained):
+    rows = compare_stages(trained, stages=(0, 1), count=2)
+    assert [list(row) for row in rows] == [["study", "base, untuned", "after stage 1", "reference"]] * len(rows)
+
+
+def test_a_file_that_is_no_image_is_named(reporter, tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("no picture")
+    with pytest.raises(RadVisionError, match=r"notes\.txt"):
+        reporter.report(path)
+
+
+def test_a_stage_that_was_not_trained_is_refused(trained, tmp_path):
+    shutil.copytree(trained.output_root, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "small" / "stage3")
+    with pytest.raises(RadVisionError, match="stage3 of run 'small' has not been made"):
+        load_reporter("small", 3, str(tmp_path / "copy"))
+    with pytest.raises(RadVisionError, match="stage 7 does not exist: choose 1, 2 or 3, or 0 for the untuned base"):
+        load_reporter("small", 7, str(tmp_path / "copy"))

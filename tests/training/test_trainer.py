@@ -1,0 +1,196 @@
+"""Stages: each moves its own component alone, checkpointing changes no gradient, resuming changes nothing."""
+
+import itertools
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from radvision_utils import RadVisionError, load_profile, train_stage
+from radvision_utils.environment import choose_device
+from radvision_utils.model.adapter import WEIGHTS, attach_adapter
+from radvision_utils.model.components import component_of, is_adapter
+from radvision_utils.model.loading import load_base, load_processor
+from radvision_utils.runs import RunFolder, read_json_lines
+from radvision_utils.training import trainer
+from radvision_utils.training.collator import Collator
+from radvision_utils.training.loss import mean_report_loss, report_token_losses
+from radvision_utils.training.stages import STAGES, assert_gradients, check_ledger, select_stage, weight_ledger
+
+FULL = "{component}.adapter"
+
+
+def backward(model, batch):
+    losses, counts = report_token_losses(model, batch)
+    (losses.sum() / counts.sum()).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return gradients
+
+
+@pytest.fixture
+def batch(small_profile, dataset):
+    collator = Collator(load_processor(small_profile.model, 512), small_profile.model)
+    return collator(dataset.split("train")[:3])
+
+
+@pytest.fixture
+def model(small_profile):
+    return attach_adapter(load_base(small_profile.model, choose_device()), small_profile).train()
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_stage_gives_gradients_to_its_component_alone(model, small_profile, batch, stage):
+    chosen = select_stage(model, small_profile, stage)
+    assert {component_of(name) for name in chosen} == {STAGES[stage].component}
+    assert set(backward(model, batch)) == set(chosen)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_gradient_checkpointing_changes_no_gradient(model, small_profile, batch, stage):
+    select_stage(model, small_profile, stage)
+    plain = backward(model, batch)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for name, gradient in backward(model, batch).items():
+        torch.testing.assert_close(gradient, plain[name], rtol=1e-5, atol=1e-7)
+
+
+def test_a_tensor_that_gets_no_gradient_is_caught_before_the_first_step(model, small_profile, batch):
+    chosen = select_stage(model, small_profile, 1)
+    report_token_losses(model, batch)[0].sum().backward()
+    assert_gradients(model, 1)
+    model.get_parameter(chosen[0]).grad = None
+    with pytest.raises(
+        RadVisionError, match=rf"stage 1 trains the vision encoder only, but .* {chosen[0]} has no grad"
+    ):
+        assert_gradients(model, 1)
+
+
+def test_nothing_before_the_language_model_is_recorded_in_stage_3(model, small_profile, batch):
+    select_stage(model, small_profile, 3)
+    features = model.get_base_model().model.visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"])
+    assert not features.pooler_output.requires_grad
+
+
+def test_a_ledger_tells_what_moved_and_refuses_what_should_not_have(model):
+    before = weight_ledger(model)
+    parameter = next(p for name, p in model.named_parameters() if is_adapter(name) and "merger" in name)
+    parameter.data += 1
+    assert check_ledger(before, weight_ledger(model), 2) == ["projector.adapter"]
+    with pytest.raises(RadVisionError, match=r"should have changed vision_encoder.adapter only, but projector.adapter"):
+        check_ledger(before, weight_ledger(model), 1)
+
+
+def test_each_stage_records_that_only_its_part_moved(trained):
+    for stage in (1, 2, 3):
+        record = RunFolder.of(trained).record(f"stage{stage}")
+        assert record["moved"] == [f"{STAGES[stage].component}.adapter"]
+        assert record["steps"] == 3
+        assert all(math.isfinite(loss) for loss in record["validation_loss"])
+
+
+def test_a_stage_starts_from_the_weights_of_the_stage_before(trained):
+    records = [RunFolder.of(trained).record(f"stage{n}") for n in (1, 2, 3)]
+    for earlier, later in itertools.pairwise(records):
+        assert later["ledger"]["before"] == earlier["ledger"]["after"]
+        assert later["parent_hash"] == earlier["hash"]
+
+
+def test_the_log_has_every_step_and_the_figure_is_there(trained):
+    folder = RunFolder.of(trained).stage(1)
+    steps = [line["step"] for line in read_json_lines(folder / "log.jsonl") if "loss" in line]
+    assert steps == [1, 2, 3]
+    assert (folder / "loss.png").stat().st_size > 5000
+    assert not (folder / "checkpoints").exists()
+
+
+def test_a_finished_stage_is_not_trained_again(trained, monkeypatch):
+    monkeypatch.setattr(trainer, "load_base", lambda *_: pytest.fail("trained again"))
+    assert train_stage(trained, 2).record["stage"] == 2
+
+
+def test_a_stage_without_its_parent_is_refused_with_the_command(small_profile, dataset, tmp_path):
+    lonely = replace(small_profile, run="lonely", output_root=str(tmp_path))
+    with pytest.raises(RadVisionError, match=r"data of run 'lonely' has not been made .*: make it with `python -m"):
+        train_stage(lonely, 1)
+    changed = replace(small_profile, stage1=replace(small_profile.stage1, learning_rate=0.5))
+    with pytest.raises(RadVisionError, match=r"stage1 of run 'small' (was made with other settings|has not been made)"):
+        train_stage(changed, 2)
+
+
+def test_an_unknown_stage_is_refused(small_profile):
+    with pytest.raises(RadVisionError, match="stage 4 does not exist: choose 1, 2 or 3"):
+        train_stage(small_profile, 4)
+
+
+def copy_run(profile, folder, **changes):
+    """The same data in another run folder, so that stages can be trained differently."""
+    import shutil
+
+    other = replace(profile, output_root=str(folder), **changes)
+    shutil.copytree(RunFolder.of(profile).data, RunFolder.of(other).data)
+    return other
+
+
+def test_an_interrupted_stage_goes_on_and_ends_with_the_same_weights(small_profile, dataset, tmp_path, monkeypatch):
+    settings = replace(small_profile.stage1, max_steps=4, save_steps=2, micro_batch=4)
+    whole = copy_run(small_profile, tmp_path / "whole", stage1=settings)
+    train_stage(whole, 1)
+    cut = copy_run(small_profile, tmp_path / "cut", stage1=settings)
+
+    def stop_at_3(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.StageLog, "on_step_end", stop_at_3)
+        with pytest.raises(KeyboardInterrupt):
+            train_stage(cut, 1)
+    result = train_stage(cut, 1)
+    assert result.record["resumed_from"] == "checkpoint-2"
+    assert result.record["hash"] == RunFolder.of(whole).record("stage1")["hash"]
+    assert [line["step"] for line in result.log if "loss" in line] == [1, 2, 3, 4]
+
+
+def test_checkpoints_of_other_settings_are_not_resumed(small_profile, dataset, tmp_path):
+    profile = copy_run(small_profile, tmp_path)
+    stale = RunFolder.of(profile).stage(1) / "checkpoints" / "checkpoint-2"
+    stale.mkdir(parents=True)
+    (stale.parent / "key.txt").write_text("another")
+    assert train_stage(profile, 1).record["resumed_from"] is None
+
+
+def test_a_loss_that_is_no_number_stops_with_step_and_studies(small_profile, dataset, tmp_path):
+    wild = replace(small_profile.stage1, learning_rate=1e12, warmup_ratio=0.0, max_grad_norm=0.0, max_steps=8)
+    profile = copy_run(small_profile, tmp_path, stage1=wild)
+    with pytest.raises(RadVisionError, match=r"the loss is (nan|inf) at step \d+ on studies \d+, .*: training stops"):
+        train_stage(profile, 1)
+    assert RunFolder.of(profile).record("stage1") is None
+
+
+def test_accumulation_gives_the_same_step_as_one_large_batch(small_profile, dataset, tmp_path):
+    hashes = []
+    for name, micro, times in (("one", 8, 1), ("four", 2, 4)):
+        settings = replace(small_profile.stage2, micro_batch=micro, accumulation=times, optimizer="adamw_torch")
+        shape = replace(small_profile.stage1, max_steps=2)
+        profile = copy_run(small_profile, tmp_path / name, stage1=shape, stage2=settings)
+        train_stage(profile, 1)
+        hashes.append([line["loss"] for line in train_stage(profile, 2).log if "loss" in line])
+    torch.testing.assert_close(torch.tensor(hashes[0]), torch.tensor(hashes[1]), rtol=1e-3, atol=1e-4)
+
+
+def test_mean_loss_does_not_depend_on_the_batch_size(small_profile, dataset):
+    model = load_base(small_profile.model, choose_device())
+    collator = Collator(load_processor(small_profile.model, 512), small_profile.model)
+    studies = dataset.split("train")[:6]
+    means = [mean_report_loss(model, collator, studies, size, choose_device().autocast) for size in (1, 4, 6)]
+    assert max(means) - min(means) < 1e-4
+
+
+def test_a_profile_of_the_7b_is_complete():
+    profile = load_profile("lingshu-7b")
+    assert json.dumps(profile.to_dict())
+    assert all(profile.stage(n).optimizer == "paged_adamw_8bit" for n in (1, 2, 3))
+    assert WEIGHTS.endswith(".safetensors")
