@@ -23,6 +23,7 @@ from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import Device, choose_device
 from radvision_utils.model.adapter import load_adapter
 from radvision_utils.model.loading import compute_device, load_base, load_processor
+from radvision_utils.progress import show_progress
 from radvision_utils.runs import RunFolder, require
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import to_device
@@ -76,8 +77,10 @@ class Reporter:
     def write(self, images: Sequence[ImageLike]) -> Iterator[WrittenReport]:
         """Reports in the order of the images, `generation.batch_size` at a time."""
         size = self.profile.generation.batch_size
-        for first in range(0, len(images), size):
-            yield from self._write_batch([self._prepare(image) for image in images[first : first + size]])
+        with show_progress(len(images)) as step:
+            for first in range(0, len(images), size):
+                yield from self._write_batch([self._prepare(image) for image in images[first : first + size]])
+                step(min(first + size, len(images)))
 
     def _prepare(self, image: ImageLike) -> Image.Image:
         if not isinstance(image, Image.Image):

@@ -25,11 +25,11 @@ import pyarrow as pa
 from radvision_utils import runs
 from radvision_utils.config import DataSettings, Profile, RadVisionError
 from radvision_utils.data.images import letterbox, load_image, store_squares
-from radvision_utils.data.progress import Progress, show_progress
 from radvision_utils.data.reports import DEIDENTIFIED, PRIORS, Report, clean_section, drop_sentences
 from radvision_utils.data.sources import Row, Source, open_source
 from radvision_utils.data.studies import PreparedDataset, Studies, Study, open_prepared
 from radvision_utils.data.summary import SPLITS, Tally
+from radvision_utils.progress import Progress, show_progress
 
 __all__ = ["PreparedDataset", "Studies", "Study", "letterbox", "load_image", "open_prepared", "prepare_dataset"]
 

@@ -1,0 +1,67 @@
+"""The 7B without its weights: on `meta` tensors, every count that the documents state."""
+
+import json
+
+import pytest
+import torch
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+
+from radvision_utils import load_profile
+from radvision_utils.config import project_root
+from radvision_utils.environment import Device
+from radvision_utils.model.adapter import attach_adapter
+from radvision_utils.model.components import component_of, count_parameters
+from radvision_utils.model.loading import NOT_QUANTIZED, quantization_config
+from radvision_utils.training.stages import select_stage
+
+CONFIG = project_root() / "radvision_utils" / "model" / "qwen2_5_vl_7b.json"
+
+
+def build():
+    with torch.device("meta"):
+        return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**json.loads(CONFIG.read_text())))
+
+
+def test_the_components_have_the_parameters_of_the_7b():
+    counts = count_parameters(build())
+    assert sum(counts.values()) == 8_292_166_656
+    assert counts["vision_encoder"] == 630_470_400 + 1_505_280
+    assert counts["projector"] == 44_574_464
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    return attach_adapter(build(), load_profile("lingshu-7b"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "component", "parameters", "tensors"),
+    [
+        (1, "vision_encoder", 11_151_360, 32 * 5 * 2),
+        (2, "projector", 44_574_464, 5),
+        (3, "language_model", 40_370_176, 28 * 7 * 2),
+    ],
+)
+def test_each_stage_trains_exactly_its_component(adapted, stage, component, parameters, tensors):
+    names = select_stage(adapted, load_profile("lingshu-7b"), stage)
+    assert {component_of(name) for name in names} == {component}
+    assert len(names) == tensors
+    assert sum(adapted.get_parameter(name).numel() for name in names) == parameters
+
+
+def test_the_4_bit_layers_are_the_language_models_linears_and_no_others():
+    settings = quantization_config(load_profile("lingshu-7b").model, Device("cuda", "", "float16", "", "sdpa", ""))
+    with torch.device("meta"):
+        model = replace_with_bnb_linear(build(), list(NOT_QUANTIZED), quantization_config=settings)
+    quantized = [name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"]
+    assert len(quantized) == 28 * 7
+    assert {component_of(name + ".") for name in quantized} == {"language_model"}
+
+
+def test_a_512_pixel_image_becomes_324_tokens():
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    height, width = smart_resize(512, 512, factor=28, min_pixels=56 * 56, max_pixels=28 * 28 * 1280)
+    assert (height, width) == (504, 504)
+    assert (height // 28) * (width // 28) == load_profile("lingshu-7b").model.visual_tokens
