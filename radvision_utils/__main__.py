@@ -73,13 +73,17 @@ def _run(options: argparse.Namespace) -> None:
     from radvision_utils.pipeline import run_notebooks
 
     overrides = parse_settings(options.set)
-    profile = load_profile(
-        options.profile, overrides, run=options.run, source=options.source, output_root=options.output_root
-    )
+    # The notebooks run elsewhere: a path that is meant from here must not depend on where they are.
+    source, root = map(_absolute, (options.source, options.output_root))
+    profile = load_profile(options.profile, overrides, run=options.run, source=source, output_root=root)
     require_device(profile.model, choose_device())
     folder = run_notebooks(profile, overrides, options.first, options.force)
     print(f"\nReports and scores  {folder.evaluation}\nNotebooks           {folder.notebooks}")
     print(f"Dashboard           {folder.dashboard / 'index.html'}\n{DISCLAIMER}")
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).resolve()) if path and Path(path).exists() else path
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -104,7 +108,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _build_base(options: argparse.Namespace) -> None:
-    from radvision_utils.training.base import TINY_BASE, build_base
+    from radvision_utils.build_base import TINY_BASE, build_base
 
     folder = options.to or TINY_BASE
     print(json.dumps(build_base(folder), indent=2))

@@ -5,15 +5,20 @@ The dashboard draws records and never loads a model; here a run's records and it
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.dashboard import browser
-from radvision_utils.dashboard.card import ReportCard, image_path, read_predictions
-from radvision_utils.dashboard.page import write_page
+from radvision_utils.dashboard.card import ReportCard
+from radvision_utils.dashboard.records import find_prediction, image_path, read_predictions
+from radvision_utils.data.images import letterbox, load_image
 from radvision_utils.data.studies import Studies, open_prepared
 from radvision_utils.runs import RunFolder, is_current
+
+if TYPE_CHECKING:
+    from radvision_utils.inference import Reporter
 
 
 def predict_beautiful(
@@ -40,7 +45,9 @@ def predict_beautiful(
     profile = folder.profile()
     studies = open_prepared(profile).split(split)
     position = _position(studies, split, index, uid)
-    record = _cached(profile, folder, split, position, stage)
+    # Predictions of an older adapter would pass for this one's.
+    current = is_current(profile, "evaluation")
+    record = find_prediction(folder.predictions, studies[position].uid, split, stage) if current else None
     cached = record is not None
     if record is None:
         record = _generate(profile, studies, position, stage)
@@ -48,7 +55,9 @@ def predict_beautiful(
 
 
 class ReportBrowser(browser.ReportBrowser):
-    """The cards of a run's test split to step through in a notebook.
+    """The cards of a run's test split to step, sort and filter through in a notebook, to rate blind, and more.
+
+    Ratings are kept in `outputs/<run>/ratings.jsonl`. A model is loaded only to report on an image of one's own.
 
     Raises:
         RadVisionError: the run has no predictions yet; the sentence names the command.
@@ -56,7 +65,8 @@ class ReportBrowser(browser.ReportBrowser):
 
     def __init__(self, run: str = "tiny", output_root: str = "outputs", index: int = 0) -> None:
         folder = RunFolder(run, output_root)
-        super().__init__(read_predictions(folder.predictions), folder.path, index)
+        records = read_predictions(folder.predictions)
+        super().__init__(records, folder.path, index, _LiveModel(folder.profile()))
 
 
 def write_dashboard(run: str = "tiny", output_root: str = "outputs") -> Path:
@@ -65,6 +75,8 @@ def write_dashboard(run: str = "tiny", output_root: str = "outputs") -> Path:
     Raises:
         RadVisionError: the run has no predictions yet; the sentence names the command.
     """
+    from radvision_utils.dashboard.page import write_page
+
     folder = RunFolder(run, output_root)
     records = read_predictions(folder.predictions)
     return write_page(records, folder.record("evaluation") or {}, folder.path, folder.dashboard / "index.html")
@@ -86,16 +98,6 @@ def _position(studies: Studies, split: str, index: int, uid: str | int | None) -
     return uids.index(str(uid))
 
 
-def _cached(profile: Profile, folder: RunFolder, split: str, position: int, stage: int) -> dict[str, Any] | None:
-    # Predictions of an older adapter would pass for this one's.
-    if not is_current(profile, "evaluation"):
-        return None
-    for record in read_predictions(folder.predictions):
-        if (record["split"], record["index"], record["model"]["stage"]) == (split, position, stage):
-            return record
-    return None
-
-
 def _generate(profile: Profile, studies: Studies, position: int, stage: int) -> dict[str, Any]:
     from radvision_utils.evaluation.evaluate import prediction_records
     from radvision_utils.inference import reporter_of
@@ -105,3 +107,32 @@ def _generate(profile: Profile, studies: Studies, position: int, stage: int) -> 
     [record] = prediction_records(profile, stage, [study], written)
     # CIDEr-D needs a whole set of references, so one report alone gets no scores.
     return {**record, "index": position, "scores": {}}
+
+
+class _LiveModel:
+    """Reports on images of one's own with the model of a stage, which it loads when it is first asked."""
+
+    def __init__(self, profile: Profile) -> None:
+        self._profile = profile
+        self._reporters: dict[int, Reporter] = {}
+
+    def __call__(self, name: str, image: bytes | Path, stage: int) -> ReportCard:
+        from radvision_utils.inference import reporter_of
+
+        if isinstance(image, Path) and not image.is_file():
+            raise RadVisionError(f"image {image} does not exist: give the path of a PNG, JPEG or DICOM file.")
+        square = letterbox(load_image(image), self._profile.data.image_size)
+        if stage not in self._reporters:
+            self._reporters = {stage: reporter_of(self._profile, stage)}  # one at a time: a 7B fills a GPU
+        [written] = self._reporters[stage].write([square])
+        shown = io.BytesIO()
+        square.save(shown, "PNG")
+        record = {
+            "uid": name,
+            "generated": vars(written.report),
+            "reference": None,
+            "model": {"run": self._profile.run, "stage": stage, "base": self._profile.model.base},
+            "prompt": self._profile.model.prompt,
+            "seconds": round(written.seconds, 4),
+        }
+        return ReportCard(record, shown.getvalue(), cached=False)

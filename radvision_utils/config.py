@@ -140,7 +140,7 @@ PROFILES: dict[str, Profile] = {
         stage1=_tiny_stage(learning_rate=2e-3, epochs=2.0),
         stage2=_tiny_stage(learning_rate=1e-3, epochs=1.0),
         stage3=_tiny_stage(learning_rate=1e-3, epochs=2.0),
-        generation=GenerationSettings(batch_size=32, max_new_tokens=160),
+        generation=GenerationSettings(batch_size=32),
     ),
     # A 16 GB card. 512 x 512 becomes 504 x 504 (multiples of 28): 36 x 36 patches, 324 visual tokens.
     "lingshu-7b": Profile(

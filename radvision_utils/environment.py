@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,12 @@ def setup_notebook() -> None:
 
 def quiet_libraries() -> None:
     """Keep other libraries' remarks out of our lines; their warnings stay."""
-    for name in ("httpx", "datasets", "traitlets", "matplotlib", "bitsandbytes", "torch", "transformers", "peft"):
+    for name in ("httpx", "datasets", "traitlets", "matplotlib", "torch", "transformers", "peft"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # On a CPU it warns that a faster 4-bit kernel could be fetched from the hub; nothing is fetched here unasked.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # transformers 5.24 renames gradient to activation checkpointing; the 5.15 of Colab knows only the old name.
+    warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+    # Known and said in the README: without a card there is nothing to page to.
+    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU", category=UserWarning)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

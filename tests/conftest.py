@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+# Several tests may share the cores; threads that wait for each other by spinning make that many times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -6,10 +6,7 @@ that is not trusted, in JupyterLab, VS Code and Colab, and as a file of its own.
 
 from __future__ import annotations
 
-import base64
 import copy
-import io
-import json
 import os
 import textwrap
 from collections.abc import Mapping
@@ -17,22 +14,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from radvision_utils.config import RadVisionError
 from radvision_utils.dashboard import content, picture
-from radvision_utils.dashboard.markup import VERDICT_COLORS, card_style, document, element, escape
+from radvision_utils.dashboard.images import View, data_uri, open_image, windowed
+from radvision_utils.dashboard.markup import SIGN_COLORS, card_style, document, element, escape, mark_style
 from radvision_utils.runs import write_text
 
-IMAGE_SIDE = 512  # pixels; more is not seen at the width of a card
 IMAGE_BYTES = 100_000
+_JOINER = "\N{WORD JOINER}"  # keeps a sign on the line of its sentence's last word
 _LONG = 1500  # characters; a longer text may scroll within its column, so the keyboard must reach it
 _ALONE = (
     "body{margin:0;padding:24px 16px;background:var(--rv-sunk)}body>.rv-card{margin:0 auto!important}"
     "@page{size:landscape;margin:12mm}@media print{body{padding:0}}"
 )
-_REQUIRED = ("uid", "generated", "reference", "model")
 
 
 @dataclass(frozen=True)
@@ -43,11 +40,15 @@ class ReportCard:
         record: one line of `predictions.jsonl`.
         image: the radiograph, as a file or encoded bytes; None shows an empty well.
         cached: whether the report was read from a file rather than generated for this card.
+        view: window, inversion and zoom of the radiograph in the HTML.
+        blind: which author is report A and which is B, with everything left out that would tell; None names them.
     """
 
     record: Mapping[str, Any]
     image: Path | bytes | None = field(default=None, repr=False)
     cached: bool = True
+    view: View = field(default_factory=View)
+    blind: tuple[str, str] | None = None
 
     def __str__(self) -> str:
         return self.text()
@@ -63,15 +64,14 @@ class ReportCard:
         """
         return f'<style>{card_style()}</style><div class="rv-theme">{self.article()}</div>'
 
-    def article(self, anchor: str = "", image_bytes: int = IMAGE_BYTES) -> str:
-        """The card alone, for a page that has the style sheet; `anchor` is its id there."""
-        attributes = {"id": anchor} if anchor else {}
+    def article(self, image_bytes: int = IMAGE_BYTES, **attributes: str) -> str:
+        """The card alone, for a page that has the style sheet; `attributes` are its element's, as of `element`."""
         return element(
             "article",
             "card",
-            _head(self.record, self.cached),
-            element("div", "body", self._well(image_bytes), _texts(self.record)),
-            _judged(self.record),
+            _head(self.record, [] if self.blind else content.facts(self.record, self.cached)),
+            element("div", "body", self._well(image_bytes), _texts(self._rows())),
+            "" if self.blind else _judged(self.record) + _changes(self.record),
             element("footer", "foot", escape(content.FOOTER)),
             aria_label=f"Report card of {content.study_title(self.record).lower()}",
             **attributes,
@@ -84,24 +84,25 @@ class ReportCard:
         lines = [title + (f" ({content.place(record)})" if content.place(record) else "")]
         if indication := content.clean(record.get("indication")):
             lines += _filled("Indication: ", indication)
-        for key, value in content.facts(record, self.cached):
+        for key, value in [] if self.blind else content.facts(record, self.cached):
             lines += _filled(f"{key}: ", value)
-        for row in content.report_rows(record):
-            for section in (*row.generated, *row.reference):
+        for row in self._rows():
+            for section in (section for column in row for section in column):
                 flag = f" [{section.flag}]" if section.flag else ""
-                lines += ["", section.title + flag, *_filled("  ", section.text or content.EMPTY)]
-        if scores := content.score_values(record):
-            lines += ["", "   ".join(f"{name} {value}" for name, value in scores), content.SCORES_NOTE]
-        if chips := content.chips(record):
-            lines += ["", content.FINDINGS_TITLE, *(f"  {c.glyph} {c.words}: {c.verdict}" for c in chips)]
-        return "\n".join([*lines, "", content.FOOTER])
+                signs = [f"{p.text} [{content.VERDICTS[p.verdict]}]" if p.verdict else p.text for p in section.pieces]
+                lines += ["", section.title + flag, *_filled("  ", "".join(signs) or content.EMPTY)]
+        return "\n".join([*lines, *([] if self.blind else _judged_lines(record)), "", content.FOOTER])
 
     def to_dict(self) -> dict[str, Any]:
         """The record as a JSON-like dictionary of its own, with `cached`."""
         return {**copy.deepcopy(dict(self.record)), "cached": self.cached}
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, width: int = picture.WIDTH) -> Path:
         """Write the card as a standalone `.html` page or a `.png` picture; returns the path.
+
+        Args:
+            path: the file; folders are made.
+            width: of a picture, in pixels.
 
         Raises:
             RadVisionError: the file name ends in neither.
@@ -116,110 +117,38 @@ class ReportCard:
             about.add_itxt("Title", content.study_title(self.record))
             about.add_itxt("Disclaimer", content.FOOTER)
             drawn = picture.draw_card(self.record, open_image(self.image), self.cached)
-            drawn.save(part, "PNG", pnginfo=about)
+            if width != drawn.width:
+                drawn = drawn.resize((width, round(drawn.height * width / drawn.width)), Image.Resampling.LANCZOS)
+            drawn.save(part, "PNG", pnginfo=about, optimize=True)
             os.replace(part, path)
         else:
             raise RadVisionError(f"a card is saved as .html or .png, not as {path.name!r}: change the file's name.")
         return path
 
+    def _rows(self) -> list[content.Row]:
+        return content.blind_rows(self.record, self.blind) if self.blind else content.report_rows(self.record)
+
     def _well(self, image_bytes: int) -> str:
         image = open_image(self.image)
         if image is None:
-            inside = element("p", "no-image", content.NO_IMAGE)
-        else:
-            inside = element(
-                "img",
-                "image",
-                src=data_uri(image, image_bytes),
-                alt=f"{content.image_title(self.record)} of {content.study_title(self.record).lower()}",
-                width=str(image.width),
-                height=str(image.height),
-                loading="lazy",
-                decoding="async",
-            )
-        return element("figure", "well", inside)
-
-
-def read_predictions(path: Path) -> list[dict[str, Any]]:
-    """The records of a `predictions.jsonl` file, in its order; blank lines are skipped.
-
-    Raises:
-        RadVisionError: the file is missing, or a line is no prediction record; the sentence names the line.
-    """
-    if not path.is_file():
-        run = path.parent.parent.name or "NAME"  # outputs/<run>/evaluation/predictions.jsonl
-        raise RadVisionError(f"{path} does not exist: make it with `python -m radvision_utils run --run {run}`.")
-    records = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise RadVisionError(
-                    f"line {number} of {path} is no JSON ({error.msg}): delete the file and run the evaluation again."
-                ) from error
-            missing = [name for name in _REQUIRED if not isinstance(record, dict) or name not in record]
-            if missing:
-                raise RadVisionError(
-                    f"line {number} of {path} is no prediction record (it lacks {', '.join(missing)}): "
-                    "delete the file and run the evaluation again."
-                )
-            records.append(record)
-    return records
-
-
-def image_path(record: Mapping[str, Any], root: Path) -> Path | None:
-    """The file of a record's image under the run folder, or None where the record has none.
-
-    Raises:
-        RadVisionError: the path leaves the run folder; a page must not embed files from elsewhere.
-    """
-    if not record.get("image"):
-        return None
-    relative = Path(record["image"])
-    if relative.is_absolute() or ".." in relative.parts:
-        raise RadVisionError(
-            f"the image {str(relative)!r} of study {record['uid']} lies outside the run folder: "
-            "give a path relative to it."
+            return element("figure", "well", element("p", "no-image", content.NO_IMAGE))
+        zoomed = self.view.zoom > 1
+        shown = element(
+            "img",
+            "image",
+            src=data_uri(windowed(image, self.view), image_bytes),
+            alt=f"{content.image_title(self.record)} of {content.study_title(self.record).lower()}",
+            width=str(image.width),
+            height=str(image.height),
+            loading="lazy",
+            decoding="async",
+            **({"class_": "rv-zoomed", "style": f"width:{self.view.zoom:.0%};max-width:none"} if zoomed else {}),
         )
-    return root / relative
+        reach = {"tabindex": "0", "role": "group", "aria_label": "Enlarged radiograph, scrolls"} if zoomed else {}
+        return element("figure", "well", shown, style="max-height:640px;overflow:auto" if zoomed else "", **reach)
 
 
-def open_image(source: Path | bytes | None) -> Image.Image | None:
-    """A radiograph as an 8-bit grayscale picture of at most `IMAGE_SIDE` pixels a side.
-
-    Raises:
-        RadVisionError: the file is missing, or it is no image.
-    """
-    if source is None:
-        return None
-    where = "the image given as bytes" if isinstance(source, bytes) else f"the image {source}"
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-            image = opened.convert("L")
-    except FileNotFoundError as error:
-        raise RadVisionError(f"{where} does not exist: prepare the run's data again, or give another path.") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise RadVisionError(f"{where} cannot be read ({error}): give a PNG or JPEG file.") from error
-    image.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
-    return image
-
-
-def data_uri(image: Image.Image, limit: int) -> str:
-    """The picture as a JPEG data URI of at most about `limit` bytes, as good as fits."""
-    encoded = b""
-    for quality in (90, 82, 72, 60, 45, 30):
-        stream = io.BytesIO()
-        image.save(stream, "JPEG", quality=quality, optimize=True)
-        encoded = base64.b64encode(stream.getvalue())
-        if len(encoded) <= limit:
-            break
-    return "data:image/jpeg;base64," + encoded.decode()
-
-
-def _head(record: Mapping[str, Any], cached: bool) -> str:
+def _head(record: Mapping[str, Any], facts: list[tuple[str, str]]) -> str:
     eyebrow = ", ".join(filter(None, [content.image_title(record), content.place(record)]))
     title = [
         element("p", "eyebrow", escape(eyebrow)),
@@ -230,57 +159,118 @@ def _head(record: Mapping[str, Any], cached: bool) -> str:
         title.append(element("p", "indication", words))
     pairs = [
         element("div", "fact", element("dt", "key", escape(key)), element("dd", "value", escape(value), dir="auto"))
-        for key, value in content.facts(record, cached)
+        for key, value in facts
     ]
-    return element("header", "head", element("div", "title", *title), element("dl", "meta", *pairs))
+    made = element("dl", "meta", *pairs) if pairs else ""
+    return element("header", "head", element("div", "title", *title), made)
 
 
-def _texts(record: Mapping[str, Any]) -> str:
-    rows = []
-    for row in content.report_rows(record):
-        cells = [
-            element("div", "cell", *map(_section, sections), class_=f"rv-of-{sections[0].author.lower()}")
-            for sections in (row.generated, row.reference)
-        ]
-        rows.append(element("div", "row", *cells))
-    return element("div", "texts", *rows)
+def _texts(rows: list[content.Row]) -> str:
+    return element(
+        "div",
+        "texts",
+        *(element("div", "row", *(element("div", "cell", *map(_section, column)) for column in row)) for row in rows),
+    )
 
 
 def _section(section: content.Section) -> str:
-    name = element(
-        "h3", "name", element("span", section.author.lower(), escape(section.author)), " ", escape(section.name)
-    )
+    author = "generated" if section.author == content.AUTHORS["generated"] else "reference"
+    name = element("h3", "name", element("span", author, escape(section.author)), " ", escape(section.name))
     flag = element("p", "flag", escape(section.flag)) if section.flag else ""
     if not section.text:
         return element("section", "section", name, flag, element("p", "empty", content.EMPTY))
     reach = {"tabindex": "0", "role": "group", "aria_label": section.title} if len(section.text) > _LONG else {}
-    return element("section", "section", name, flag, element("p", "text", escape(section.text), dir="auto", **reach))
+    words = element("p", "text", *map(_piece, section.pieces), dir="auto", **reach)
+    return element("section", "section", name, flag, words)
+
+
+def _piece(piece: content.Piece) -> str:
+    if not piece.verdict:
+        return escape(piece.text)
+    why = f"{piece.verdict}: {', '.join(piece.observations)} ({content.RULES})"
+    sign = _sign("sign", piece.verdict, content.VERDICTS[piece.verdict], title=why, role="img", aria_label=why)
+    style = mark_style(piece.verdict)
+    return element("mark", "mark", escape(piece.text), class_=f"rv-{piece.verdict}", style=style) + _JOINER + sign
+
+
+def _sign(part: str, kind: str, glyph: str, **attributes: str) -> str:
+    """A glyph on its color; `kind` is a verdict or "flag"."""
+    style = f"background-color:{SIGN_COLORS[kind]}"
+    return element("span", part, glyph, class_=f"rv-{kind}", style=style, **attributes)
 
 
 def _judged(record: Mapping[str, Any]) -> str:
-    parts = []
-    if chips := content.chips(record):
-        items = [
-            element(
-                "li",
-                "chip",
-                element("span", "glyph", chip.glyph, style=f"background-color:{VERDICT_COLORS[chip.verdict]}"),
-                escape(chip.words),
-                element("span", "verdict", chip.verdict),
-                class_=f"rv-{chip.verdict}",
-            )
-            for chip in chips
-        ]
-        title = element("h3", "name", content.FINDINGS_TITLE)
-        parts.append(element("section", "findings", title, element("ul", "chips", *items)))
+    groups = [
+        _group(title, trust, [_chip(chip) for chip in chips]) for title, trust, chips in content.chip_groups(record)
+    ]
+    if flags := content.flag_words(record):
+        chips = [element("li", "chip", _sign("glyph", "flag", content.FLAG_GLYPH), escape(words)) for words in flags]
+        groups.append(_group(content.FLAGS_TITLE, content.RULES, chips))
+    parts = [element("div", "verdicts", *groups)] if groups else []
     if scores := content.score_values(record):
         pairs = [
             element("div", "score", element("dt", "score-name", name), element("dd", "score-value", value))
             for name, value in scores
         ]
-        note = element("p", "note", content.SCORES_NOTE)
+        note = element("p", "note", content.scores_note(record))
         parts.append(element("section", "scores", element("dl", "fact", *pairs), note))
     return element("div", "judged", *parts) if parts else ""
+
+
+def _group(title: str, trust: str, chips: list[str]) -> str:
+    tag = element("span", "tag", trust) if trust else ""
+    return element("section", "group", element("h3", "name", title, tag), element("ul", "chips", *chips))
+
+
+def _chip(chip: content.Chip) -> str:
+    return element(
+        "li",
+        "chip",
+        _sign("glyph", chip.verdict, chip.glyph),
+        escape(chip.words),
+        element("span", "verdict", chip.verdict),
+        element("span", "detail", escape(chip.detail)) if chip.detail else "",
+    )
+
+
+def _changes(record: Mapping[str, Any]) -> str:
+    """The word differences, folded until they are asked for."""
+    lines = []
+    for name, changes in content.changes(record):
+        words = [
+            {"both": escape, "generated": _ours, "reference": _theirs}[change.found_in](change.text)
+            for change in changes
+        ]
+        lines.append(element("p", "change", element("span", "label", escape(name)), " ".join(words), dir="auto"))
+    if not lines:
+        return ""
+    key = element("p", "note", _ours("only in the generated report"), " ", _theirs("only in the reference"))
+    return element("details", "changes", element("summary", "summary", content.CHANGES_TITLE), key, *lines)
+
+
+def _ours(words: str) -> str:
+    return element("ins", "ours", escape(words))
+
+
+def _theirs(words: str) -> str:
+    return element("del", "theirs", escape(words))
+
+
+def _judged_lines(record: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for title, trust, chips in content.chip_groups(record):
+        lines += ["", title + (f" ({trust})" if trust else "")]
+        for chip in chips:
+            lines += _filled("  ", f"{chip.glyph} {chip.words}: {chip.verdict}{chip.detail and f' ({chip.detail})'}")
+    if flags := content.flag_words(record):
+        lines += ["", f"{content.FLAGS_TITLE} ({content.RULES})", *(f"  {content.FLAG_GLYPH} {flag}" for flag in flags)]
+    if scores := content.score_values(record):
+        lines += [
+            "",
+            "   ".join(f"{name} {value}" for name, value in scores),
+            *_filled("", content.scores_note(record)),
+        ]
+    return lines
 
 
 def _filled(start: str, text: str) -> list[str]:

@@ -5,69 +5,92 @@ Everything here is a pure function of one prediction record.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from radvision_utils.config import RadVisionError
+from radvision_utils.config import DISCLAIMER, RadVisionError
+from radvision_utils.dashboard.marks import WORST_FIRST, Change, Piece, marked_text, scrub, word_changes
 
-FOOTER = "Research and education only. Not a medical device."
+FOOTER = DISCLAIMER
 EMPTY = "(empty)"
 NO_HEADINGS = "no headings in the model's text"
 NO_IMAGE = "No image"
+RULES = "rule-based, may be wrong"
 STAGES = {
     0: "base, untuned",
     1: "stage 1: vision encoder",
     2: "stage 2: projector",
     3: "stage 3: language model",
 }
-SCORES = {"bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D"}
-SCORES_NOTE = "Word overlap, not clinical accuracy."
-FINDINGS_TITLE = "Findings checked against the drawing"
-VERDICTS = {"agree": "\N{CHECK MARK}", "missed": "\N{BALLOT X}", "unsupported": "?"}
-"""Each verdict and its glyph: named in both, drawn but not written, written but not drawn."""
+SCORES = {"label_f1": "Label F1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D"}
+SCORES_NOTE = f"Label F1 is {RULES}. The others count shared words, not clinical accuracy."
+WORDS_NOTE = "Shared words, not clinical accuracy."
+LABELS_TITLE = "Generated against reference"
+DRAWN_TITLE = "Generated against what was drawn"
+FLAGS_TITLE = "Flags on the generated report"
+CHANGES_TITLE = "Word differences"
+VERDICTS = {
+    "contradiction": "\N{NOT EQUAL TO}",
+    "missed": "\N{MINUS SIGN}",
+    "unsupported": "+",
+    "agree": "\N{CHECK MARK}",
+}
+"""Each verdict and its glyph, the worst first: the texts deny each other; only the reference says so; only the
+generated report says so; both say so."""
+FLAGS = {
+    "prior study": "mentions a prior study that was not given",
+    "de-identification token": "contains XXXX, a de-identification token",
+    "findings against impression": "findings and impression contradict each other",
+    "copied from training": "copied from a training report",
+}
+FLAG_GLYPH = "!"
+AUTHORS = {"generated": "Generated", "reference": "Reference"}
 
 
 @dataclass(frozen=True)
 class Section:
-    """One cell's worth of report: whose it is, which part, and its text ("" when empty)."""
+    """One cell's worth of report: whose it is, which part, and its text in pieces (none when empty)."""
 
     author: str
     name: str
-    text: str
+    pieces: tuple[Piece, ...]
     flag: str = ""
 
     @property
     def title(self) -> str:
         return f"{self.author} {self.name}"
 
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces)
 
-@dataclass(frozen=True)
-class Row:
-    """What stands side by side: the generated sections and the reference sections."""
 
-    generated: tuple[Section, ...]
-    reference: tuple[Section, ...]
+Row = tuple[tuple[Section, ...], ...]
+"""What stands side by side: the sections of each column."""
 
 
 @dataclass(frozen=True)
 class Chip:
-    """A finding of a phantom study and how the report deals with it."""
+    """An observation, a verdict on it, and what the two texts say where that is not plain from the verdict."""
 
     words: str
     verdict: str
-    glyph: str
+    detail: str = ""
+
+    @property
+    def glyph(self) -> str:
+        return VERDICTS[self.verdict]
 
 
 def clean(value: object) -> str:
-    """Text without control characters (a terminal would obey them), stripped; None is ""."""
-    text = "" if value is None else str(value)
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc").strip()
+    """Text without control characters, stripped; None is ""."""
+    return scrub(value).strip()
 
 
 def study_title(record: Mapping[str, Any]) -> str:
-    return f"Study {clean(record['uid'])}"
+    """ "Study 17", or "Image lungs.png" of an image of one's own, which has no reference."""
+    return f"{'Study' if record['reference'] else 'Image'} {clean(record['uid'])}"
 
 
 def image_title(record: Mapping[str, Any]) -> str:
@@ -110,14 +133,31 @@ def facts(record: Mapping[str, Any], cached: bool) -> list[tuple[str, str]]:
 
 
 def report_rows(record: Mapping[str, Any]) -> list[Row]:
-    """Findings beside findings and impression beside impression; a report without headings beside both."""
-    generated, reference = record["generated"], record["reference"]
-    ours = [Section("Generated", name, clean(generated.get(name))) for name in ("findings", "impression")]
-    theirs = [Section("Reference", name, clean(reference.get(name))) for name in ("findings", "impression")]
-    if generated.get("headed", True):
-        return [Row((a,), (b,)) for a, b in zip(ours, theirs, strict=True)]
-    whole = "\n".join(section.text for section in ours if section.text)
-    return [Row((Section("Generated", "report", whole, NO_HEADINGS),), tuple(theirs))]
+    """Findings beside findings and impression beside impression; a report without headings beside both.
+
+    A record without a reference (an image of one's own) has one column.
+    """
+    ours = _sections(record, "generated")
+    theirs = _sections(record, "reference") if record["reference"] else ()
+    if not record["generated"].get("headed", True):
+        whole = Section("Generated", "report", _joined(ours), NO_HEADINGS)
+        return [((whole,), theirs) if theirs else ((whole,),)]
+    return list(zip(*([(section,) for section in column] for column in (ours, theirs) if column), strict=True))
+
+
+def blind_rows(record: Mapping[str, Any], order: tuple[str, str]) -> list[Row]:
+    """The two reports as A and B, without marks or anything else that tells whose they are.
+
+    Args:
+        record: has both reports.
+        order: which of "generated" and "reference" is A, and which is B.
+    """
+    columns = []
+    for letter, author in zip("AB", order, strict=True):
+        report = record[author]
+        parts = [(name, clean(report.get(name))) for name in ("findings", "impression")]
+        columns.append([Section(f"Report {letter}", name, (Piece(text),) if text else ()) for name, text in parts])
+    return [((a,), (b,)) for a, b in zip(*columns, strict=True)]
 
 
 def score_values(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -126,20 +166,89 @@ def score_values(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, f"{scores[key]:.3f}") for key, name in SCORES.items() if scores.get(key) is not None]
 
 
-def chips(record: Mapping[str, Any]) -> list[Chip]:
-    """The findings of a phantom study; empty for any other.
+def scores_note(record: Mapping[str, Any]) -> str:
+    """What the scores are not."""
+    return SCORES_NOTE if (record.get("scores") or {}).get("label_f1") is not None else WORDS_NOTE
+
+
+def label_chips(record: Mapping[str, Any]) -> list[Chip]:
+    """Every observation that either text asserts, disagreement first.
 
     Raises:
         RadVisionError: a verdict is none of `VERDICTS`.
     """
-    found = []
-    for finding in record.get("findings") or []:
-        verdict = finding["verdict"]
-        if verdict not in VERDICTS:
-            raise RadVisionError(
-                f"finding {finding['name']!r} of study {record['uid']} has the verdict {verdict!r}: "
-                f"use one of {', '.join(VERDICTS)}."
-            )
-        words = f"{clean(finding.get('side'))} {clean(finding['name'])}".strip()
-        found.append(Chip(words, verdict, VERDICTS[verdict]))
-    return found
+    labels = record.get("labels") or {}
+    chips = []
+    for name, verdict in (record.get("verdicts") or {}).items():
+        says = [_said((labels.get(author) or {}).get(name)) for author in AUTHORS]
+        detail = f"generated: {says[0]}, reference: {says[1]}" if verdict == "contradiction" and all(says) else ""
+        chips.append(_chip(record, name, verdict, detail))
+    return sorted(chips, key=_worst_first)
+
+
+def drawn_chips(record: Mapping[str, Any]) -> list[Chip]:
+    """The findings of a phantom study against what was drawn, disagreement first; empty for any other.
+
+    Raises:
+        RadVisionError: a verdict is none of `VERDICTS`.
+    """
+    findings = record.get("findings") or []
+    chips = [_chip(record, f"{f.get('side') or ''} {f['name']}", f["verdict"]) for f in findings]
+    return sorted(chips, key=_worst_first)
+
+
+def chip_groups(record: Mapping[str, Any]) -> list[tuple[str, str, list[Chip]]]:
+    """The groups of chips that a card shows: title, how far it is to be trusted ("" for drawn truth), chips."""
+    groups = [(LABELS_TITLE, RULES, label_chips(record)), (DRAWN_TITLE, "", drawn_chips(record))]
+    return [group for group in groups if group[2]]
+
+
+def flag_words(record: Mapping[str, Any]) -> list[str]:
+    """What is odd about the generated report, in words."""
+    return [FLAGS.get(flag, clean(flag)) for flag in record.get("flags") or []]
+
+
+def changes(record: Mapping[str, Any]) -> list[tuple[str, list[Change]]]:
+    """The word differences of each section in which the two reports differ; none without a reference."""
+    if not record["reference"]:
+        return []
+    ours, theirs = (_sections(record, author) for author in AUTHORS)
+    if not record["generated"].get("headed", True):
+        pairs = [("Report", *(" ".join(section.text for section in side) for side in (ours, theirs)))]
+    else:
+        pairs = [(a.name.capitalize(), a.text, b.text) for a, b in zip(ours, theirs, strict=True)]
+    found = [(name, word_changes(generated, reference)) for name, generated, reference in pairs]
+    return [(name, parts) for name, parts in found if any(part.found_in != "both" for part in parts)]
+
+
+def _sections(record: Mapping[str, Any], author: str) -> tuple[Section, ...]:
+    return tuple(
+        Section(AUTHORS[author], name, marked_text(record, author, name)) for name in ("findings", "impression")
+    )
+
+
+def _joined(sections: tuple[Section, ...]) -> tuple[Piece, ...]:
+    pieces: list[Piece] = []
+    for section in sections:
+        pieces += [Piece("\n")] if pieces and section.pieces else []
+        pieces += section.pieces
+    return tuple(pieces)
+
+
+def _said(label: Mapping[str, Any] | None) -> str:
+    if label is None:
+        return ""
+    return " and ".join([clean(side) for side in label.get("sides") or []]) or clean(label["status"])
+
+
+def _chip(record: Mapping[str, Any], name: object, verdict: str, detail: str = "") -> Chip:
+    words = clean(name)
+    if verdict not in VERDICTS:
+        raise RadVisionError(
+            f"finding {words!r} of study {record['uid']} has the verdict {verdict!r}: use one of {', '.join(VERDICTS)}."
+        )
+    return Chip(words[:1].upper() + words[1:].lower(), verdict, detail)
+
+
+def _worst_first(chip: Chip) -> int:
+    return WORST_FIRST.index(chip.verdict)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import re
 from functools import cache
 from importlib.resources import files
+from urllib.parse import quote
 
 LIGHT = {
     "paper": "#ffffff",
@@ -32,8 +34,9 @@ DARK = {
 WELL = {"well": "#040506", "well-ink": "#c5cdd5"}
 """The image lies on near-black in both themes, as on a reading room's screen."""
 
-VERDICT_COLORS = {"agree": "#009e73", "missed": "#d55e00", "unsupported": "#cc79a7"}
+VERDICT_COLORS = {"contradiction": "#d55e00", "missed": "#e69f00", "unsupported": "#cc79a7", "agree": "#009e73"}
 """Okabe and Ito's colors (jfly.uni-koeln.de/color), told apart by all common kinds of color vision."""
+SIGN_COLORS = {**VERDICT_COLORS, "flag": "#f0e442"}
 GLYPH_INK = "#07090b"
 
 _FONT = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif"
@@ -77,22 +80,39 @@ INLINE = {
     "text": "margin:0;max-width:33em;max-height:480px;overflow-y:auto;font-size:16px;line-height:1.55;"
     "white-space:pre-line",
     "empty": f"margin:0;font-size:16px;line-height:1.55;color:{LIGHT['muted']}",
-    "judged": f"padding:16px 24px;border-top:1px solid {LIGHT['line']}",
+    "mark": f"padding:0 0 1px;background-color:transparent;color:{LIGHT['ink']}",
+    # Inline, not inline-block: only so can a word joiner keep it on the line of its sentence's last word.
+    "sign": f"margin:0 2px 0 5px;padding:1px 5px;border-radius:9px;font-size:13px;font-weight:700;color:{GLYPH_INK}",
+    "judged": f"padding:16px 24px 20px;border-top:1px solid {LIGHT['line']}",
+    "verdicts": f"{_PART};margin:0 48px 0 0",
+    "group": "margin:0 0 14px",
+    "tag": f"margin:0 0 0 8px;font-weight:400;{_SMALL}",
     "scores": f"{_PART};margin:0",
-    "score": "display:inline-block;margin:0 28px 0 0",
+    "score": "display:inline-block;margin:0 28px 8px 0",
     "score-name": f"margin:0;padding:0;float:none;font-weight:400;{_SMALL}",
     "score-value": "margin:0;padding:0;font-size:20px;font-weight:600;line-height:1.3",
-    "note": f"margin:4px 0 0;{_SMALL}",
-    "findings": f"{_PART};margin:0 48px 12px 0",
+    "note": f"margin:4px 0 0;max-width:33em;{_SMALL}",
     "chips": "margin:0;padding:0;list-style:none",
     "chip": f"display:inline-block;margin:4px 8px 4px 0;padding:3px 12px 3px 4px;border:1px solid {LIGHT['line']};"
     f"border-radius:16px;font-size:15px;line-height:1.5;color:{LIGHT['ink']}",
     "glyph": f"display:inline-block;width:22px;margin:0 8px 0 0;border-radius:11px;font-weight:700;line-height:22px;"
     f"text-align:center;color:{GLYPH_INK}",
     "verdict": "margin:0 0 0 8px;font-weight:600",
+    "detail": f"margin:0 0 0 8px;{_SMALL}",
+    "changes": f"margin:0;padding:12px 24px 14px;border-top:1px solid {LIGHT['line']};font-size:15px;line-height:1.6",
+    "summary": f"font-size:14px;font-weight:600;color:{LIGHT['accent']};cursor:pointer",
+    "change": "margin:8px 0 0;max-width:42em",
+    "ours": f"text-decoration:none;border-bottom:2px solid {VERDICT_COLORS['unsupported']}",
+    "theirs": f"text-decoration:line-through;color:{LIGHT['muted']}",
     "foot": f"padding:10px 24px;border-top:1px solid {LIGHT['line']};{_SMALL}",
 }
 """The inline base of each class `rv-<key>`."""
+
+
+def mark_style(verdict: str) -> str:
+    """How a sentence behind a verdict is underlined; its ground stays the paper's, so its contrast stays too."""
+    kind = "solid" if verdict != "agree" else "dotted"
+    return f"border-bottom:2px {kind} {VERDICT_COLORS[verdict]}"
 
 
 def escape(value: object) -> str:
@@ -118,8 +138,27 @@ def element(tag: str, part: str, *inside: str, style: str = "", **attributes: st
     return start if tag == "img" else f"{start}{''.join(inside)}</{tag}>"
 
 
+def without_inline_styles(markup: str) -> str:
+    """Cards for a page that has `shared_style`: a third of the bytes. Texts are escaped, so only tags can match."""
+    return re.sub(r' style="[^"]*"', "", markup)
+
+
+def shared_style() -> str:
+    """The inline base and the verdicts' colors as rules of a style sheet, for `without_inline_styles`."""
+    rules = [f".rv-{part}{{{declarations}}}" for part, declarations in INLINE.items()]
+    for kind, color in SIGN_COLORS.items():
+        rules.append(f".rv-glyph.rv-{kind},.rv-sign.rv-{kind}{{background-color:{color}}}")
+    rules += [f".rv-mark.rv-{verdict}{{{mark_style(verdict)}}}" for verdict in VERDICT_COLORS]
+    return "\n".join(rules)
+
+
+def anchor(uid: object) -> str:
+    """The id of a study's card in a page and the fragment that leads to it: `uid=17`."""
+    return "uid=" + quote(str(uid), safe="")
+
+
 def read_style(name: str) -> str:
-    """The text of a style sheet that lies beside this module."""
+    """The text of a style sheet or script that lies beside this module."""
     return (files(__package__) / name).read_text(encoding="utf-8")
 
 
@@ -130,7 +169,7 @@ def card_style() -> str:
     jupyter = ("var(--jp-layout-color0,{paper})", "var(--jp-content-font-color0,{ink})")
     code = ("var(--vscode-editor-background,{paper})", "var(--vscode-editor-foreground,{ink})")
     rules = [
-        f".rv-theme{{{light}{_variables(WELL)}}}",
+        f".rv-theme{{{light}{_variables(WELL)}--rv-glyph:{GLYPH_INK}}}",
         f"@media (prefers-color-scheme:dark){{.rv-theme{{{dark}}}}}",
         f"html[theme=light] .rv-theme{{{light}}}",  # Colab
         f"html[theme=dark] .rv-theme{{{dark}}}",

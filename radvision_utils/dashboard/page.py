@@ -1,75 +1,47 @@
-"""The dashboard as one HTML file: the run, its headline table, and the report cards of the test split.
+"""The dashboard as one HTML file: what the run is worth, then the report cards of the test split.
 
-It loads nothing from anywhere, reads without scripts, prints, and links to each study (`index.html#uid-17`).
+It loads nothing from anywhere, reads without scripts, prints, and links to each study (`index.html#uid=17`).
 """
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.dashboard import content
-from radvision_utils.dashboard.card import ReportCard, image_path
-from radvision_utils.dashboard.markup import card_style, document, escape, read_style
+from radvision_utils.dashboard import content, records
+from radvision_utils.dashboard.card import ReportCard
+from radvision_utils.dashboard.markup import (
+    anchor,
+    card_style,
+    document,
+    escape,
+    read_style,
+    shared_style,
+    without_inline_styles,
+)
+from radvision_utils.dashboard.overview import overview
+from radvision_utils.dashboard.records import Record
 from radvision_utils.runs import write_text
 
-_IMAGE_BYTES = 45_000  # of each of some hundred images; a page of 590 studies stays under 30 MB
-
-# Left and right step through the cards; the bar's buttons do the same. Without it the bar is not shown.
-_SCRIPT = """
-(function () {
-  var cards = Array.prototype.slice.call(document.querySelectorAll('.rv-card'));
-  var bar = document.getElementById('bar'), where = document.getElementById('where');
-  if (!cards.length) return;
-  var list = document.querySelector('.studies'), at = -1;
-  function mark(index) {
-    at = index;
-    where.textContent = (at < 0 ? cards.length : (at + 1) + ' of ' + cards.length) + ' studies';
-  }
-  function reveal(times) {
-    // Cards out of sight have an estimated height: look again once those on the way have their own.
-    cards[at].scrollIntoView({ block: 'start' });
-    if (times) requestAnimationFrame(function () { reveal(times - 1); });
-  }
-  function show(index) {
-    list.open = false;
-    mark(index);
-    cards[at].focus({ preventScroll: true });
-    reveal(3);
-  }
-  function go(step) {
-    show(Math.min(Math.max(at + step, 0), cards.length - 1));
-    history.replaceState(null, '', '#' + cards[at].id);
-  }
-  function follow() {
-    var index = cards.findIndex(function (card) { return '#' + card.id === location.hash; });
-    if (index >= 0) show(index);
-  }
-  cards.forEach(function (card) { card.tabIndex = -1; });
-  document.addEventListener('keydown', function (event) {
-    if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
-    if (/^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
-    if (event.key === 'ArrowRight') { event.preventDefault(); go(1); }
-    if (event.key === 'ArrowLeft') { event.preventDefault(); go(-1); }
-  });
-  document.getElementById('previous').addEventListener('click', function () { go(-1); });
-  document.getElementById('next').addEventListener('click', function () { go(1); });
-  window.addEventListener('hashchange', follow);
-  bar.hidden = false;
-  mark(-1);
-  follow();
-})();
-"""
+_IMAGE_BYTES = 45_000  # of each of some hundred images; a page of 600 studies stays under 40 MB
+_KEYS = {
+    "\N{LEFTWARDS ARROW} \N{RIGHTWARDS ARROW}": "previous and next study",
+    "i": "invert the radiographs",
+    "w": "next window (gray levels) of the radiographs",
+    "r": "hide the texts to read the radiograph first; then reveal those of the study at hand",
+    "/": "search and filter",
+    "?": "this list",
+}
 
 
-def write_page(records: Iterable[Mapping[str, Any]], metrics: Mapping[str, Any], run_folder: Path, path: Path) -> Path:
+def write_page(shown: Iterable[Record], metrics: Mapping[str, Any], run_folder: Path, path: Path) -> Path:
     """Write the run's dashboard; returns `path`.
 
     Args:
-        records: prediction records; the page shows the test split's, of the last stage that it has.
+        shown: prediction records; the page shows the test split's, of the last stage that it has.
         metrics: what the evaluation measured; `metrics["table"]` is a list of dictionaries with "row" and any metrics.
         run_folder: the folder that the records' image paths are relative to.
         path: the file to write.
@@ -77,100 +49,117 @@ def write_page(records: Iterable[Mapping[str, Any]], metrics: Mapping[str, Any],
     Raises:
         RadVisionError: no record is of the test split, or an image is missing.
     """
-    test = [record for record in records if record.get("split") == "test"]
+    test = [record for record in shown if record.get("split") == "test"]
     if not test:
         raise RadVisionError(f"there are no predictions for the test split to show in {path}: evaluate the run first.")
     last = max(record["model"]["stage"] for record in test)
     latest = {record["uid"]: record for record in test if record["model"]["stage"] == last}  # ids occur once
-    shown = sorted(latest.values(), key=lambda record: record.get("index", 0))
-    title = f"RadVision-7B: run {content.clean(shown[0]['model']['run'])}"
+    studies = sorted(latest.values(), key=records.ORDERS["index"])
+    title = f"RadVision-7B: run {content.clean(studies[0]['model']['run'])}"
     body = "\n".join(
         [
             '<main class="page">',
-            _header(title, shown),
-            _table(metrics.get("table") or []),
+            _header(title, studies),
+            overview(studies, metrics, run_folder),
             '<section aria-labelledby="reports">',
             '<h2 id="reports">Reports of the test split</h2>',
-            _contents(shown),
-            *(_card(record, run_folder) for record in shown),
-            "</section>",
+            _filters(studies),
+            _bar(studies),
+            '<div id="cards">',
+            *_cards(studies, run_folder),
+            "</div></section>",
             f'<footer class="page-foot">{escape(content.FOOTER)}</footer>',
             "</main>",
+            _help(),
         ]
     )
-    write_text(path, document(title, f"{card_style()}\n{read_style('page.css')}", body, _SCRIPT))
+    style = "\n".join([shared_style(), card_style(), read_style("page.css")])
+    write_text(path, document(title, style, body, read_style("page.js")))
     return path
 
 
-def anchor(uid: object) -> str:
-    """The id of a study's card: `uid-17`; any character but letters, digits and `-` becomes `_<hex>_`."""
-    return "uid-" + re.sub(r"[^A-Za-z0-9-]", lambda match: f"_{ord(match[0]):x}_", str(uid))
-
-
-def _header(title: str, shown: Sequence[Mapping[str, Any]]) -> str:
-    model = shown[0]["model"]
+def _header(title: str, studies: Sequence[Record]) -> str:
+    model = studies[0]["model"]
     facts = [
-        ("Base model", content.clean(model["base"])),
-        ("Model", content.stage_words(model["stage"])),
-        ("Test studies", f"{len(shown):,}"),
+        f"base model {content.clean(model['base'])}",
+        content.stage_words(model["stage"]),
+        f"{len(studies):,} test studies",
     ]
-    if seconds := [record["seconds"] for record in shown if record.get("seconds") is not None]:
-        facts.append(("Time for a report", f"{sum(seconds) / len(seconds):.2f} s"))
-    pairs = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in facts)
+    if seconds := [record["seconds"] for record in studies if record.get("seconds") is not None]:
+        facts.append(f"{sum(seconds) / len(seconds):.2f} s a report")
     return (
-        f'<header class="page-head"><h1>{escape(title)}</h1>'
-        f'<p class="lead">{escape(content.FOOTER)}</p><dl class="summary">{pairs}</dl></header>'
+        f'<header class="page-head"><h1>{escape(title)}</h1><p class="lead">{escape("; ".join(facts))}. '
+        f"<strong>{escape(content.FOOTER)}</strong></p></header>"
     )
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows by metrics, with every column that any row has, in the order of appearance."""
-    if not rows:
+def _filters(studies: Sequence[Record]) -> str:
+    """Search, sort and filter; a script shows them, since without it they would do nothing."""
+    verdicts = [v for v in content.VERDICTS if any(records.fits(record, verdict=v) for record in studies)]
+    chosen = [
+        _choice("observation", "Observation", records.observations(studies)),
+        _choice("verdict", "Verdict", verdicts),
+        _choice("flag", "Flag", records.flags(studies)),
+    ]
+    orders = "".join(f'<option value="{n}">{escape(order)}</option>' for n, order in enumerate(records.ORDERS))
+    return (
+        '<form id="filters" class="filters" hidden><label>Search <input id="search" type="search" '
+        'placeholder="uid or words"></label>'
+        f'<label>Sort by <select id="order">{orders}</select></label>{"".join(chosen)}'
+        '<button type="reset">Clear</button></form>'
+    )
+
+
+def _choice(name: str, label: str, values: Sequence[str]) -> str:
+    if not values:
         return ""
-    columns = list(dict.fromkeys(key for row in rows for key in row if key != "row"))
-    heads = "".join(f'<th scope="col">{escape(_column_name(column))}</th>' for column in columns)
-    lines = [
-        f'<tr><th scope="row">{escape(row["row"])}</th>'
-        + "".join(f"<td>{escape(_cell(row.get(column)))}</td>" for column in columns)
-        + "</tr>"
-        for row in rows
-    ]
-    return (
-        '<section aria-labelledby="results"><h2 id="results">Results</h2>'
-        '<div class="wide" tabindex="0" role="group" aria-label="Results, scrolls sideways">'
-        f'<table><thead><tr><th scope="col">Reports by</th>{heads}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div></section>"
+    options = "".join(f'<option value="{escape(value)}">{escape(value)}</option>' for value in values)
+    return f'<label>{label} <select id="{name}"><option value="">any</option>{options}</select></label>'
+
+
+def _bar(studies: Sequence[Record]) -> str:
+    buttons = "".join(
+        f'<button id="{name}" type="button"{extra}>{words}</button>'
+        for name, words, extra in [
+            ("previous", "Previous", ""),
+            ("next", "Next", ""),
+            ("invert", "Invert", ' aria-pressed="false"'),
+            ("window", "Window: full", ""),
+            ("veil", "Hide texts", ' aria-pressed="false"'),
+            ("help", "Keys", ""),
+        ]
     )
-
-
-def _column_name(column: str) -> str:
-    return content.SCORES.get(column) or column.replace("_", " ").capitalize().replace(" f1", " F1")
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "\N{EN DASH}"
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    if isinstance(value, list | tuple):
-        return " to ".join(_cell(part) for part in value)
-    return str(value)
-
-
-def _contents(shown: Sequence[Mapping[str, Any]]) -> str:
-    links = "".join(f'<a href="#{anchor(r["uid"])}">{escape(content.clean(r["uid"]))}</a>' for r in shown)
+    links = "".join(f'<a href="#{escape(anchor(r["uid"]))}">{escape(content.clean(r["uid"]))}</a>' for r in studies)
     return (
-        '<nav aria-label="Studies"><div id="bar" class="bar" hidden>'
-        '<button id="previous" type="button">Previous</button><button id="next" type="button">Next</button>'
-        '<span id="where" role="status"></span><span class="hint">or the keys \N{LEFTWARDS ARROW} '
-        "\N{RIGHTWARDS ARROW}</span></div>"
-        f'<details class="studies"><summary>All {len(shown):,} studies by uid</summary>'
+        f'<nav aria-label="Studies"><div id="bar" class="bar" hidden>{buttons}<span id="where" role="status"></span>'
+        f'</div><details class="studies"><summary>All {len(studies):,} studies by uid</summary>'
         f"<div>{links}</div></details></nav>"
     )
 
 
-def _card(record: Mapping[str, Any], run_folder: Path) -> str:
-    card = ReportCard(record, image_path(record, run_folder))
-    return card.article(anchor=anchor(record["uid"]), image_bytes=_IMAGE_BYTES)
+def _cards(studies: Sequence[Record], run_folder: Path) -> Iterable[str]:
+    ranks: dict[str, list[str]] = {record["uid"]: [] for record in studies}
+    for order in records.ORDERS.values():
+        for rank, record in enumerate(sorted(studies, key=order)):
+            ranks[record["uid"]].append(str(rank))
+    for record in studies:
+        card = ReportCard(record, records.image_path(record, run_folder))
+        yield without_inline_styles(
+            card.article(
+                _IMAGE_BYTES,
+                id=anchor(record["uid"]),
+                data_ranks=" ".join(ranks[record["uid"]]),
+                data_verdicts=json.dumps(records.verdict_pairs(record)),
+                data_flags=json.dumps(record.get("flags") or []),
+            )
+        )
+
+
+def _help() -> str:
+    lines = "".join(
+        f"<div><dt><kbd>{escape(key)}</kbd></dt><dd>{escape(words)}</dd></div>" for key, words in _KEYS.items()
+    )
+    return (
+        f'<dialog id="keys" aria-labelledby="keys-title"><h2 id="keys-title">Keys</h2><dl>{lines}</dl>'
+        '<form method="dialog"><button>Close</button></form></dialog>'
+    )

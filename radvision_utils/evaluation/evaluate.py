@@ -1,6 +1,7 @@
-"""Judge a run on its test split: reports of the base and of every stage, beside what needs no model at all.
+"""Judge a run: reports of the base and of every stage, beside rows that need no model, and whether the image is used.
 
-Writes `evaluation/predictions.jsonl` (the seam to the dashboard), `table.md`, `ladder.png` and, last, `metrics.json`.
+Writes `evaluation/predictions.jsonl` (the seam to the dashboard), `rexrank.json`, `table.md`, pictures and, last,
+`metrics.json`. Another split than test gets a folder of its own below `evaluation/`.
 """
 
 from __future__ import annotations
@@ -8,36 +9,55 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from radvision_utils.config import Profile
-from radvision_utils.data.reports import Report
+from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.data.studies import Study, open_prepared
-from radvision_utils.evaluation.phantom_accuracy import phantom_accuracy, verdicts
-from radvision_utils.evaluation.text_metrics import PROTOCOLS, score_texts
-from radvision_utils.inference import WrittenReport, reporter_of
+from radvision_utils.data.summary import SPLITS
+from radvision_utils.environment import versions
+from radvision_utils.evaluation import image_use
+from radvision_utils.evaluation.baselines import BEST_CONSTANT, CONSTANT, NEAREST, ROWS, blind_reports
+from radvision_utils.evaluation.bootstrap import RESAMPLES
+from radvision_utils.evaluation.clinical import add_clinical_models
+from radvision_utils.evaluation.figures import save_figures
+from radvision_utils.evaluation.finding_labels import mesh_agreement
+from radvision_utils.evaluation.neighbors import neighbor_reports
+from radvision_utils.evaluation.phantom_accuracy import phantom_estimates
+from radvision_utils.evaluation.records import (
+    normal_form,
+    prediction_record,
+    report_labels,
+    rexrank_submission,
+)
+from radvision_utils.evaluation.rows import ScoredRow, Scorer
+from radvision_utils.evaluation.table import (
+    CARD_PROTOCOL,
+    CONVENTIONS,
+    STAGE_ROWS,
+    add_meteor,
+    differences,
+    page,
+    table_rows,
+)
+from radvision_utils.evaluation.texts import check_references
+from radvision_utils.inference import Reporter, WrittenReport, reporter_of
 from radvision_utils.runs import (
     RunFolder,
     fingerprint,
-    is_current,
     now,
+    read_json,
     read_json_lines,
-    require,
     step_key,
     write_json,
     write_text,
 )
-from radvision_utils.training.loss import mean_report_loss
 
 logger = logging.getLogger(__name__)
 
-STAGE_ROWS = {0: "base, untuned", 1: "after stage 1", 2: "after stage 2", 3: "after stage 3"}
-CONSTANT_ROW = "constant report"
-CARD_PROTOCOL = "findings + impression, raw"  # whose scores a study's card shows
+CARD_SCORES = ("bleu4", "rouge_l", "cider_d")
 
 
 @dataclass(frozen=True)
@@ -59,85 +79,194 @@ class EvaluationResult:
         return rows
 
 
-def evaluate(profile: Profile, split: str = "test", force: bool = False) -> EvaluationResult:
+def evaluate(profile: Profile, split: str = "test", force: bool = False, clinical: bool = False) -> EvaluationResult:
     """Write and score reports for a split, or give back the result where nothing has changed.
 
+    Args:
+        profile: the run's settings.
+        split: "test", "validation" or "train".
+        force: also where nothing has changed.
+        clinical: add the scores of RadGraph, CheXbert, RaTEScore and GREEN where their packages are installed.
+
     Raises:
-        RadVisionError: data or a stage is missing or stale; the sentence names the command.
+        RadVisionError: data or a stage is missing or stale, the split has no studies, or a reference is empty or not
+            English; the sentence says what to do.
     """
-    folder = RunFolder.of(profile)
-    if not force and is_current(profile, "evaluation"):
-        return EvaluationResult(folder.evaluation, require(profile, "evaluation"))
-    key, started = step_key(profile, "evaluation"), time.perf_counter()
-    dataset = open_prepared(profile)
-    studies = list(dataset.split(split))
-    constant = commonest_report(dataset.split("train"))
-    rows: dict[str, dict[str, Any]] = {
-        CONSTANT_ROW: {"report": vars(constant), **score_row([constant] * len(studies), studies)}
-    }
-    records: list[dict[str, Any]] = []
-    for stage, row in STAGE_ROWS.items():
-        written, loss = _write_reports(profile, stage, studies)
-        rows[row] = {**score_row([w.report for w in written], studies), **_effort(written), "loss": round(loss, 4)}
-        records += prediction_records(profile, stage, studies, written)
-        logger.info("%s: %s", row, ", ".join(f"{k} {v}" for k, v in headline(rows[row]).items()))
-
-    write_text(folder.predictions, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    table = [{"row": name, **headline(row)} for name, row in rows.items()]
-    metrics = {
-        "key": key,
-        "split": split,
-        "n": len(studies),
-        "seed": profile.seed,
-        "rows": rows,
-        "table": table,
-        "seconds": round(time.perf_counter() - started, 1),
-        "finished": now(),
-    }
-    metrics["hash"] = fingerprint([metrics["rows"], [record["generated"] for record in records]])
-    write_text(folder.evaluation / "table.md", markdown_table(table))
-    write_json(folder.record_path("evaluation"), metrics)
-    folder.note(profile, "evaluation", seconds=metrics["seconds"])
-    return EvaluationResult(folder.evaluation, metrics)
+    run = RunFolder.of(profile)
+    folder = run.evaluation if split == "test" else run.evaluation / split
+    key = step_key(profile, "evaluation")
+    path = folder / "metrics.json"
+    metrics = read_json(path) if path.is_file() and not force else None
+    if metrics is None or metrics["key"] != key:
+        metrics = _Evaluation(profile, split, folder).run(key)
+        if split == "test":
+            run.note(profile, "evaluation", seconds=metrics["seconds"])
+    if clinical:
+        add_clinical_models(metrics, read_json_lines(folder / "predictions.jsonl"))
+        write_json(path, metrics)
+    return EvaluationResult(folder, metrics)
 
 
-def commonest_report(train: Sequence[Study]) -> Report:
-    """The most frequent training report; of equally frequent ones the first."""
-    return Counter(study.report for study in train).most_common(1)[0][0]
+class _Evaluation:
+    """What the steps of one evaluation share."""
+
+    def __init__(self, profile: Profile, split: str, folder: Path) -> None:
+        self.profile, self.split, self.folder, self.seed = profile, split, folder, profile.seed
+        self.dataset = open_prepared(profile)
+        self.studies = list(self.dataset.split(split))
+        if not self.studies:
+            raise RadVisionError(
+                f"the {split} split of run {profile.run!r} has no studies: evaluate another split, or prepare more data."
+            )
+        check_references({study.uid: study.reference for study in self.studies})
+        self.train = list(self.dataset.split("train"))
+        truths = [study.truth for study in self.studies if study.truth is not None]
+        self.scorer = Scorer(
+            [study.reference for study in self.studies],
+            self.seed,
+            [study.report for study in self.train],
+            truths if len(truths) == len(self.studies) else None,
+        )
+        self.chosen = image_use.sample(len(self.studies), self.seed)
+        self.some = [self.studies[i] for i in self.chosen]
+        self.use: dict[str, Any] = {"gap": {}}
+
+    def run(self, key: str) -> dict[str, Any]:
+        started = time.perf_counter()
+        blind = blind_reports(
+            [study.report for study in self.train],
+            [study.reference for study in self.dataset.split("validation")],
+            len(self.studies),
+            self.seed,
+        )
+        scored = {row: self.scorer.score(reports) for row, reports in blind.items()}
+        records: list[dict[str, Any]] = []
+        for stage, row in STAGE_ROWS.items():
+            reporter = reporter_of(self.profile, stage)
+            if stage == 0:
+                scored[NEAREST] = self.scorer.score(neighbor_reports(reporter, self.train, self.studies))
+            scored[row], written = self._stage(reporter, row)
+            records += self._records(stage, scored[row], written)
+            logger.info("%s", _told(row, scored[row]))
+        metrics = self._metrics(key, scored)
+        metrics["seconds"] = round(time.perf_counter() - started, 1)
+        self._write(metrics, scored, records)
+        return metrics
+
+    def _stage(self, reporter: Reporter, row: str) -> tuple[ScoredRow, list[WrittenReport]]:
+        """Reports and loss of a stage; of the base and the last stage also how they depend on the image."""
+        written = list(reporter.write([study.image for study in self.studies]))
+        losses = image_use.study_losses(reporter, self.studies)
+        scored = self.scorer.score([w.report for w in written])
+        scored.facts.update(_effort(written), loss=round(float(losses[:, 0].sum() / losses[:, 1].sum()), 4))
+        own = losses[self.chosen]
+        if reporter.stage in (0, max(STAGE_ROWS)):
+            self.use["gap"][row] = image_use.exchanged_gap(reporter, self.some, own, self.seed)
+        if reporter.stage == max(STAGE_ROWS):
+            reports = [scored.reports[i] for i in self.chosen]
+            empty = image_use.empty_images(self.train, self.folder, self.seed)
+            self.use["without its image"] = image_use.without_image(
+                reporter, self.some, reports, own, empty, self.seed
+            )
+            self.use["mirrored"] = image_use.mirrored(reporter, self.some, reports, self.seed)
+        return scored, written
+
+    def _metrics(self, key: str, scored: Mapping[str, ScoredRow]) -> dict[str, Any]:
+        rows = {name: row.to_json() for name, row in scored.items()}
+        add_meteor(rows, {name: row.reports for name, row in scored.items()}, self.scorer.references)
+        last = STAGE_ROWS[max(STAGE_ROWS)]
+        return {
+            "key": key,
+            "split": self.split,
+            "n": len(self.studies),
+            "seed": self.seed,
+            "resamples": RESAMPLES,
+            "versions": versions(),
+            "conventions": CONVENTIONS,
+            "baselines": {
+                row: {"what": what, "report": vars(scored[row].reports[0]) if row in (CONSTANT, BEST_CONSTANT) else None}
+                for row, what in ROWS.items()
+            },
+            "rows": rows,
+            "table": table_rows(rows),
+            "differences": {last: differences(scored, last)},
+            "image_use": self._image_use(scored[last], last),
+            "labeler": self._labeler(),
+        }
+
+    def _image_use(self, last: ScoredRow, row: str) -> dict[str, Any]:
+        gaps = self.use.pop("gap")
+        drops = image_use.exchange_drops(last.matrix, self.scorer.matrix, self.scorer.bootstrap, self.seed)
+        word, sentence = image_use.verdict(gaps[row], drops["any study"])
+        return {
+            "verdict": word,
+            "sentence": sentence,
+            "row": row,
+            "studies": f"{len(self.some)} of {len(self.studies)}, drawn with seed {self.seed}; exchanged reports: all",
+            "loss_gap": {name: gap.to_json() for name, gap in gaps.items()},
+            "f1_drop": {name: drop.to_json() for name, drop in drops.items()},
+            **self.use,
+        }
+
+    def _labeler(self) -> dict[str, Any]:
+        """How the rule labels do: against the MeSH annotation of all studies, on phantoms against what was drawn."""
+        annotated = [
+            study
+            for split in SPLITS
+            for study in self.dataset.split(split)
+            if study.mesh and study.mesh != "No Indexing"
+        ]
+        facts: dict[str, Any] = {}
+        if annotated:
+            labels = [report_labels(study.reference) for study in annotated]
+            facts["mesh_agreement"] = mesh_agreement(labels, [study.mesh for study in annotated])
+            facts["mesh_reports"] = len(annotated)
+        if self.scorer.truths is not None:
+            drawn = phantom_estimates(self.scorer.references, self.scorer.truths, self.scorer.bootstrap)
+            facts["references_against_drawn"] = {name: estimate.to_json() for name, estimate in drawn.items()}
+        return facts
+
+    def _records(self, stage: int, scored: ScoredRow, written: Sequence[WrittenReport]) -> list[dict[str, Any]]:
+        each = scored.texts[CARD_PROTOCOL].each
+        return [
+            prediction_record(
+                self.profile,
+                stage,
+                study,
+                index,
+                ours.report,
+                scores={name: round(each[index][name], 4) for name in CARD_SCORES},
+                training=self.scorer.training,
+                seconds=ours.seconds,
+            )
+            for index, (study, ours) in enumerate(zip(self.studies, written, strict=True))
+        ]
+
+    def _write(
+        self, metrics: dict[str, Any], scored: Mapping[str, ScoredRow], records: Sequence[dict[str, Any]]
+    ) -> None:
+        last = [record for record in records if record["model"]["stage"] == max(STAGE_ROWS)]
+        metrics["hash"] = fingerprint([record["generated"] for record in records])
+        metrics["finished"] = now()
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        write_text(self.folder / "predictions.jsonl", lines)
+        write_json(self.folder / "rexrank.json", rexrank_submission(last))
+        write_text(self.folder / "table.md", page(metrics, scored))
+        save_figures(metrics, records, self.folder)
+        write_json(self.folder / "metrics.json", metrics)
 
 
-def score_row(generated: Sequence[Report], studies: Sequence[Study]) -> dict[str, Any]:
-    """All scores of one row of the table: text metrics by protocol, variety, and on phantoms what was drawn."""
-    references = [study.reference for study in studies]
-    counts = Counter(generated)
-    row: dict[str, Any] = {
-        "text": {protocol: score_texts(generated, references, protocol).corpus for protocol in PROTOCOLS},
-        "distinct_reports": len(counts),
-        "commonest_share": round(counts.most_common(1)[0][1] / len(generated), 4),
-        "without_headings": sum(not report.headed for report in generated),
-    }
-    truths = [study.truth for study in studies if study.truth is not None]
-    if len(truths) == len(studies):
-        row["drawn"] = phantom_accuracy(generated, truths)
-    return row
-
-
-def headline(row: dict[str, Any]) -> dict[str, Any]:
-    """The few figures of a row that its line in the table shows."""
-    text = row["text"][CARD_PROTOCOL]
-    return {
-        **row.get("drawn", {}),
-        **({"loss": row["loss"]} if "loss" in row else {}),
-        **{name: round(text[name], 4) for name in ("bleu4", "rouge_l", "cider_d")},
-        "distinct_reports": row["distinct_reports"],
-    }
-
-
-def _write_reports(profile: Profile, stage: int, studies: Sequence[Study]) -> tuple[list[WrittenReport], float]:
-    reporter = reporter_of(profile, stage)
-    batch = profile.generation.batch_size
-    loss = mean_report_loss(reporter.model, reporter.collator, studies, batch, reporter.device.autocast)
-    return list(reporter.write([study.image for study in studies])), loss
+def prediction_records(
+    profile: Profile, stage: int, studies: Sequence[Study], written: Sequence[WrittenReport]
+) -> list[dict[str, Any]]:
+    """Records of reports outside an evaluation, without the scores that need a whole split."""
+    training = {normal_form(study.report) for study in open_prepared(profile).split("train")}
+    return [
+        prediction_record(
+            profile, stage, study, index, ours.report, scores={}, training=training, seconds=ours.seconds
+        )
+        for index, (study, ours) in enumerate(zip(studies, written, strict=True))
+    ]
 
 
 def _effort(written: Sequence[WrittenReport]) -> dict[str, Any]:
@@ -150,34 +279,6 @@ def _effort(written: Sequence[WrittenReport]) -> dict[str, Any]:
     }
 
 
-def prediction_records(
-    profile: Profile, stage: int, studies: Sequence[Study], written: Sequence[WrittenReport]
-) -> list[dict[str, Any]]:
-    """The lines of `predictions.jsonl`: all that a card shows of a study."""
-    scores = score_texts([w.report for w in written], [s.reference for s in studies], CARD_PROTOCOL).each
-    return [
-        {
-            "uid": study.uid,
-            "split": study.split,
-            "index": index,
-            "image": study.image.relative_to(RunFolder.of(profile).path).as_posix(),
-            "view": "frontal",
-            "indication": study.indication,
-            "generated": vars(ours.report),
-            "reference": {"findings": study.reference.findings, "impression": study.reference.impression},
-            "findings": verdicts(ours.report, study.truth) if study.truth else [],
-            "scores": {name: round(score[name], 4) for name in ("bleu4", "rouge_l", "cider_d")},
-            "model": {"run": profile.run, "stage": stage, "base": profile.model.base},
-            "prompt": profile.model.prompt,
-            "seconds": round(ours.seconds, 4),
-        }
-        for index, (study, ours, score) in enumerate(zip(studies, written, scores, strict=True))
-    ]
-
-
-def markdown_table(table: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table; a metric that a row has not is left empty."""
-    columns = list(dict.fromkeys(column for row in table for column in row))
-    lines = [columns, ["---"] * len(columns)]
-    lines += [[str(row.get(column, "")) for column in columns] for row in table]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+def _told(row: str, scored: ScoredRow) -> str:
+    [line] = table_rows({row: scored.to_json()})
+    return f"{row}: " + ", ".join(f"{name} {value}" for name, value in line.items() if name != "row")

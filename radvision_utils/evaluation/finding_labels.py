@@ -156,6 +156,33 @@ def mesh_labels(mesh: str, problems: str = "") -> set[str]:
     return found | {"No Finding"} if tags and all(_matches(tag, harmless) for tag in tags) else found
 
 
+def mesh_agreement(labels: Sequence[Mapping[str, Label]], mesh: Sequence[str]) -> dict[str, dict[str, float]]:
+    """How labels agree with annotations of the same reports.
+
+    Args:
+        labels: of each report, by `label`.
+        mesh: each report's annotation; left out are those without and "No Indexing" beforehand.
+
+    Returns:
+        observation -> support (reports annotated with it), precision, recall, f1 ("present" as positive) and
+        f1_uncertain (uncertain as positive too); 0 where there is nothing to be right about.
+    """
+    true = [mesh_labels(text) for text in mesh]
+    return {name: _agreement([found[name].status for found in labels], [name in t for t in true]) for name in OBSERVATIONS}
+
+
+def _agreement(statuses: Sequence[str], true: Sequence[bool]) -> dict[str, float]:
+    scores: dict[str, float] = {"support": sum(true)}
+    for positive, ending in (({"present"}, ""), ({"present", "uncertain"}, "_uncertain")):
+        said = [status in positive for status in statuses]
+        hits = sum(a and b for a, b in zip(said, true, strict=True))
+        if not ending:
+            scores["precision"] = round(hits / max(sum(said), 1), 4)
+            scores["recall"] = round(hits / max(sum(true), 1), 4)
+        scores[f"f1{ending}"] = round(2 * hits / max(sum(said) + sum(true), 1), 4)
+    return scores
+
+
 def _matches(tag: str, patterns: Iterable[str]) -> bool:
     return any(re.match(pattern, tag) for pattern in patterns)
 
@@ -209,14 +236,6 @@ def _read_reports(path: Path) -> list[_Row]:
     ]
 
 
-def _scores(rows: Sequence[_Row], name: str, positive: tuple[str, ...]) -> tuple[float, float, float]:
-    """Precision, recall and F1 of an observation against MeSH, where the statuses `positive` count as asserted."""
-    said = {row.uid for row in rows if row.labels[name].status in positive}
-    true = {row.uid for row in rows if name in row.mesh}
-    hits = len(said & true)
-    return hits / max(len(said), 1), hits / max(len(true), 1), 2 * hits / max(len(said) + len(true), 1)
-
-
 def _disagreements(rows: Sequence[_Row], name: str, count: int) -> list[str]:
     """Up to `count` reports each that only the rules or only MeSH call present, with what decided."""
     lines = []
@@ -247,10 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seconds = time.perf_counter() - started
     print(f"{'observation':28}{'MeSH':>6}{'precision':>11}{'recall':>8}{'F1':>7}{'F1, uncertain as present':>26}")
     for name in OBSERVATIONS:
-        support = sum(name in row.mesh for row in rows)
-        precision, recall, f1 = _scores(rows, name, ("present",))
-        lenient = _scores(rows, name, ("present", "uncertain"))[2]
-        print(f"{name:28}{support:6}{precision:11.3f}{recall:8.3f}{f1:7.3f}{lenient:26.3f}")
+        s = _agreement([row.labels[name].status for row in rows], [name in row.mesh for row in rows])
+        print(f"{name:28}{s['support']:6}{s['precision']:11.3f}{s['recall']:8.3f}{s['f1']:7.3f}{s['f1_uncertain']:26.3f}")
     print(f"{len(rows)} reports labeled in {seconds:.1f} s")
     for name in OBSERVATIONS:
         for line in _disagreements(rows, name, options.examples):

@@ -1,11 +1,34 @@
-"""How right a report on a phantom is, by what was drawn: no labeler, no reference text."""
+"""How right a report on a phantom is, by what was drawn: once read by the phantoms' own reader, once by the rule labels.
+
+The two side by side measure the rule labels themselves: their figures on the reference reports should be 1.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from radvision_utils.data.phantom import read_findings, truth_findings
 from radvision_utils.data.reports import Report
+from radvision_utils.evaluation.bootstrap import Array, Bootstrap, Estimate, divide
+from radvision_utils.evaluation.finding_labels import find_mentions
+
+Pairs = frozenset[tuple[str, str | None]]
+# What the rule labels call a drawn finding. They know one name for all devices; reports call a consolidation an
+# opacity or pneumonia as well.
+_OBSERVED = {
+    "cardiomegaly": "Cardiomegaly",
+    "pleural effusion": "Pleural Effusion",
+    "pneumothorax": "Pneumothorax",
+    "consolidation": "Lung Opacity",
+    "atelectasis": "Atelectasis",
+    "nodule": "Lung Lesion",
+    "central venous catheter": "Support Devices",
+    "pacemaker": "Support Devices",
+}
+_SAME = {"Consolidation": "Lung Opacity", "Pneumonia": "Lung Opacity"}
 
 
 def verdicts(report: Report, truth: str) -> list[dict[str, str]]:
@@ -13,7 +36,7 @@ def verdicts(report: Report, truth: str) -> list[dict[str, str]]:
 
     The verdict is "agree", "missed" (drawn, not asserted with its side) or "unsupported" (asserted, not drawn).
     """
-    drawn, said = truth_findings(truth), read_findings(f"{report.findings} {report.impression}")
+    drawn, said = truth_findings(truth), _read(report)
     rows = [(pair, "agree" if pair in said else "missed") for pair in drawn]
     rows += [(pair, "unsupported") for pair in said - drawn]
     rows.sort(key=lambda row: (row[0][0], row[0][1] or "", row[1]))
@@ -21,7 +44,7 @@ def verdicts(report: Report, truth: str) -> list[dict[str, str]]:
 
 
 def phantom_accuracy(reports: Sequence[Report], truths: Sequence[str]) -> dict[str, float]:
-    """Agreement of reports with what was drawn.
+    """Agreement of reports with what was drawn, as read by the phantoms' own reader.
 
     Args:
         reports: one for each study.
@@ -31,15 +54,68 @@ def phantom_accuracy(reports: Sequence[Report], truths: Sequence[str]) -> dict[s
         study_accuracy: share of studies whose report asserts every drawn finding with its side and nothing else;
         finding_precision, finding_recall: over all (finding, side) pairs; 1.0 where there is none. All in 0 to 1.
     """
-    right = agree = drawn = said = 0
-    for report, truth in zip(reports, truths, strict=True):
-        found = [row["verdict"] for row in verdicts(report, truth)]
-        right += all(verdict == "agree" for verdict in found)
-        agree += found.count("agree")
-        drawn += len(found) - found.count("unsupported")
-        said += len(found) - found.count("missed")
-    return {
-        "study_accuracy": round(right / len(reports), 4),
-        "finding_precision": round(agree / said, 4) if said else 1.0,
-        "finding_recall": round(agree / drawn, 4) if drawn else 1.0,
+    sums = _counts(reports, truths, _read, truth_findings).sum(0).astype(float)
+    return {name: round(float(np.nan_to_num(figure(sums), nan=1.0)), 4) for name, figure in _FIGURES.items()}
+
+
+def phantom_estimates(reports: Sequence[Report], truths: Sequence[str], bootstrap: Bootstrap) -> dict[str, Estimate]:
+    """The same with intervals; the figures by the rule labels have the ending "_by_rule_labels"."""
+    readers: dict[str, tuple[Callable[[Report], Pairs], Callable[[str], Pairs]]] = {
+        "": (_read, truth_findings),
+        "_by_rule_labels": (_labeled, _observed),
     }
+    return {
+        f"{name}{ending}": bootstrap.estimate(counts, figure)
+        for ending, (read, drawn) in readers.items()
+        for counts in [_counts(reports, truths, read, drawn)]
+        for name, figure in _FIGURES.items()
+    }
+
+
+def _right(sums: Array) -> Array:
+    return divide(sums[..., 0], sums[..., 4])
+
+
+def _precision(sums: Array) -> Array:
+    return divide(sums[..., 1], sums[..., 3])
+
+
+def _recall(sums: Array) -> Array:
+    return divide(sums[..., 1], sums[..., 2])
+
+
+_FIGURES = {"study_accuracy": _right, "finding_precision": _precision, "finding_recall": _recall}
+
+
+def _counts(
+    reports: Sequence[Report],
+    truths: Sequence[str],
+    read: Callable[[Report], Pairs],
+    drawn_in: Callable[[str], Pairs],
+) -> NDArray[np.int64]:
+    """(n, 5): wholly right, pairs that agree, pairs drawn, pairs said, 1."""
+    rows = []
+    for report, truth in zip(reports, truths, strict=True):
+        drawn, said = drawn_in(truth), read(report)
+        rows.append([drawn == said, len(drawn & said), len(drawn), len(said), 1])
+    return np.array(rows, np.int64)
+
+
+def _read(report: Report) -> Pairs:
+    return read_findings(f"{report.findings} {report.impression}")
+
+
+def _labeled(report: Report) -> Pairs:
+    """(observation, side) pairs that a report asserts by the rule labels."""
+    mentions = [m for m in find_mentions(f"{report.findings}\n{report.impression}") if m.status != "absent"]
+    pairs = {
+        (_SAME.get(mention.observation, mention.observation), side)
+        for mention in mentions
+        for side in (("left", "right") if mention.side == "bilateral" else (mention.side or None,))
+    }
+    # "Left effusion" and later "the effusion": the second adds no side.
+    return frozenset((name, side) for name, side in pairs if side or not any(n == name and s for n, s in pairs))
+
+
+def _observed(truth: str) -> Pairs:
+    return frozenset((_OBSERVED[name], side) for name, side in truth_findings(truth))

@@ -6,16 +6,25 @@ as published systems do.
 
 from __future__ import annotations
 
+import logging
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pycocoevalcap.bleu.bleu import Bleu
+import numpy as np
+from numpy.typing import NDArray
+from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 
 from radvision_utils.data.reports import Report
+from radvision_utils.evaluation.bootstrap import Array, Bootstrap, Estimate
 
+logger = logging.getLogger(__name__)
+
+NEEDS_JAVA = "n/a (needs Java)"
 METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d")
 R2GEN_TOKENS = 60  # R2Gen cuts its Open-I references to this many
 
@@ -31,9 +40,13 @@ def r2gen_words(text: str) -> str:
     return " . ".join(" ".join(sentence.split()) for sentence in sentences if sentence) + " ."
 
 
+def r2gen_reference(reference: Report) -> str:
+    """A reference as R2Gen compares with it: its normalized findings, cut."""
+    return " ".join(r2gen_words(reference.findings).split()[:R2GEN_TOKENS])
+
+
 def _r2gen_pair(generated: Report, reference: Report) -> tuple[str, str]:
-    words = r2gen_words(reference.findings).split()[:R2GEN_TOKENS]
-    return r2gen_words(generated.findings), " ".join(words)
+    return r2gen_words(generated.findings), r2gen_reference(reference)
 
 
 def _raw_pair(generated: Report, reference: Report) -> tuple[str, str]:
@@ -48,10 +61,18 @@ PROTOCOLS: dict[str, Callable[[Report, Report], tuple[str, str]]] = {
 
 @dataclass(frozen=True)
 class TextScores:
-    """Scores of a set of reports: of the set as a whole, and of each report, by metric name."""
+    """Scores of a set of reports.
+
+    Attributes:
+        corpus: of the set as a whole, by metric name.
+        each: of each report.
+        bleu_counts: (n, 10) what each report adds to corpus BLEU: right and written n-grams for n = 1 to 4, words
+            written, words of the reference.
+    """
 
     corpus: dict[str, float]
     each: list[dict[str, float]]
+    bleu_counts: NDArray[np.int64]
 
 
 def score_texts(generated: Sequence[Report], references: Sequence[Report], protocol: str) -> TextScores:
@@ -65,13 +86,67 @@ def score_texts(generated: Sequence[Report], references: Sequence[Report], proto
         references: the true reports, in the same order.
         protocol: a key of `PROTOCOLS`.
     """
-    pairs = [PROTOCOLS[protocol](ours, true) for ours, true in zip(generated, references, strict=True)]
+    pairs = text_pairs(generated, references, protocol)
     candidates = {i: [ours] for i, (ours, _) in enumerate(pairs)}
     truths = {i: [true] for i, (_, true) in enumerate(pairs)}
-    bleu, bleu_each = Bleu(4).compute_score(truths, candidates, verbose=0)
+    scorer = BleuScorer(n=4)
+    for ours, true in pairs:
+        scorer += (ours, [true])
+    bleu, bleu_each = scorer.compute_score(option="closest", verbose=0)
     rouge, rouge_each = Rouge().compute_score(truths, candidates)
     # pycocoevalcap's "Cider" is CIDEr-D (Vedantam et al. 2015, section 5.3).
     cider, cider_each = Cider().compute_score(truths, candidates)
     corpus = dict(zip(METRICS, [*map(float, bleu), float(rouge), float(cider)], strict=True))
     rows = zip(*bleu_each, rouge_each, cider_each, strict=True)
-    return TextScores(corpus, [dict(zip(METRICS, map(float, row), strict=True)) for row in rows])
+    counts = [[*c["correct"], *c["guess"], c["testlen"], c["reflen"][0]] for c in scorer.ctest]
+    return TextScores(corpus, [dict(zip(METRICS, map(float, row), strict=True)) for row in rows], np.array(counts))
+
+
+def text_estimates(scores: TextScores, bootstrap: Bootstrap) -> dict[str, Estimate]:
+    """The metrics with intervals. BLEU is pooled anew in every resample; CIDEr-D keeps the word frequencies of the
+    whole set."""
+    estimates = {
+        f"bleu{order}": bootstrap.estimate(scores.bleu_counts, lambda sums, order=order: corpus_bleu(sums, order))
+        for order in (1, 2, 3, 4)
+    }
+    for name in ("rouge_l", "cider_d"):
+        estimates[name] = bootstrap.mean(np.array([each[name] for each in scores.each]))
+    return estimates
+
+
+def corpus_bleu(sums: Array, order: int) -> Array:
+    """BLEU from (..., 10) sums of `TextScores.bleu_counts`, smoothed as pycocoevalcap does."""
+    tiny, small = 1e-15, 1e-9
+    right, written = sums[..., :order], sums[..., 4 : 4 + order]
+    score = np.prod((right + tiny) / (written + small), axis=-1) ** (1 / order)
+    ratio = (sums[..., 8] + tiny) / (sums[..., 9] + small)
+    return np.asarray(score * np.exp(np.minimum(0, 1 - 1 / ratio)))
+
+
+def text_pairs(generated: Sequence[Report], references: Sequence[Report], protocol: str) -> list[tuple[str, str]]:
+    """(report, reference) as the protocol compares them."""
+    return [PROTOCOLS[protocol](ours, true) for ours, true in zip(generated, references, strict=True)]
+
+
+def meteor_scores(sets: Sequence[Sequence[tuple[str, str]]]) -> list[float | None]:
+    """METEOR 1.5 of each set of (report, reference) pairs; None for all where there is no Java that runs it.
+
+    It is METEOR's own aggregate, no mean of studies: it gets no interval. One Java process scores all sets; starting
+    it takes seconds.
+    """
+    if shutil.which("java") is None:
+        return [None] * len(sets)
+    try:
+        scorer = Meteor()
+        return [_meteor(scorer, pairs) for pairs in sets]
+    except (OSError, ValueError) as error:  # Java is there, but METEOR's answer is no number: too little memory, say
+        logger.warning("METEOR is left out: Java is installed, but its METEOR did not answer (%s)", error)
+        return [None] * len(sets)
+
+
+def _meteor(scorer: Meteor, pairs: Sequence[tuple[str, str]]) -> float:
+    plain = [[" ".join(text.replace("|||", " ").split()) for text in pair] for pair in pairs]
+    score, _ = scorer.compute_score(
+        {i: [true] for i, (_, true) in enumerate(plain)}, {i: [ours] for i, (ours, _) in enumerate(plain)}
+    )
+    return float(score)

@@ -1,7 +1,7 @@
 """Build the tiny Qwen2.5-VL: the 7B's classes with 1.7 million parameters, its own tokenizer and processor.
 
 The architecture follows what learned on a CPU: patches of 28 and full attention, since 16 visual tokens are enough for
-drawn findings and a finer grid stays at chance for minutes. `training.base` trains it; `tiny_base/` holds the result.
+drawn findings and a finer grid stays at chance for minutes. `build_base` trains it; `tiny_base/` holds the result.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@ import pytest
 
 from radvision_utils.config import RadVisionError
 from radvision_utils.dashboard.browser import ReportBrowser
-from radvision_utils.dashboard.card import read_predictions
+from radvision_utils.dashboard.records import read_predictions
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from PIL import Image
 
 from radvision_utils.config import RadVisionError
 from radvision_utils.dashboard import content, picture
-from radvision_utils.dashboard.card import ReportCard, image_path, read_predictions
+from radvision_utils.dashboard.card import ReportCard
+from radvision_utils.dashboard.records import image_path, read_predictions
 from radvision_utils.dashboard.markup import DARK, GLYPH_INK, LIGHT, VERDICT_COLORS, WELL, card_style, read_style
 
 HOSTILE = "\"'><script>alert(1)</script></article><img src=x onerror=alert(1)> &lt;b&gt; & \x1b[31m"

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from radvision_utils.dashboard.card import ReportCard, read_predictions
+from radvision_utils.dashboard.card import ReportCard
+from radvision_utils.dashboard.records import read_predictions
 from radvision_utils.dashboard.page import write_page
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.dashboard.card import read_predictions
+from radvision_utils.dashboard.records import read_predictions
 from radvision_utils.dashboard.content import FOOTER
 from radvision_utils.dashboard.page import anchor, write_page
 

@@ -102,18 +102,27 @@ def _draw_nodule(scene: Scene, rng: np.random.Generator, finding: Finding) -> Pl
     return nodule
 
 
+_TURN = np.linspace(0, 2 * np.pi, 40)
+
+
 def _draw_catheter(scene: Scene, rng: np.random.Generator, finding: Finding) -> Plane:
     sign = SIGN[str(finding.side)]
+    # An implanted port: the line alone is a pixel wide where the tiny model looks, which never learned to see it.
+    port = (sign * rng.uniform(0.46, 0.54), rng.uniform(-0.44, -0.36))
     tip = (-0.10 + rng.uniform(-0.01, 0.01), rng.uniform(-0.02, 0.12))
     cava = [(-0.115, -0.22), tip]
     if rng.random() < 0.5:  # by the jugular vein
-        entry = [(0.24 * sign, -1.15), (0.21 * sign, -0.85), (0.17 * sign, -0.60)]
+        entry = [(0.36 * sign, -0.70), (0.23 * sign, -0.82), (0.17 * sign, -0.60)]
     else:  # by the subclavian vein
-        entry = [(0.74 * sign, -0.46), (0.52 * sign, -0.60), (0.30 * sign, -0.62)]
+        entry = [(0.46 * sign, -0.56), (0.30 * sign, -0.62)]
     bend = [(0.10 * sign, -0.44)] if sign > 0 else [(-0.125, -0.42)]
-    path = smooth(np.array(entry + bend + cava), closed=False)
+    path = smooth(np.array([port, *entry, *bend, *cava]), closed=False)
     before = scene.lines.copy()
-    scene.line(path, 7, 185)
+    scene.line(path, 6, 175)
+    draw = ImageDraw.Draw(scene.lines)
+    for radius, shade in ((0.072, 225), (0.032, 150)):
+        ring = np.stack([np.cos(_TURN), np.sin(_TURN)], 1) * radius + np.array(port)
+        draw.polygon(scene.body.pixels(ring, SIZE), fill=shade)
     return difference(scene.lines, before)
 
 
@@ -121,9 +130,8 @@ def _draw_pacemaker(scene: Scene, rng: np.random.Generator, finding: Finding) ->
     sign = SIGN[str(finding.side)]
     x, y = sign * rng.uniform(0.50, 0.56), rng.uniform(-0.50, -0.42)
     w, h, turn = rng.uniform(0.095, 0.12), rng.uniform(0.085, 0.105), rng.uniform(-0.3, 0.3)
-    t = np.linspace(0, 2 * np.pi, 40)
     # A superellipse: a box with round corners.
-    round_x, round_y = (np.sign(f) * np.abs(f) ** 0.45 for f in (np.cos(t), np.sin(t)))
+    round_x, round_y = (np.sign(f) * np.abs(f) ** 0.45 for f in (np.cos(_TURN), np.sin(_TURN)))
     c, s = np.cos(turn), np.sin(turn)
     box = np.stack([x + w * round_x * c - h * round_y * s, y + w * round_x * s + h * round_y * c], 1)
     down = scene.body.breath

@@ -212,8 +212,8 @@ def _plan(uid: int, hospital: Hospital, seed: int) -> tuple[Finding, ...]:
     """Chooses the findings of a study, without drawing them.
 
     A side holds at most one of effusion, pneumothorax, consolidation, atelectasis and nodule, so
-    that none hides another; a large heart excludes what it would cover on the left, a pacemaker
-    what lies under its box; a study holds a catheter or a pacemaker, whose lines would cross, but
+    that none hides another; a large heart excludes what it would cover on the left, a port or pacemaker
+    what lies under it; a study holds a catheter or a pacemaker, whose lines would cross, but
     not both.
     """
     rng = _rng(uid, hospital, seed, "plan")
@@ -249,7 +249,7 @@ def _hides(cover: Finding, other: Finding) -> bool:
     if cover.name == "cardiomegaly":
         left = other.name == "atelectasis" or other.zone in ("middle", "lower")
         return left and other.side == "left"
-    if cover.name == "pacemaker" and other.zone == "upper":
+    if cover.name in _DEVICES and other.zone == "upper":
         return cover.side == other.side
     return cover.name in _DEVICES and other.name in _DEVICES
 

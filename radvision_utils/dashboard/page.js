@@ -1,0 +1,120 @@
+// The page works without this script; it adds steps, sort, filter, window and keys, and shows their controls.
+(function () {
+  'use strict';
+  var byId = function (id) { return document.getElementById(id); };
+  var root = document.documentElement, list = byId('cards'), filters = byId('filters');
+  var all = Array.prototype.slice.call(list.children);
+  if (!all.length) return;
+  var shown = all, at = -1;
+  var WINDOWS = ['full', 'dark', 'middle', 'bright'];  // as classes of page.css
+  var ranks = new Map(), verdicts = new Map(), flags = new Map(), words = new Map();
+  all.forEach(function (card) {
+    ranks.set(card, card.dataset.ranks.split(' ').map(Number));
+    verdicts.set(card, JSON.parse(card.dataset.verdicts));
+    flags.set(card, JSON.parse(card.dataset.flags));
+    card.tabIndex = -1;
+  });
+
+  function chosen(id) { return byId(id) ? byId(id).value : ''; }
+  function text(card) {  // of the study and its two reports, read once it is searched for
+    if (!words.has(card)) {
+      var parts = card.querySelectorAll('.rv-head, .rv-texts');
+      words.set(card, Array.prototype.map.call(parts, function (e) { return e.textContent; }).join(' ').toLowerCase());
+    }
+    return words.get(card);
+  }
+  function fits(card) {
+    var observation = chosen('observation'), verdict = chosen('verdict'), flag = chosen('flag');
+    var search = chosen('search').trim().toLowerCase();
+    return (!flag || flags.get(card).indexOf(flag) >= 0)
+      && (!(observation || verdict) || verdicts.get(card).some(function (pair) {
+        return (!observation || pair[0] === observation) && (!verdict || pair[1] === verdict);
+      }))
+      && (!search || text(card).indexOf(search) >= 0);
+  }
+  function arrange() {
+    var order = Number(chosen('order'));
+    all.sort(function (a, b) { return ranks.get(a)[order] - ranks.get(b)[order]; });
+    shown = all.filter(fits);
+    all.forEach(function (card) { card.hidden = true; list.appendChild(card); });
+    shown.forEach(function (card) { card.hidden = false; });
+    mark(-1);
+  }
+
+  function mark(index) {
+    at = index;
+    var total = shown.length === all.length ? '' : ' (of ' + all.length + ')';
+    byId('where').textContent = (at < 0 ? '' : (at + 1) + ' of ') + shown.length + ' studies' + total;
+  }
+  function bring(card, times) {
+    // Cards out of sight have an estimated height: look again once those on the way have their own.
+    card.scrollIntoView({ block: 'start' });
+    if (times) requestAnimationFrame(function () { bring(card, times - 1); });
+  }
+  function show(index) {
+    document.querySelector('.studies').open = false;
+    if (at >= 0 && shown[at]) shown[at].classList.remove('revealed');
+    mark(index);
+    shown[at].focus({ preventScroll: true });
+    bring(shown[at], 3);
+  }
+  function go(step) {
+    if (!shown.length) return;
+    show(Math.min(Math.max(at + step, 0), shown.length - 1));
+    history.replaceState(null, '', '#' + shown[at].id);
+  }
+  function follow() {
+    var card = byId(location.hash.slice(1));
+    if (all.indexOf(card) < 0) return;
+    if (shown.indexOf(card) < 0) { filters.reset(); arrange(); }
+    show(shown.indexOf(card));
+  }
+
+  function invert() {
+    byId('invert').setAttribute('aria-pressed', root.classList.toggle('inverted'));
+  }
+  function nextWindow() {
+    var next = WINDOWS[(WINDOWS.indexOf(root.dataset.window || 'full') + 1) % WINDOWS.length];
+    root.dataset.window = next;
+    byId('window').textContent = 'Window: ' + next;
+  }
+  function veil() {
+    var on = root.classList.toggle('veiled');
+    byId('veil').setAttribute('aria-pressed', on);
+    all.forEach(function (card) { card.classList.remove('revealed'); });
+  }
+  function reveal() {
+    if (!root.classList.contains('veiled')) veil();
+    else if (at >= 0) shown[at].classList.toggle('revealed');
+    else veil();
+  }
+  function help() { if (!byId('keys').open) byId('keys').showModal(); }
+
+  var KEYS = {
+    ArrowLeft: function () { go(-1); }, ArrowRight: function () { go(1); },
+    i: invert, w: nextWindow, r: reveal, '?': help,
+    '/': function () { byId('search').focus(); byId('search').select(); }
+  };
+  document.addEventListener('keydown', function (event) {
+    var target = event.target;
+    if (event.altKey || event.ctrlKey || event.metaKey || byId('keys').open) return;
+    if (event.key === 'Escape' && filters.contains(target)) { target.blur(); return; }
+    if (/^(INPUT|SELECT|TEXTAREA)$/.test(target.tagName) || !KEYS[event.key]) return;
+    event.preventDefault();
+    KEYS[event.key]();
+  });
+  byId('previous').addEventListener('click', KEYS.ArrowLeft);
+  byId('next').addEventListener('click', KEYS.ArrowRight);
+  byId('invert').addEventListener('click', invert);
+  byId('window').addEventListener('click', nextWindow);
+  byId('veil').addEventListener('click', veil);
+  byId('help').addEventListener('click', help);
+  filters.addEventListener('input', arrange);
+  filters.addEventListener('submit', function (event) { event.preventDefault(); });
+  filters.addEventListener('reset', function () { setTimeout(arrange); });
+  window.addEventListener('hashchange', follow);
+  filters.hidden = byId('bar').hidden = false;
+  if (chosen('order') !== '0' || chosen('search')) filters.reset();  // a reload keeps what was chosen, not what is shown
+  mark(-1);
+  follow();
+})();

@@ -1,0 +1,102 @@
+"""95 % intervals by resampling studies, for every figure that is a function of sums over studies.
+
+Means, F1 and corpus BLEU are all such functions: a row of counts a study is enough, and a resample is a weighted sum.
+Every estimate of one `Bootstrap` uses the same resamples, so that differences between rows are paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Statistic = Callable[[Array], Array]
+"""From sums (..., k) of the counts of the studies to the figure (...); NaN where it is not defined."""
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval (percentiles of the resamples) and the studies it rests on.
+
+    Attributes:
+        value: NaN where it is not defined.
+        n: studies that count.
+        draws: (resamples,) the figure in each resample.
+    """
+
+    value: float
+    n: int
+    draws: Array
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """2.5th and 97.5th percentile of the defined draws; NaN where there is none."""
+        defined = self.draws[~np.isnan(self.draws)]
+        if not len(defined) or np.isnan(self.value):
+            return np.nan, np.nan
+        low, high = np.percentile(defined, (2.5, 97.5))
+        return float(low), float(high)
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"value", "low", "high", "n"}`, rounded to 4 digits; None for what is not defined."""
+        low, high = self.interval
+        return {"value": rounded(self.value), "low": rounded(low), "high": rounded(high), "n": self.n}
+
+    def minus(self, other: Estimate) -> Estimate:
+        """The paired difference to an estimate of the same `Bootstrap`."""
+        return Estimate(self.value - other.value, min(self.n, other.n), self.draws - other.draws)
+
+
+class Bootstrap:
+    """Resamples of a set of studies, drawn once.
+
+    Args:
+        studies: how many there are.
+        seed: the same seed gives the same resamples.
+    """
+
+    def __init__(self, studies: int, seed: int) -> None:
+        shares = np.full(studies, 1 / studies)
+        self.studies = studies
+        self._weights = np.random.default_rng(seed).multinomial(studies, shares, RESAMPLES).astype(np.float64)
+
+    def estimate(self, counts: NDArray[Any], statistic: Statistic, among: NDArray[np.bool_] | None = None) -> Estimate:
+        """A figure of the studies.
+
+        Args:
+            counts: (studies, k) what each study adds to the sums.
+            statistic: the figure as a function of the sums.
+            among: (studies,) which studies count; all if left out.
+        """
+        counts = np.asarray(counts, np.float64)
+        n = self.studies
+        if among is not None:
+            counts, n = counts * among[:, None], int(among.sum())
+        value = float(statistic(counts.sum(0)))
+        return Estimate(value, n, np.asarray(statistic(self._weights @ counts), np.float64))
+
+    def mean(self, values: NDArray[Any], among: NDArray[np.bool_] | None = None) -> Estimate:
+        """The mean of one number a study."""
+        values = np.asarray(values, np.float64)
+        return self.estimate(np.stack([values, np.ones_like(values)], 1), share, among)
+
+
+def share(sums: Array) -> Array:
+    """First sum over second; NaN where the second is 0."""
+    return divide(sums[..., 0], sums[..., 1])
+
+
+def divide(above: Array, below: Array) -> Array:
+    """`above / below`, NaN where `below` is 0."""
+    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) > 0)
+
+
+def rounded(value: float) -> float | None:
+    """4 digits after the point; None for NaN."""
+    return None if np.isnan(value) else round(float(value), 4)

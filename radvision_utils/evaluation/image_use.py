@@ -1,0 +1,199 @@
+"""Is the image used at all? What text metrics cannot tell, by taking the image away, exchanging and mirroring it.
+
+(a) the loss of the true report under its own image and under another study's; (b) reports exchanged between studies;
+(c) a blank image and the mean of training images; (d) mirrored images. (a), (c) and (d) cost passes of the model, so
+they are taken on at most `SAMPLE` studies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from radvision_utils.data.images import load_image
+from radvision_utils.data.reports import Report, format_report
+from radvision_utils.data.studies import Study
+from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate, share
+from radvision_utils.evaluation.label_scores import ABNORMAL, LabelMatrix, micro_f1
+from radvision_utils.evaluation.records import report_labels
+from radvision_utils.inference import Reporter
+from radvision_utils.model.loading import compute_device
+from radvision_utils.training.loss import report_token_losses, to_device
+
+SAMPLE = 200  # studies at most: each pass over them costs a 7B minutes
+SMALL_GAP = 0.01  # nats per report token below which a gap is as good as none
+SMALL_DROP = 0.02  # F1 below which a drop is as good as none
+
+Losses = NDArray[np.float64]
+Order = NDArray[np.intp]
+
+
+def sample(studies: int, seed: int) -> Order:
+    """Positions of at most `SAMPLE` studies, in order, drawn without replacement."""
+    return np.sort(np.random.default_rng(seed).permutation(studies)[:SAMPLE])
+
+
+def exchange(studies: int, seed: int) -> Order:
+    """Another study for each study, each used once (a derangement); itself where there is only one."""
+    order = np.random.default_rng(seed).permutation(studies)
+    other = np.empty(studies, np.intp)
+    other[order] = np.roll(order, 1)
+    return other
+
+
+@torch.no_grad()
+def study_losses(reporter: Reporter, studies: Sequence[Study], images: Sequence[Path] | None = None) -> Losses:
+    """Loss of each study's training report, teacher-forced, the model in evaluation mode.
+
+    Args:
+        reporter: the model.
+        studies: whose reports.
+        images: files to show instead of the studies' own.
+
+    Returns:
+        (n, 2): nats, and tokens they are spread over.
+    """
+    shown = [s.image for s in studies] if images is None else images
+    pictured = [dataclasses.replace(s, image=image) for s, image in zip(studies, shown, strict=True)]
+    rows: list[list[float]] = []
+    size = reporter.profile.generation.batch_size
+    for first in range(0, len(pictured), size):
+        batch = to_device(reporter.collator(pictured[first : first + size]), compute_device(reporter.model))
+        with reporter.device.autocast():
+            losses, counts = report_token_losses(reporter.model, batch)
+        rows += torch.stack([losses.double().sum(1), counts.double().sum(1)], 1).tolist()
+    return np.array(rows)
+
+
+def loss_gap(own: Losses, other: Losses, bootstrap: Bootstrap) -> Estimate:
+    """How much worse the true reports are predicted without their own image, nats per report token."""
+    return bootstrap.estimate(np.stack([other[:, 0] - own[:, 0], own[:, 1]], 1), share)
+
+
+def exchanged_gap(reporter: Reporter, studies: Sequence[Study], own: Losses, seed: int) -> Estimate:
+    """The gap between a study's image and another study's.
+
+    Args:
+        own: `study_losses` of the same studies under their own images.
+    """
+    images = [studies[i].image for i in exchange(len(studies), seed)]
+    return loss_gap(own, study_losses(reporter, studies, images), Bootstrap(len(studies), seed))
+
+
+def exchange_drops(generated: LabelMatrix, reference: LabelMatrix, bootstrap: Bootstrap, seed: int) -> dict[str, Estimate]:
+    """What abnormal micro F1 loses when every study gets the report of another image.
+
+    Returns:
+        "any study": exchanged among all; "same labels": among studies whose references assert the same observations,
+        where a report that says no more than its labels loses nothing; "other labels": with a study whose reference
+        asserts others. The last two only for studies that have such a partner.
+    """
+    n = len(reference.abnormal)
+    rng = np.random.default_rng(seed)
+    keys = [row.tobytes() for row in reference.positive]
+    groups = {key: np.flatnonzero([k == key for k in keys]) for key in dict.fromkeys(keys)}
+    same, different = np.arange(n), np.arange(n)
+    for key, members in groups.items():
+        same[members] = members[exchange(len(members), seed)]
+        others = np.flatnonzero([k != key for k in keys])
+        if len(others):
+            different[members] = rng.choice(others, len(members))
+    orders = {"any study": exchange(n, seed), "same labels": same, "other labels": different}
+    drops = {}
+    for name, order in orders.items():
+        moved = order != np.arange(n)
+        own = micro_f1(generated, reference, bootstrap, moved)
+        drops[name] = own.minus(micro_f1(generated.take(order), reference, bootstrap, moved))
+    return drops
+
+
+def empty_images(train: Sequence[Study], folder: Path, seed: int) -> dict[str, Path]:
+    """Writes `blank.png` (black) and `mean.png` (the mean of training images) and gives their paths."""
+    chosen = [train[i].image for i in sample(len(train), seed)]
+    total = np.zeros(np.array(load_image(chosen[0])).shape)
+    for path in chosen:
+        total += np.array(load_image(path))
+    pictures = {"blank image": np.zeros(total.shape), "mean image": total / len(chosen)}
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for name, pixels in pictures.items():
+        paths[name] = folder / f"{name.split()[0]}.png"
+        Image.fromarray(pixels.round().astype(np.uint8)).save(paths[name])
+    return paths
+
+
+def without_image(
+    reporter: Reporter, studies: Sequence[Study], reports: Sequence[Report], own: Losses, images: dict[str, Path], seed: int
+) -> dict[str, Any]:
+    """For a blank and a mean image: the one report it gives, how many studies get the very same, and the loss gap."""
+    bootstrap = Bootstrap(len(studies), seed)
+    written = reporter.report(list(images.values()))
+    return {
+        name: {
+            "report": format_report(report),
+            "same_report_share": round(sum(ours == report for ours in reports) / len(reports), 4),
+            "gap": loss_gap(own, study_losses(reporter, studies, [path] * len(studies)), bootstrap).to_json(),
+        }
+        for (name, path), report in zip(images.items(), written, strict=True)
+    }
+
+
+def mirrored(reporter: Reporter, studies: Sequence[Study], reports: Sequence[Report], seed: int) -> dict[str, Any]:
+    """What becomes of the side of a finding when the image is mirrored.
+
+    Returns:
+        flipped, kept, lost: of the observations that a report asserts on one side only, those that the report on the
+        mirrored image asserts on the other side, on the same, or no longer on one side; flipped_share: with interval.
+    """
+    sided = [(i, pairs) for i, report in enumerate(reports) if (pairs := dict(_one_sided(report)))]
+    counts = {"flipped": 0, "kept": 0, "lost": 0}
+    if not sided:
+        return {**counts, "flipped_share": {"value": None, "low": None, "high": None, "n": 0}}
+    after = reporter.report([ImageOps.mirror(load_image(studies[i].image)) for i, _ in sided])
+    each = np.zeros((len(sided), 2))
+    for row, ((_, before), report) in enumerate(zip(sided, after, strict=True)):
+        now = dict(_one_sided(report))
+        for name, side in before.items():
+            outcome = "lost" if name not in now else "kept" if now[name] == side else "flipped"
+            counts[outcome] += 1
+            each[row] += (outcome == "flipped", 1)
+    return {**counts, "flipped_share": Bootstrap(len(sided), seed).estimate(each, share).to_json()}
+
+
+def _one_sided(report: Report) -> Iterator[tuple[str, str]]:
+    labels = report_labels(report)
+    for name in ABNORMAL:
+        if labels[name].status in ("present", "uncertain") and len(labels[name].sides) == 1:
+            yield name, labels[name].sides[0]
+
+
+def verdict(gap: Estimate, drop: Estimate) -> tuple[str, str]:
+    """"yes", "no" or "not shown", and the sentence that says why.
+
+    Yes: the intervals of the loss gap and of the drop in F1 lie above zero. No: neither does, and both end below what
+    would matter (`SMALL_GAP`, `SMALL_DROP`). Else it is not shown.
+    """
+    (low_gap, high_gap), (low_drop, high_drop) = gap.interval, drop.interval
+    used, told = low_gap > 0, low_drop > 0
+    if used and told:
+        word = "yes"
+    elif not used and not told and high_gap <= SMALL_GAP and high_drop <= SMALL_DROP:
+        word = "no"
+    else:
+        word = "not shown"
+    return word, (
+        f"image used: {word} (loss gap to another study's image {_figure(gap)} nats per token, "
+        f"drop of abnormal F1 with exchanged reports {_figure(drop)})"
+    )
+
+
+def _figure(estimate: Estimate) -> str:
+    low, high = estimate.interval
+    return f"{estimate.value:.4f} ({low:.4f} to {high:.4f})" if np.isfinite(low) else "not defined"

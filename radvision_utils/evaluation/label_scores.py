@@ -1,0 +1,138 @@
+"""Rule-label F1: how well reports name the 13 abnormal observations, by the labels of `finding_labels`.
+
+Headline convention: "uncertain" counts as positive, in reports and references alike; the same figures with uncertain
+as negative stand beside it. It is the score of our own rules: never call it CheXbert F1.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radvision_utils.evaluation.bootstrap import Array, Bootstrap, Estimate, divide, share
+from radvision_utils.evaluation.finding_labels import OBSERVATIONS, Label
+
+ABNORMAL = OBSERVATIONS[1:]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class LabelMatrix:
+    """Labels of n reports.
+
+    Attributes:
+        positive: (n, 13) present or uncertain.
+        certain: (n, 13) present.
+        abnormal: (n,) the text says that something is not normal, be it outside the 13; devices alone are normal.
+    """
+
+    positive: Flags
+    certain: Flags
+    abnormal: Flags
+
+    @classmethod
+    def of(cls, labels: Sequence[Mapping[str, Label]]) -> LabelMatrix:
+        statuses = np.array([[found[name].status for name in ABNORMAL] for found in labels])
+        certain, doubtful = statuses == "present", statuses == "uncertain"
+        silent = np.array([all(found[name].status == "not mentioned" for name in OBSERVATIONS) for found in labels])
+        normal = np.array([found["No Finding"].status == "present" for found in labels])
+        return cls(certain | doubtful, certain, ~normal & ~silent)
+
+    def take(self, order: NDArray[np.intp]) -> LabelMatrix:
+        """The reports in another order."""
+        return LabelMatrix(self.positive[order], self.certain[order], self.abnormal[order])
+
+
+def hits(generated: Flags, reference: Flags) -> NDArray[np.int64]:
+    """(n, 13, 3) true positives, false positives and false negatives of each study and observation."""
+    return np.stack([generated & reference, generated & ~reference, ~generated & reference], -1).astype(np.int64)
+
+
+def f1(sums: Array) -> Array:
+    """F1 from (..., 3) sums of hits; NaN where nothing is positive on either side."""
+    return divide(2 * sums[..., 0], 2 * sums[..., 0] + sums[..., 1] + sums[..., 2])
+
+
+def label_scores(generated: LabelMatrix, reference: LabelMatrix, bootstrap: Bootstrap) -> dict[str, Estimate]:
+    """Headline figures of the labels.
+
+    Returns:
+        micro_f1, macro_f1, micro_precision, micro_recall (uncertain positive); micro_f1_certain, macro_f1_certain
+        (uncertain negative); micro_f1_abnormal, macro_f1_abnormal (the studies whose reference is abnormal);
+        sensitivity and specificity of "abnormal". Macro: the mean over the observations that some reference of these
+        studies has.
+    """
+    scores = {
+        **_f1_pair(generated.positive, reference.positive, bootstrap, ""),
+        **_f1_pair(generated.certain, reference.certain, bootstrap, "_certain"),
+        **_f1_pair(generated.positive, reference.positive, bootstrap, "_abnormal", reference.abnormal),
+    }
+    pooled = hits(generated.positive, reference.positive).sum(1)
+    scores["micro_precision"] = bootstrap.estimate(np.stack([pooled[:, 0], pooled[:, 0] + pooled[:, 1]], 1), share)
+    scores["micro_recall"] = bootstrap.estimate(np.stack([pooled[:, 0], pooled[:, 0] + pooled[:, 2]], 1), share)
+    scores["sensitivity"] = bootstrap.mean(generated.abnormal, reference.abnormal)
+    scores["specificity"] = bootstrap.mean(~generated.abnormal, ~reference.abnormal)
+    return scores
+
+
+def micro_f1(generated: LabelMatrix, reference: LabelMatrix, bootstrap: Bootstrap, among: Flags | None = None) -> Estimate:
+    """Micro F1 over the 13 observations, uncertain positive."""
+    return bootstrap.estimate(hits(generated.positive, reference.positive).sum(1), f1, among)
+
+
+def _f1_pair(
+    generated: Flags, reference: Flags, bootstrap: Bootstrap, suffix: str, among: Flags | None = None
+) -> dict[str, Estimate]:
+    counts = hits(generated, reference)
+    supported = reference.any(0)
+
+    def macro(sums: Array) -> Array:
+        each = f1(sums.reshape(*sums.shape[:-1], len(ABNORMAL), 3))[..., supported]
+        with warnings.catch_warnings():  # a resample without any positive has no mean
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return np.asarray(np.nanmean(each, -1) if supported.any() else np.full(each.shape[:-1], np.nan))
+
+    return {
+        f"micro_f1{suffix}": bootstrap.estimate(counts.sum(1), f1, among),
+        f"macro_f1{suffix}": bootstrap.estimate(counts.reshape(len(counts), -1), macro, among),
+    }
+
+
+def observation_scores(generated: LabelMatrix, reference: LabelMatrix, bootstrap: Bootstrap) -> dict[str, dict[str, Any]]:
+    """F1 of each of the 13 observations with its interval, `support` (references that assert it) and `asserted`
+    (reports that do)."""
+    counts = hits(generated.positive, reference.positive)
+    return {
+        name: {
+            **bootstrap.estimate(counts[:, i], f1).to_json(),
+            "support": int(reference.positive[:, i].sum()),
+            "asserted": int(generated.positive[:, i].sum()),
+        }
+        for i, name in enumerate(ABNORMAL)
+    }
+
+
+def confusion(generated: LabelMatrix, reference: LabelMatrix) -> dict[str, dict[str, int]]:
+    """Studies by what the reference says (outer) and what the report says (inner): "abnormal" or "normal"."""
+    sides = {"abnormal": True, "normal": False}
+    return {
+        true: {
+            said: int(((reference.abnormal == is_true) & (generated.abnormal == is_said)).sum())
+            for said, is_said in sides.items()
+        }
+        for true, is_true in sides.items()
+    }
+
+
+def study_f1(generated: Mapping[str, Label], reference: Mapping[str, Label]) -> float:
+    """F1 over the 13 observations of one study, uncertain positive; 1.0 where neither text asserts any."""
+    said, true = (
+        {name for name in ABNORMAL if labels[name].status in ("present", "uncertain")}
+        for labels in (generated, reference)
+    )
+    return round(2 * len(said & true) / (len(said) + len(true)), 4) if said or true else 1.0

@@ -1,0 +1,169 @@
+"""The headline table: for people (`table.md`), for notebook and dashboard (a dictionary a row), and what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from radvision_utils.data.reports import Report
+from radvision_utils.evaluation.bootstrap import Estimate
+from radvision_utils.evaluation.records import FLAGS, VERDICTS
+from radvision_utils.evaluation.rows import DRAWN, RULE_LABELS, ScoredRow
+from radvision_utils.evaluation.text_metrics import NEEDS_JAVA, PROTOCOLS, meteor_scores, text_pairs
+
+STAGE_ROWS = {0: "base, untuned", 1: "after stage 1", 2: "after stage 2", 3: "after stage 3"}
+CARD_PROTOCOL = "findings + impression, raw"  # whose text metrics the table and a study's card show
+
+
+class Column(NamedTuple):
+    """A headline metric: its name in the table, where it stands in `metrics.json`, and its heading for people."""
+
+    name: str
+    protocol: str
+    metric: str
+    heading: str
+
+
+COLUMNS = (
+    Column("abnormal_f1", RULE_LABELS, "micro_f1", "rule-label F1, micro"),
+    Column("abnormal_macro_f1", RULE_LABELS, "macro_f1", "rule-label F1, macro"),
+    Column("sensitivity", RULE_LABELS, "sensitivity", "sensitivity"),
+    Column("specificity", RULE_LABELS, "specificity", "specificity"),
+    Column("study_accuracy", DRAWN, "study_accuracy", "studies wholly right"),
+    Column("finding_precision", DRAWN, "finding_precision", "finding precision"),
+    Column("finding_recall", DRAWN, "finding_recall", "finding recall"),
+    Column("bleu4", CARD_PROTOCOL, "bleu4", "BLEU-4"),
+    Column("rouge_l", CARD_PROTOCOL, "rouge_l", "ROUGE-L"),
+    Column("cider_d", CARD_PROTOCOL, "cider_d", "CIDEr-D"),
+)
+CONVENTIONS = {
+    "uncertain": "counts as positive in reports and references; the metrics that end in _certain count it as negative",
+    "macro": "mean F1 of the observations that some reference of the split asserts",
+    "abnormal": "the text says that something is not normal, be it outside the 13 observations; devices are normal",
+    "_abnormal": "metrics that end so are of the studies whose reference is abnormal",
+    "interval": "95 %, percentiles of resamples by study; differences are paired by study",
+    "cider_d": "word frequencies of the whole split, also in the resamples; depends on the split",
+    "meteor": "METEOR's own aggregate over the split, without interval",
+    "score name": "rule-label F1: by this project's rules, not CheXbert",
+}
+FACTS = {"loss": "loss, nats per token", "distinct_reports": "distinct reports"}
+
+
+def table_rows(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of `metrics.json` as the table has them: `{"row": name, metric: value, ...}`."""
+    return [
+        {
+            "row": name,
+            **{c.name: row[c.protocol][c.metric]["value"] for c in COLUMNS if c.protocol in row},
+            **{fact: row[fact] for fact in FACTS if fact in row},
+        }
+        for name, row in rows.items()
+    ]
+
+
+def differences(scored: Mapping[str, ScoredRow], row: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """A row minus every other row, paired by study: other row -> column -> value, low, high, n."""
+    return {
+        other: {
+            column.name: _estimate(scored[row], column).minus(_estimate(scored[other], column)).to_json()
+            for column in COLUMNS
+            if column.protocol in scored[row].estimates
+        }
+        for other in scored
+        if other != row
+    }
+
+
+def markdown_table(scored: Mapping[str, ScoredRow], rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table with intervals. Bold: better than every other row by a paired interval that excludes zero."""
+    columns = [c for c in COLUMNS if c.protocol in next(iter(scored.values())).estimates]
+    lines = []
+    for name, row in rows.items():
+        cells = [_cell(row[c.protocol][c.metric]) for c in columns]
+        cells = [f"**{t}**" if _wins(scored, name, c) else t for t, c in zip(cells, columns, strict=True)]
+        lines.append([name, *cells, *(str(row.get(fact, "")) for fact in FACTS)])
+    return _markdown(["reports by", *(c.heading for c in columns), *FACTS.values()], lines)
+
+
+def add_meteor(
+    rows: Mapping[str, dict[str, Any]], reports: Mapping[str, Sequence[Report]], references: Sequence[Report]
+) -> None:
+    """Puts METEOR into every row and protocol of `metrics.json`, in place; `NEEDS_JAVA` where there is none."""
+    places = [(row, protocol) for row in rows for protocol in PROTOCOLS]
+    values = meteor_scores([text_pairs(reports[row], references, protocol) for row, protocol in places])
+    for (row, protocol), value in zip(places, values, strict=True):
+        figure: dict[str, Any] = {"value": value, "low": None, "high": None, "n": len(references)}
+        rows[row][protocol]["meteor"] = figure if value is not None else figure | {"note": NEEDS_JAVA}
+
+
+def page(metrics: Mapping[str, Any], scored: Mapping[str, ScoredRow]) -> str:
+    """`table.md`: the headline table, whether the image is used, other text metrics, errors, conventions."""
+    rows = metrics["rows"]
+    parts = [f"# {metrics['split'].capitalize()} split, {metrics['n']} studies\n"]
+    parts.append(markdown_table(scored, rows))
+    parts.append(
+        "In brackets 95 % intervals by study. Bold: above every other row, the paired interval of each difference "
+        f"excluding zero. Text metrics: {CARD_PROTOCOL}.\n"
+    )
+    if "image_use" in metrics:
+        parts.append(f"**{metrics['image_use']['sentence'].capitalize()}.**\n")
+    parts.append("## Text metrics\n")
+    parts += [f"### {protocol.capitalize()}\n\n{_text_table(rows, protocol)}" for protocol in PROTOCOLS]
+    parts.append(f"## Errors that matter\n\n{_error_table(rows)}")
+    parts.append("## Conventions\n\n" + "".join(f"- {name}: {text}.\n" for name, text in metrics["conventions"].items()))
+    return "\n".join(parts)
+
+
+def _text_table(rows: Mapping[str, Mapping[str, Any]], protocol: str) -> str:
+    names = list(next(iter(rows.values()))[protocol])
+    lines = [[name, *(_value(row[protocol][metric]) for metric in names)] for name, row in rows.items()]
+    return _markdown(["reports by", *(name.upper().replace("_", "-") for name in names)], lines)
+
+
+def _error_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = [
+        [name, *(str(row["verdicts"][v]) for v in VERDICTS), *(str(row["flags"][flag]) for flag in FLAGS)]
+        for name, row in rows.items()
+    ]
+    return _markdown(["reports by", *VERDICTS, *FLAGS], lines) + (
+        "\nThe first four count findings against the reference, the last four reports.\n"
+    )
+
+
+def _value(figure: Mapping[str, Any]) -> str:
+    return figure.get("note", "n/a") if figure["value"] is None else f"{figure['value']:.3f}"
+
+
+def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "".join("| " + " | ".join(line) + " |\n" for line in [heads, ["---"] * len(heads), *lines])
+
+
+def _estimate(row: ScoredRow, column: Column) -> Estimate:
+    return row.estimates[column.protocol][column.metric]
+
+
+def _wins(scored: Mapping[str, ScoredRow], name: str, column: Column) -> bool:
+    mine = _estimate(scored[name], column)
+    others = [_estimate(row, column) for other, row in scored.items() if other != name]
+    defined = [other for other in others if not np.isnan(other.value)]
+    return bool(defined) and all(mine.minus(other).interval[0] > 0 for other in defined)
+
+
+def _cell(figure: Mapping[str, Any]) -> str:
+    if figure["value"] is None:
+        return "n/a"
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+
+
+def plain_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`table_rows` for a terminal: one line a row, figures in columns."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = [columns, *([_plain(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    return "".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() + "\n" for line in lines)
+
+
+def _plain(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else "n/a" if value is None else str(value)
