@@ -65,18 +65,31 @@ def build_base(folder: Path = TINY_BASE, studies: int = 9000, epochs: float = 8.
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
 
-        figures: dict[str, Any] = {"parameters": count_parameters(model), "studies": studies, "epochs": epochs}
-        figures["seconds"] = round(trained)
-        for hospital in ("A", "B"):
-            # Another seed than the training's: no drawing repeats.
-            figures[hospital] = _measure(_profile(hospital, SEED + 1, 600, scratch, run=f"test-{hospital}"))
+    figures = {
+        "parameters": count_parameters(model),
+        "studies": studies,
+        "epochs": epochs,
+        "seconds": round(trained),
+        **measure_base(folder),
+    }
     write_text(folder / "README.md", _model_card(figures))
     return figures
 
 
-def _profile(hospital: str, seed: int, studies: int, root: str, run: str = "base") -> Profile:
-    changes = {"data.hospital": hospital, "data.phantoms": studies, "model.quantization": "none"}
-    return load_profile("tiny", changes, run=run, seed=seed, output_root=root)
+def measure_base(folder: Path) -> dict[str, dict[str, float]]:
+    """How well a saved base reports on hospitals A and B, on studies that nothing trained on."""
+    figures = {}
+    with tempfile.TemporaryDirectory(prefix="radvision-base-") as scratch:
+        for hospital in ("A", "B"):
+            # Another seed than the training's: no drawing repeats.
+            profile = _profile(hospital, SEED + 1, 600, scratch, **{"model.base": str(folder.resolve())})
+            figures[hospital] = _measure(profile)
+    return figures
+
+
+def _profile(hospital: str, seed: int, studies: int, root: str, **changes: Any) -> Profile:
+    changes |= {"data.hospital": hospital, "data.phantoms": studies, "model.quantization": "none"}
+    return load_profile("tiny", changes, run=f"base-{hospital}", seed=seed, output_root=root)
 
 
 def _texts(dataset: PreparedDataset) -> list[str]:
@@ -122,7 +135,7 @@ def _train(model: PreTrainedModel, collator: Collator, dataset: PreparedDataset,
 
 
 def _measure(profile: Profile) -> dict[str, float]:
-    """The saved base, loaded as everyone loads it, on studies of a hospital that nothing trained on."""
+    """The base of a profile, loaded as everyone loads it, on all studies of its hospital."""
     dataset = prepare_dataset(profile)
     device = choose_device()
     model = load_base(profile.model, device)

@@ -1,4 +1,4 @@
-"""What all figures share: size, the line at the foot, colors that color-blind readers can tell apart."""
+"""What figures and tables share: size, the line at the foot, colors that color-blind readers can tell apart."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 from radvision_utils.config import DISCLAIMER
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from IPython.display import HTML
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -23,6 +26,16 @@ def new_figure(width: float, height: float) -> Figure:
     pyplot.close(figure)
     figure.supxlabel(DISCLAIMER, fontsize=7, color="#666666")
     return figure
+
+
+def text_table(rows: Sequence[Mapping[str, object]]) -> HTML:
+    """Rows of texts as a table for a notebook: whole texts, set from the left, escaped."""
+    import pandas as pd
+    from IPython.display import HTML
+
+    with pd.option_context("display.max_colwidth", None):
+        html = pd.DataFrame(rows).to_html(index=False, escape=True, justify="left")
+    return HTML(html.replace("<td>", '<td style="text-align:left;vertical-align:top">'))
 
 
 def tidy(axes: Axes) -> None:
