@@ -1,4 +1,4 @@
-"""The command line: `python -m radvision_utils run | predict | evaluate | build-base`."""
+"""The command line: `python -m radvision_utils run | predict | evaluate | score | label | build-base`."""
 
 from __future__ import annotations
 
@@ -32,9 +32,22 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--stage", type=int, default=3, choices=(0, 1, 2, 3), help="0: the untuned base")
     _run_name(predict)
 
-    judge = verbs.add_parser("evaluate", help="write and score the test split's reports")
+    judge = verbs.add_parser("evaluate", help="write and score the reports of a split")
     _run_name(judge)
+    judge.add_argument("--split", default="test", metavar="SPLIT", help="train, validation or test (default)")
     judge.add_argument("--force", action="store_true", help="also where nothing has changed")
+    _clinical(judge)
+
+    score = verbs.add_parser("score", help="score predictions of any system; needs no torch")
+    score.add_argument("predictions", type=Path, help="predictions.jsonl, or a CSV: uid, prediction, reference")
+    score.add_argument("--run", default="", metavar="NAME", help="compare with the references of this run's split")
+    score.add_argument("--split", default="test", metavar="SPLIT", help="of that run (default: test)")
+    score.add_argument("--json", type=Path, default=None, metavar="FILE", help="write all figures there")
+    _clinical(score)
+    _output_root(score)
+
+    label = verbs.add_parser("label", help="the 14 finding labels of a text, by this project's rules")
+    label.add_argument("text", help="a report or a sentence of one")
 
     base = verbs.add_parser("build-base", help="train the embedded tiny base anew (minutes on a CPU)")
     base.add_argument("--to", type=Path, default=None, metavar="DIR", help="default: inside the package")
@@ -44,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
 def _run_name(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", default="tiny", metavar="NAME", help="folder below outputs/")
     _output_root(parser)
+
+
+def _clinical(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--clinical-models", action="store_true", help="add RadGraph, CheXbert ... if installed")
 
 
 def _output_root(parser: argparse.ArgumentParser) -> None:
@@ -99,12 +116,29 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from radvision_utils.evaluation.evaluate import evaluate, markdown_table
+    from radvision_utils.evaluation.evaluate import evaluate
 
     profile = RunFolder(options.run, options.output_root or "outputs").profile()
-    result = evaluate(profile, force=options.force)
-    print(markdown_table(result.table))
+    result = evaluate(profile, options.split, options.force, options.clinical_models)
+    print((result.folder / "table.md").read_text(encoding="utf-8"))
     print(f"{result.folder}\n{DISCLAIMER}")
+
+
+def _score(options: argparse.Namespace) -> None:
+    from radvision_utils.evaluation.score import score_file
+    from radvision_utils.runs import write_json
+
+    run = RunFolder(options.run, options.output_root or "outputs") if options.run else None
+    metrics, page = score_file(options.predictions, run, options.split, options.clinical_models)
+    print(f"{page}\n{DISCLAIMER}")
+    if options.json:
+        write_json(options.json, metrics)
+
+
+def _label(options: argparse.Namespace) -> None:
+    from radvision_utils.evaluation.score import label_lines
+
+    print(label_lines(options.text))
 
 
 def _build_base(options: argparse.Namespace) -> None:
@@ -120,7 +154,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     quiet_libraries()
-    verbs = {"run": _run, "predict": _predict, "evaluate": _evaluate, "build-base": _build_base}
+    verbs = {
+        "run": _run,
+        "predict": _predict,
+        "evaluate": _evaluate,
+        "score": _score,
+        "label": _label,
+        "build-base": _build_base,
+    }
     try:
         verbs[options.verb](options)
     except RadVisionError as error:

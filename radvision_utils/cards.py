@@ -105,8 +105,7 @@ def _generate(profile: Profile, studies: Studies, position: int, stage: int) -> 
     study = studies[position]
     written = list(reporter_of(profile, stage).write([study.image]))
     [record] = prediction_records(profile, stage, [study], written)
-    # CIDEr-D needs a whole set of references, so one report alone gets no scores.
-    return {**record, "index": position, "scores": {}}
+    return {**record, "index": position}
 
 
 class _LiveModel:

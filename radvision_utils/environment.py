@@ -101,8 +101,16 @@ def versions() -> dict[str, str]:
     return found
 
 
+def forget_peak_memory(device: Device) -> None:
+    """Let the peak of the card begin anew; that of a process cannot."""
+    if device.kind == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory_gib(device: Device) -> float:
-    """Peak memory so far: of the card where there is one, else of this process. GiB."""
+    """Peak memory so far: of the card since `forget_peak_memory`, or of this process where there is no card. GiB."""
     if device.kind == "cuda":
         import torch
 

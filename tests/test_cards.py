@@ -1,6 +1,7 @@
 """predict_beautiful: cached where it can be, live where it must, and a bad index is answered with the valid range."""
 
 import shutil
+import time
 
 import pytest
 
@@ -19,6 +20,29 @@ def test_a_cached_card_loads_no_model(run, monkeypatch):
     card = predict_beautiful(index=0, **run)
     assert card.cached
     assert card.record["model"]["stage"] == 3
+
+
+def test_a_cached_card_renders_within_100_ms(run):
+    predict_beautiful(index=0, **run).html()  # imports, and the style sheet, are there once
+
+    def seconds():
+        started = time.perf_counter()
+        predict_beautiful(index=1, **run).html()
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(5)) < 0.1
+
+
+def test_the_browser_reports_on_an_image_of_ones_own(run, dataset):
+    browser = ReportBrowser(**run)
+    browser.own.path.value = str(dataset.split("validation")[0].image)
+    browser.own.report.click()
+    assert browser.own.message.value == ""
+    assert f"Image {dataset.split('validation')[0].image.name}" in browser.card.value
+    assert "generated now in" in browser.card.value
+    browser.own.path.value = "nowhere.png"
+    browser.own.report.click()
+    assert "nowhere.png does not exist" in browser.own.message.value
 
 
 def test_a_study_without_a_cached_report_is_reported_now(run):

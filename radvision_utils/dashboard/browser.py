@@ -75,7 +75,7 @@ class ReportBrowser(widgets.VBox):
         self.observation = _dropdown("Observation", recorded.observations(every), "260px", any_=True)
         self.verdict = _dropdown("Verdict", list(VERDICTS), "190px", any_=True)
         self.flag = _dropdown("Flag", recorded.flags(every), "250px", any_=True)
-        self.message, self.card = widgets.HTML(), widgets.HTML(layout={"width": "100%"})
+        self.message, self.card = widgets.HTML(), widgets.HTML(layout={"width": "auto"})
         self.view = ViewPanel(self._redraw)
         self.rating = BlindPanel(image_root / "ratings.jsonl", self._show_current)
 
@@ -189,7 +189,7 @@ def _dropdown(name: str, values: list[str], width: str, any_: bool = False) -> w
         options=options,
         value=options[0][1],
         description=name,
-        layout={"width": width},
+        layout={"width": width, "margin": "2px 14px 2px 2px"},
         style={"description_width": "initial"},
     )
 

@@ -194,7 +194,7 @@ def _piece(piece: content.Piece) -> str:
 
 
 def _sign(part: str, kind: str, glyph: str, **attributes: str) -> str:
-    """A glyph on its color; `kind` is a verdict or "flag"."""
+    """A glyph on its color; `kind` is a verdict or "warning"."""
     style = f"background-color:{SIGN_COLORS[kind]}"
     return element("span", part, glyph, class_=f"rv-{kind}", style=style, **attributes)
 
@@ -204,7 +204,7 @@ def _judged(record: Mapping[str, Any]) -> str:
         _group(title, trust, [_chip(chip) for chip in chips]) for title, trust, chips in content.chip_groups(record)
     ]
     if flags := content.flag_words(record):
-        chips = [element("li", "chip", _sign("glyph", "flag", content.FLAG_GLYPH), escape(words)) for words in flags]
+        chips = [element("li", "chip", _sign("glyph", "warning", content.FLAG_GLYPH), escape(words)) for words in flags]
         groups.append(_group(content.FLAGS_TITLE, content.RULES, chips))
     parts = [element("div", "verdicts", *groups)] if groups else []
     if scores := content.score_values(record):
@@ -223,14 +223,9 @@ def _group(title: str, trust: str, chips: list[str]) -> str:
 
 
 def _chip(chip: content.Chip) -> str:
-    return element(
-        "li",
-        "chip",
-        _sign("glyph", chip.verdict, chip.glyph),
-        escape(chip.words),
-        element("span", "verdict", chip.verdict),
-        element("span", "detail", escape(chip.detail)) if chip.detail else "",
-    )
+    parts = [_sign("glyph", chip.verdict, chip.glyph) + escape(chip.words), element("span", "verdict", chip.verdict)]
+    parts += [element("span", "detail", escape(chip.detail))] if chip.detail else []
+    return element("li", "chip", " ".join(parts))
 
 
 def _changes(record: Mapping[str, Any]) -> str:

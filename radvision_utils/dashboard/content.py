@@ -238,7 +238,8 @@ def _joined(sections: tuple[Section, ...]) -> tuple[Piece, ...]:
 def _said(label: Mapping[str, Any] | None) -> str:
     if label is None:
         return ""
-    return " and ".join([clean(side) for side in label.get("sides") or []]) or clean(label["status"])
+    sides = " and ".join(clean(side) for side in label.get("sides") or [])
+    return sides if label["status"] == "present" and sides else clean(label["status"])
 
 
 def _chip(record: Mapping[str, Any], name: object, verdict: str, detail: str = "") -> Chip:

@@ -36,7 +36,7 @@ WELL = {"well": "#040506", "well-ink": "#c5cdd5"}
 
 VERDICT_COLORS = {"contradiction": "#d55e00", "missed": "#e69f00", "unsupported": "#cc79a7", "agree": "#009e73"}
 """Okabe and Ito's colors (jfly.uni-koeln.de/color), told apart by all common kinds of color vision."""
-SIGN_COLORS = {**VERDICT_COLORS, "flag": "#f0e442"}
+SIGN_COLORS = {**VERDICT_COLORS, "warning": "#f0e442"}
 GLYPH_INK = "#07090b"
 
 _FONT = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif"
@@ -50,6 +50,7 @@ def _share(percent: float, least: int) -> str:
 
 _SMALL = f"font-size:14px;color:{LIGHT['muted']}"
 _HEADING = f"padding:0;border:0;font-weight:600;color:{LIGHT['ink']}"
+# JupyterLab floats <dt> and <dd> at fixed shares of the line: each takes that back.
 INLINE = {
     "card": f"max-width:1280px;margin:0;border:1px solid {LIGHT['line']};border-radius:12px;overflow:hidden;"
     f"background-color:{LIGHT['paper']};color:{LIGHT['ink']};font-family:{_FONT};font-size:16px;line-height:1.5;"
@@ -62,8 +63,8 @@ INLINE = {
     "label": f"margin:0 8px 0 0;{_SMALL}",
     "meta": f"{_share(41, 600)};margin:0;font-size:14px;line-height:1.6",
     "fact": "margin:0;padding:0",
-    "key": f"display:inline;float:none;margin:0 8px 0 0;padding:0;font-weight:400;{_SMALL}",
-    "value": "display:inline;margin:0;padding:0",
+    "key": f"display:inline;float:none;width:auto;margin:0 8px 0 0;padding:0;font-weight:400;{_SMALL}",
+    "value": "display:inline;float:none;width:auto;margin:0;padding:0",
     "body": f"border-top:1px solid {LIGHT['line']}",
     "well": f"{_share(34, 900)};margin:0;background-color:{WELL['well']};color:{WELL['well-ink']};text-align:center",
     "image": "display:block;width:100%;max-width:512px;height:auto;margin:0 auto",
@@ -89,16 +90,18 @@ INLINE = {
     "tag": f"margin:0 0 0 8px;font-weight:400;{_SMALL}",
     "scores": f"{_PART};margin:0",
     "score": "display:inline-block;margin:0 28px 8px 0",
-    "score-name": f"margin:0;padding:0;float:none;font-weight:400;{_SMALL}",
-    "score-value": "margin:0;padding:0;font-size:20px;font-weight:600;line-height:1.3",
+    "score-name": f"margin:0;padding:0;float:none;width:auto;font-weight:400;{_SMALL}",
+    "score-value": "margin:0;padding:0;float:none;width:auto;font-size:20px;font-weight:600;line-height:1.3",
     "note": f"margin:4px 0 0;max-width:33em;{_SMALL}",
     "chips": "margin:0;padding:0;list-style:none",
-    "chip": f"display:inline-block;margin:4px 8px 4px 0;padding:3px 12px 3px 4px;border:1px solid {LIGHT['line']};"
-    f"border-radius:16px;font-size:15px;line-height:1.5;color:{LIGHT['ink']}",
+    # The glyph hangs, so that a chip of several lines keeps its words under each other.
+    "chip": f"display:inline-block;max-width:100%;box-sizing:border-box;margin:4px 8px 4px 0;padding:3px 12px 3px 34px;"
+    f"border:1px solid {LIGHT['line']};border-radius:16px;font-size:15px;line-height:1.5;text-indent:-30px;"
+    f"color:{LIGHT['ink']}",
     "glyph": f"display:inline-block;width:22px;margin:0 8px 0 0;border-radius:11px;font-weight:700;line-height:22px;"
-    f"text-align:center;color:{GLYPH_INK}",
-    "verdict": "margin:0 0 0 8px;font-weight:600",
-    "detail": f"margin:0 0 0 8px;{_SMALL}",
+    f"text-align:center;text-indent:0;color:{GLYPH_INK}",
+    "verdict": "margin:0;font-weight:600",
+    "detail": f"margin:0;{_SMALL}",
     "changes": f"margin:0;padding:12px 24px 14px;border-top:1px solid {LIGHT['line']};font-size:15px;line-height:1.6",
     "summary": f"font-size:14px;font-weight:600;color:{LIGHT['accent']};cursor:pointer",
     "change": "margin:8px 0 0;max-width:42em",

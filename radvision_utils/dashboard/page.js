@@ -66,7 +66,7 @@
   function follow() {
     var card = byId(location.hash.slice(1));
     if (all.indexOf(card) < 0) return;
-    if (shown.indexOf(card) < 0) { filters.reset(); arrange(); }
+    if (shown.indexOf(card) < 0) { filters.reset(); setTimeout(follow); return; }  // once the reset has arranged all
     show(shown.indexOf(card));
   }
 
@@ -114,7 +114,6 @@
   filters.addEventListener('reset', function () { setTimeout(arrange); });
   window.addEventListener('hashchange', follow);
   filters.hidden = byId('bar').hidden = false;
-  if (chosen('order') !== '0' || chosen('search')) filters.reset();  // a reload keeps what was chosen, not what is shown
-  mark(-1);
-  follow();
+  filters.reset();  // a reload keeps what was chosen, but not what is shown
+  setTimeout(follow);
 })();

@@ -116,7 +116,7 @@ def _draw_judged(pen: ImageDraw.ImageDraw, record: Mapping[str, Any], top: int) 
         for title, trust, chips in content.chip_groups(record)
     ]
     if flags := content.flag_words(record):
-        chips = [("flag", content.FLAG_GLYPH, words, "", "") for words in flags]
+        chips = [("warning", content.FLAG_GLYPH, words, "", "") for words in flags]
         groups.append((content.FLAGS_TITLE, content.RULES, chips))
     y = top + 40
     for title, trust, chips in groups:

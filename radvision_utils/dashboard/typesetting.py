@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 
 import matplotlib
@@ -132,24 +133,21 @@ class TextBlock:
         return next(n for n in range(len(text), 0, -1) if n == 1 or self._face.getlength(text[:n]) <= self.width)
 
     def _draw_line(self, pen: ImageDraw.ImageDraw, line: list[_Word], x: int, y: int) -> None:
-        before = _Word("")
+        """Words of one verdict are drawn as one string: only so does text from right to left keep its order."""
         at = float(x)
-        for word in line:
-            if at > x:
-                if word.text and word.verdict and word.verdict == before.verdict and before.text:
-                    self._underline(pen, word.verdict, at, at + self._space, y)
-                at += self._space
-            width = self._width(word)
-            if word.text:
-                pen.text((at, y), word.text, self.ink.color, self._face)
-                if word.verdict:
-                    self._underline(pen, word.verdict, at, at + width, y)
+        for (verdict, is_text), run in groupby(line, key=lambda word: (word.verdict, bool(word.text))):
+            if is_text:
+                words = " ".join(word.text for word in run)
+                width = self._face.getlength(words)
+                pen.text((at, y), words, self.ink.color, self._face)
+                if verdict:
+                    self._underline(pen, verdict, at, at + width, y)
             else:
+                width = _SIGN
                 middle = (at + _SIGN / 2, y + self.ink.size * 0.6)
-                pen.circle(middle, 15, fill=VERDICT_COLORS[word.verdict])
-                pen.text(middle, VERDICTS[word.verdict], GLYPH_INK, font(22, "-Bold"), anchor="mm")
-            at += width
-            before = word
+                pen.circle(middle, 15, fill=VERDICT_COLORS[verdict])
+                pen.text(middle, VERDICTS[verdict], GLYPH_INK, font(22, "-Bold"), anchor="mm")
+            at += width + self._space
 
     def _underline(self, pen: ImageDraw.ImageDraw, verdict: str, start: float, end: float, y: int) -> None:
         y += round(self.ink.size * 1.3)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from radvision_utils.config import RadVisionError
 from radvision_utils.data.reports import Report, clean_section, format_report
-from radvision_utils.evaluation.constant_report import best_constant, commonest_report
+from radvision_utils.evaluation.constant_report import best_constant, commonest_normal_report
 from radvision_utils.runs import read_json
 
 CONSTANT = "constant report"
@@ -24,7 +25,7 @@ BEST_CONSTANT = "best constant"
 RANDOM = "random training report"
 NEAREST = "nearest neighbor"
 ROWS = {
-    CONSTANT: "the most frequent training report, for every study",
+    CONSTANT: "the most frequent normal training report, for every study",
     BEST_CONSTANT: "the fixed normal report that earns most BLEU-4 times CIDEr-D on validation, for every study",
     RANDOM: "a training report drawn at random for each study",
     NEAREST: "the report of the training image closest in the base's vision encoder (mean token, cosine)",
@@ -44,7 +45,7 @@ def blind_reports(
     """
     drawn = np.random.default_rng(seed).integers(len(train), size=studies)
     return {
-        CONSTANT: [commonest_report(train)] * studies,
+        CONSTANT: [commonest_normal_report(train)] * studies,
         BEST_CONSTANT: [best_constant(train, validation)] * studies,
         RANDOM: [train[i] for i in drawn],
     }
@@ -91,4 +92,7 @@ def _read_split(reports: Path, split: Path) -> dict[str, dict[str, Report]]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except RadVisionError as error:
+        sys.exit(f"radvision: {error}")

@@ -9,20 +9,19 @@ green_score), not run by our tests, which have no network.
 from __future__ import annotations
 
 import importlib.util
-import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from radvision_utils.config import RadVisionError
 from radvision_utils.data.reports import Report
 from radvision_utils.evaluation.bootstrap import Bootstrap
-from radvision_utils.evaluation.rows import ScoredRow
 
 CLINICAL = "clinical models, findings + impression"
-logger = logging.getLogger(__name__)
+HEADING = "## Clinical models"
 
 
 class ClinicalModel(NamedTuple):
@@ -43,7 +42,7 @@ def _radgraph(generated: list[str], references: list[str]) -> Sequence[float]:
 
 
 def _chexbert(generated: list[str], references: list[str]) -> Sequence[float]:
-    """F1 of each study over the 14 observations; 1.0 where neither text asserts any. Uncertain is positive there too."""
+    """F1 of each study over the 14 observations, uncertain positive; 1.0 where neither text asserts any."""
     from f1chexbert import F1CheXbert
 
     scorer = F1CheXbert()
@@ -77,30 +76,45 @@ MODELS = (
 )
 
 
-def clinical_scores(generated: Sequence[Report], references: Sequence[Report], seed: int) -> dict[str, Any]:
-    """The mean over studies of each metric whose package is installed, with interval.
+def add_clinical_scores(
+    rows: Mapping[str, dict[str, Any]],
+    reports: Mapping[str, Sequence[Report]],
+    references: Sequence[Report],
+    seed: int,
+) -> str:
+    """Puts the mean over studies of every metric whose package is installed into rows of `metrics.json`, in place.
+
+    Args:
+        rows: all rows; those that `reports` names get figures, or a note of what they need.
+
+    Returns:
+        The section for people, with one line that says what to install.
 
     Raises:
         RadVisionError: an installed package failed.
     """
+    bootstrap = Bootstrap(len(references), seed)
+    present = [model for model in MODELS if importlib.util.find_spec(model.module) is not None]
+    missing = [model for model in MODELS if model not in present]
+    lines = []
+    for name, generated in reports.items():
+        scores = {model.metric: bootstrap.mean(_scored(model, generated, references)).to_json() for model in present}
+        notes = {model.metric: {"value": None, "note": f"n/a (needs {model.package})"} for model in missing}
+        rows[name][CLINICAL] = {**scores, **notes}
+        figures = [f"{m} {f['value']:.3f} ({f['low']:.3f} to {f['high']:.3f})" for m, f in scores.items()]
+        lines += [f"- {name}: {', '.join(figures)}"] if figures else []
+    if missing:
+        lines.append(f"Not installed: `pip install {' '.join(model.package for model in missing)}` adds the others.")
+    return f"{HEADING}\n\n" + "\n".join(lines) + "\n"
+
+
+def _scored(model: ClinicalModel, generated: Sequence[Report], references: Sequence[Report]) -> NDArray[np.float64]:
     ours, true = ([f"{r.findings} {r.impression}".strip() for r in reports] for reports in (generated, references))
-    bootstrap, scores = Bootstrap(len(ours), seed), {}
-    for model in MODELS:
-        if importlib.util.find_spec(model.module) is None:
-            continue
-        try:
-            each = np.array(model.score(ours, true), float)
-        except Exception as error:  # their code, their models, their downloads: anything can come
-            raise RadVisionError(
-                f"{model.package} is installed but failed ({type(error).__name__}: {str(error).splitlines()[:1]}): "
-                "score predictions.jsonl in an environment of its own, with "
-                "`python -m radvision_utils score predictions.jsonl --clinical-models`."
-            ) from error
-        scores[model.metric] = bootstrap.mean(each).to_json()
-    return scores
-
-
-def missing_line() -> str:
-    """One line that says what to install; empty where all is there."""
-    missing = [model.package for model in MODELS if importlib.util.find_spec(model.module) is None]
-    return f"clinical models not installed: `pip install {' '.join(missing)}`" if missing else ""
+    try:
+        return np.array(model.score(ours, true), np.float64)
+    except Exception as error:  # their code, their models, their downloads: anything can come
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise RadVisionError(
+            f"{model.package} is installed but failed ({cause}): score predictions.jsonl in an environment of its own, "
+            "with `python -m radvision_utils score predictions.jsonl --clinical-models`."
+        ) from error

@@ -19,7 +19,6 @@ from radvision_utils.evaluation.finding_labels import label
 from radvision_utils.evaluation.text_metrics import corpus_bleu, r2gen_reference, r2gen_words
 
 SENTENCES = 120  # commonest training sentences that a constant may have
-STARTS = 2  # reports to begin with: the commonest, and as many of the best
 
 Gram = tuple[str, ...]
 _SIGMA = 6.0  # of CIDEr-D's length penalty, words
@@ -45,16 +44,24 @@ class ConstantScorer:
 
     def bleu4(self, text: str) -> float:
         """Corpus BLEU-4 of `r2gen_words` text as the report of every study."""
-        words = text.split()
-        right = _added(_grams(words), self._shared)
-        written = [max(0, len(words) - size) * self._n for size in range(4)]
-        sums = np.array([*right, *written, len(words) * self._n, self._words], float)
-        return float(corpus_bleu(sums, 4))
+        return self._bleu4(_grams(text.split()), len(text.split()))
 
     def cider_d(self, text: str) -> float:
         """Mean CIDEr-D of `r2gen_words` text as the report of every study."""
-        words = text.split()
-        grams, length = _grams(words), max(0, len(words) - 1)
+        return self._cider_d(_grams(text.split()), len(text.split()))
+
+    def worth(self, text: str) -> float:
+        """The product of the two."""
+        grams, words = _grams(text.split()), len(text.split())
+        return self._bleu4(grams, words) * self._cider_d(grams, words)
+
+    def _bleu4(self, grams: Counter[Gram], words: int) -> float:
+        right = _added(grams, self._shared)
+        written = [max(0, words - size) * self._n for size in range(4)]
+        return float(corpus_bleu(np.array([*right, *written, words * self._n, self._words], float), 4))
+
+    def _cider_d(self, grams: Counter[Gram], words: int) -> float:
+        length = max(0, words - 1)
         if length not in self._worth:
             self._worth[length] = self._sums(functools.partial(self._similarity, length))
         pairs = zip(_added(grams, self._worth[length]), self._norm(grams), strict=True)
@@ -85,15 +92,20 @@ class ConstantScorer:
         return [math.sqrt(square) for square in squares]
 
 
-def commonest_report(train: Sequence[Report]) -> Report:
-    """The most frequent training report; of equally frequent ones the first."""
-    return Counter(train).most_common(1)[0][0]
+def commonest_normal_report(train: Sequence[Report]) -> Report:
+    """The most frequent training report among those that assert nothing abnormal; of equally frequent ones the first.
+
+    Where none is normal it is the most frequent one.
+    """
+    counts = Counter(train).most_common()
+    normal = (report for report, _ in counts if _is_normal([report.findings, report.impression]))
+    return next(normal, counts[0][0])
 
 
 def best_constant(train: Sequence[Report], validation: Sequence[Report]) -> Report:
     """The normal report that earns most on validation as the report of every study, by BLEU-4 times CIDEr-D.
 
-    Its findings begin as a training report (the commonest ones, and those that earn most as they are) and grow by
+    Its findings begin as a normal training report (the commonest, and the one with the highest BLEU-4) and change by
     exchanging, adding and leaving out sentences, of the `SENTENCES` commonest that assert nothing abnormal, as long as
     that earns more. Its impression is the commonest normal one.
 
@@ -107,25 +119,27 @@ def best_constant(train: Sequence[Report], validation: Sequence[Report]) -> Repo
     def words(sentence: str) -> str:
         return r2gen_words(sentence)
 
-    def worth(sentences: Sequence[str]) -> float:
-        text = " ".join(map(words, sentences))
-        return scorer.bleu4(text) * scorer.cider_d(text)
+    def text(sentences: Iterable[str]) -> str:
+        return " ".join(map(words, sentences))
+
+    def worth(sentences: Iterable[str]) -> float:
+        return scorer.worth(text(sentences))
 
     counted = Counter(tuple(split_sentences(report.findings)) for report in train if report.findings)
     common = Counter(sentence for findings, times in counted.items() for sentence in findings * times)
-    pool = _normal([sentence for sentence, _ in common.most_common(2 * SENTENCES)])[:SENTENCES]
-    whole = [findings for findings, _ in counted.most_common() if findings]
-    starts = _normal_reports(whole)[:STARTS]
-    starts += _normal_reports(sorted(whole, key=worth, reverse=True)[: 20 * STARTS])[:STARTS]
+    pool = [sentence for sentence, _ in common.most_common(2 * SENTENCES) if _is_normal([sentence])][:SENTENCES]
+    common_first = [findings for findings, _ in counted.most_common() if findings]
+    best_first = sorted(common_first, key=lambda findings: scorer.bleu4(text(findings)), reverse=True)
+    starts = [start for order in (common_first, best_first) if (start := next(filter(_is_normal, order), None))]
     if not starts:  # no training report is normal
-        return commonest_report(train)
+        return commonest_normal_report(train)
     found = [_climb(list(start), pool, worth) for start in dict.fromkeys(starts)]
     impressions = Counter(report.impression for report in train if report.impression)
-    impression = next(iter(_normal([text for text, _ in impressions.most_common(50)])), "")
+    impression = next((said for said, _ in impressions.most_common(50) if _is_normal([said])), "")
     return Report(" ".join(max(found, key=worth)), impression)
 
 
-def _climb(sentences: list[str], pool: Sequence[str], worth: Callable[[Sequence[str]], float]) -> list[str]:
+def _climb(sentences: list[str], pool: Sequence[str], worth: Callable[[Iterable[str]], float]) -> list[str]:
     """The best neighbor of the best neighbor ... until none is better."""
     best = worth(sentences)
     while True:
@@ -145,12 +159,11 @@ def _neighbors(sentences: list[str], pool: Sequence[str]) -> Iterator[list[str]]
             yield from ([*before, sentence, *after[1:]] for sentence in new)
 
 
-def _normal(texts: Iterable[str]) -> list[str]:
-    return [text for text in texts if label(text)["No Finding"].status == "present"]
-
-
-def _normal_reports(reports: Iterable[Sequence[str]]) -> list[Sequence[str]]:
-    return [sentences for sentences in reports if _normal([" ".join(sentences)])]
+def _is_normal(sentences: Iterable[str]) -> bool:
+    """Whether they assert nothing abnormal, no device either."""
+    found = label(" ".join(sentences))
+    device = found["Support Devices"].status in ("present", "uncertain")
+    return found["No Finding"].status == "present" and not device
 
 
 def _grams(words: Sequence[str]) -> Counter[Gram]:

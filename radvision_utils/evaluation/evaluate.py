@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from radvision_utils.config import Profile, RadVisionError
+from radvision_utils.data.reports import Report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.data.summary import SPLITS
 from radvision_utils.environment import versions
 from radvision_utils.evaluation import image_use
 from radvision_utils.evaluation.baselines import BEST_CONSTANT, CONSTANT, NEAREST, ROWS, blind_reports
 from radvision_utils.evaluation.bootstrap import RESAMPLES
-from radvision_utils.evaluation.clinical import add_clinical_models
+from radvision_utils.evaluation.clinical import HEADING, add_clinical_scores
 from radvision_utils.evaluation.figures import save_figures
 from radvision_utils.evaluation.finding_labels import mesh_agreement
 from radvision_utils.evaluation.neighbors import neighbor_reports
@@ -32,7 +33,7 @@ from radvision_utils.evaluation.records import (
     report_labels,
     rexrank_submission,
 )
-from radvision_utils.evaluation.rows import ScoredRow, Scorer
+from radvision_utils.evaluation.rows import ScoredRow, Scorer, scoring_versions
 from radvision_utils.evaluation.table import (
     CARD_PROTOCOL,
     CONVENTIONS,
@@ -102,9 +103,22 @@ def evaluate(profile: Profile, split: str = "test", force: bool = False, clinica
         if split == "test":
             run.note(profile, "evaluation", seconds=metrics["seconds"])
     if clinical:
-        add_clinical_models(metrics, read_json_lines(folder / "predictions.jsonl"))
-        write_json(path, metrics)
+        _add_clinical(metrics, folder)
     return EvaluationResult(folder, metrics)
+
+
+def _add_clinical(metrics: dict[str, Any], folder: Path) -> None:
+    """Scores the finished reports of the stages, and puts the figures into `metrics.json` and `table.md`."""
+    records = read_json_lines(folder / "predictions.jsonl")
+    reports = {}
+    for stage, row in STAGE_ROWS.items():
+        own = [record for record in records if record["model"]["stage"] == stage]
+        reports[row] = [Report(**record["generated"]) for record in own]
+    references = [Report(**record["reference"]) for record in own]
+    section = add_clinical_scores(metrics["rows"], reports, references, metrics["seed"])
+    told = (folder / "table.md").read_text(encoding="utf-8").split(HEADING)[0]
+    write_text(folder / "table.md", told + section)
+    write_json(folder / "metrics.json", metrics)
 
 
 class _Evaluation:
@@ -116,7 +130,7 @@ class _Evaluation:
         self.studies = list(self.dataset.split(split))
         if not self.studies:
             raise RadVisionError(
-                f"the {split} split of run {profile.run!r} has no studies: evaluate another split, or prepare more data."
+                f"the {split} split of run {profile.run!r} has no studies: choose another split, or prepare more data."
             )
         check_references({study.uid: study.reference for study in self.studies})
         self.train = list(self.dataset.split("train"))
@@ -148,6 +162,7 @@ class _Evaluation:
             scored[row], written = self._stage(reporter, row)
             records += self._records(stage, scored[row], written)
             logger.info("%s", _told(row, scored[row]))
+            del reporter  # before the next model is loaded: two would not fit a card
         metrics = self._metrics(key, scored)
         metrics["seconds"] = round(time.perf_counter() - started, 1)
         self._write(metrics, scored, records)
@@ -165,9 +180,7 @@ class _Evaluation:
         if reporter.stage == max(STAGE_ROWS):
             reports = [scored.reports[i] for i in self.chosen]
             empty = image_use.empty_images(self.train, self.folder, self.seed)
-            self.use["without its image"] = image_use.without_image(
-                reporter, self.some, reports, own, empty, self.seed
-            )
+            self.use["without its image"] = image_use.without_image(reporter, self.some, reports, own, empty, self.seed)
             self.use["mirrored"] = image_use.mirrored(reporter, self.some, reports, self.seed)
         return scored, written
 
@@ -181,10 +194,13 @@ class _Evaluation:
             "n": len(self.studies),
             "seed": self.seed,
             "resamples": RESAMPLES,
-            "versions": versions(),
+            "versions": {**versions(), **scoring_versions()},
             "conventions": CONVENTIONS,
             "baselines": {
-                row: {"what": what, "report": vars(scored[row].reports[0]) if row in (CONSTANT, BEST_CONSTANT) else None}
+                row: {
+                    "what": what,
+                    "report": vars(scored[row].reports[0]) if row in (CONSTANT, BEST_CONSTANT) else None,
+                }
                 for row, what in ROWS.items()
             },
             "rows": rows,
@@ -214,7 +230,7 @@ class _Evaluation:
             study
             for split in SPLITS
             for study in self.dataset.split(split)
-            if study.mesh and study.mesh != "No Indexing"
+            if study.mesh and study.mesh != "No Indexing" and study.truth is None  # a phantom's is no annotation
         ]
         facts: dict[str, Any] = {}
         if annotated:
@@ -251,7 +267,7 @@ class _Evaluation:
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         write_text(self.folder / "predictions.jsonl", lines)
         write_json(self.folder / "rexrank.json", rexrank_submission(last))
-        write_text(self.folder / "table.md", page(metrics, scored))
+        write_text(self.folder / "table.md", page(f"{self.split.capitalize()} split", metrics, scored))
         save_figures(metrics, records, self.folder)
         write_json(self.folder / "metrics.json", metrics)
 
@@ -262,9 +278,7 @@ def prediction_records(
     """Records of reports outside an evaluation, without the scores that need a whole split."""
     training = {normal_form(study.report) for study in open_prepared(profile).split("train")}
     return [
-        prediction_record(
-            profile, stage, study, index, ours.report, scores={}, training=training, seconds=ours.seconds
-        )
+        prediction_record(profile, stage, study, index, ours.report, scores={}, training=training, seconds=ours.seconds)
         for index, (study, ours) in enumerate(zip(studies, written, strict=True))
     ]
 

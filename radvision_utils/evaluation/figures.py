@@ -1,31 +1,100 @@
-"""Figures of an evaluation: what each stage earned, and which findings are still missed or invented."""
+"""Figures of an evaluation: what each stage earned, which findings are missed, and where text metrics mislead."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from radvision_utils.evaluation.rows import RULE_LABELS
+from radvision_utils.evaluation.table import STAGE_ROWS
 from radvision_utils.figures import BLUE, GRAY, ORANGE, VERMILION, new_figure, tidy
+
+LAST = STAGE_ROWS[max(STAGE_ROWS)]
+
+
+def save_figures(metrics: Mapping[str, Any], records: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Writes every figure as PNG into the evaluation's folder."""
+    figures = {
+        "ladder": show_ladder(metrics),
+        "observations": show_observations(metrics),
+        "confusion": show_confusion(metrics),
+        "text_against_labels": show_text_against_labels(records),
+    }
+    if any(record["findings"] for record in records):
+        figures["verdicts"] = show_verdicts(records)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=120)
 
 
 def show_ladder(metrics: Mapping[str, Any]) -> Figure:
-    """Rows of the table as bars: studies wholly right (phantoms) or ROUGE-L, and the loss per report token."""
-    table = list(reversed(metrics["table"]))
-    drawn = all("study_accuracy" in row for row in table)
-    key, label = ("study_accuracy", "studies wholly right (share)") if drawn else ("rouge_l", "ROUGE-L (0 to 1)")
-    figure = new_figure(9, 3.0)
+    """Rows of the table as bars: abnormal F1 with its interval, and the loss per report token."""
+    names = [row["row"] for row in reversed(metrics["table"])]
+    losses = {row["row"]: row.get("loss") for row in metrics["table"]}
+    colors = [GRAY if losses[name] is None else BLUE for name in names]
+    figure = new_figure(9, 3.6)
     left, right = figure.subplots(1, 2, sharey=True)
-    names = [row["row"] for row in table]
-    colors = [BLUE if "loss" in row else GRAY for row in table]
-    _bars(left, names, [row[key] for row in table], colors, "{:.2f}")
-    left.set(xlabel=label, xlim=(0, 1))
-    _bars(right, names, [row.get("loss") for row in table], colors, "{:.2f}")
+    scores = [metrics["rows"][name][RULE_LABELS]["micro_f1"] for name in names]
+    _bars_with_intervals(left, names, scores, colors)
+    left.set(xlabel="rule-label F1 of 13 abnormal observations\n(micro, 95 % interval)", xlim=(0, 1.19))
+    left.set_xticks(np.linspace(0, 1, 6))
+    _bars(right, names, [losses[name] for name in names], colors, "{:.2f}")
     right.set(xlabel="loss (nats per report token)")
     right.tick_params(left=False)
+    return figure
+
+
+def show_observations(metrics: Mapping[str, Any], row: str = LAST) -> Figure:
+    """F1 of each of the 13 observations with its interval and support."""
+    found = metrics["rows"][row]["observations"]
+    names = sorted(found, key=lambda name: found[name]["support"])
+    figure = new_figure(9, 4.6)
+    axes = figure.subplots()
+    labels = [f"{name} ({found[name]['support']})" for name in names]
+    _bars_with_intervals(axes, labels, [found[name] for name in names], [BLUE] * len(names))
+    axes.set(xlabel=f"rule-label F1 {row} (95 % interval)", xlim=(0, 1.12))
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.set_ylabel(f"observation (references of {metrics['n']} that assert it)")
+    return figure
+
+
+def show_confusion(metrics: Mapping[str, Any], row: str = LAST) -> Figure:
+    """How many normal and abnormal studies are reported as such."""
+    counts = metrics["rows"][row]["confusion"]
+    names = ("abnormal", "normal")
+    table = np.array([[counts[true][said] for said in names] for true in names])
+    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
+    figure = new_figure(4.6, 3.9)
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (true, said), count in np.ndenumerate(table):
+        color = "white" if shares[true, said] > 0.6 else "black"
+        axes.text(said, true, f"{count}\n{shares[true, said]:.0%}", ha="center", va="center", color=color, fontsize=12)
+    axes.set(xticks=(0, 1), yticks=(0, 1), xticklabels=names, yticklabels=names)
+    axes.set(xlabel=f"report {row} says", ylabel="reference says")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def show_text_against_labels(predictions: Sequence[Mapping[str, Any]], stage: int = 3) -> Figure:
+    """ROUGE-L against label F1, a point a study: at the lower right text metrics praise what is wrong."""
+    scores = [r["scores"] for r in predictions if r["model"]["stage"] == stage and "rouge_l" in r["scores"]]
+    x, y = (np.array([score[name] for score in scores], float) for name in ("rouge_l", "label_f1"))
+    figure = new_figure(6.4, 4.2)
+    axes = figure.subplots()
+    # Many studies share a label F1: moved apart a little, always the same way, so that points do not hide others.
+    shift = np.random.default_rng(0).uniform(-0.02, 0.02, len(y))
+    axes.scatter(x, y + shift, s=22, color=BLUE, alpha=0.5, linewidths=0)
+    axes.axvspan(0.5, 1.03, ymax=0.5 / 1.12 + 0.05, color=VERMILION, alpha=0.08, linewidth=0)
+    axes.text(1.01, 0.46, "similar words,\nwrong findings", ha="right", va="top", fontsize=9, color=VERMILION)
+    axes.set(xlabel=f"ROUGE-L, stage {stage}", ylabel="label F1 of the study", xlim=(-0.03, 1.03), ylim=(-0.06, 1.06))
+    tidy(axes)
     return figure
 
 
@@ -38,14 +107,14 @@ def show_verdicts(predictions: Sequence[Mapping[str, Any]], stage: int = 3) -> F
         for finding in record["findings"]
     )
     names = sorted({name for name, _ in counts}, reverse=True)
-    figure = new_figure(9, 0.8 + 0.36 * max(len(names), 1))
+    figure = new_figure(9, 1.1 + 0.36 * max(len(names), 1))
     axes = figure.subplots()
     left = [0] * len(names)
     for verdict, color, hatch in (("agree", BLUE, ""), ("missed", ORANGE, "//"), ("unsupported", VERMILION, "..")):
         widths = [counts[name, verdict] for name in names]
         axes.barh(names, widths, left=left, color=color, hatch=hatch, edgecolor="white", label=verdict)
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    axes.set(xlabel=f"findings in the test split, stage {stage}")
+    axes.set(xlabel=f"findings of the split, stage {stage}")
     if not names:
         axes.text(0.5, 0.5, "no drawn findings: these are not phantoms", ha="center", transform=axes.transAxes)
     axes.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
@@ -57,4 +126,19 @@ def _bars(axes: Axes, names: Sequence[str], values: Sequence[float | None], colo
     bars = axes.barh(names, [value or 0.0 for value in values], color=colors)
     axes.bar_label(bars, [form.format(v) if v is not None else "no model" for v in values], padding=4, fontsize=9)
     axes.margins(x=0.18)
+    tidy(axes)
+
+
+def _bars_with_intervals(
+    axes: Axes, names: Sequence[str], figures: Sequence[Mapping[str, Any]], colors: Sequence[str]
+) -> None:
+    """Bars from 0 with their intervals, the value at the right end; "n/a" where it is not defined."""
+    axes.barh(names, [figure["value"] or 0.0 for figure in figures], color=colors)
+    for place, figure in enumerate(figures):
+        end = 0.0
+        if figure["value"] is not None:
+            end = figure["high"]
+            axes.plot([figure["low"], end], [place, place], color="black", linewidth=1.2, solid_capstyle="butt")
+        text = "n/a" if figure["value"] is None else f"{figure['value']:.2f}"
+        axes.text(end + 0.02, place, text, va="center", fontsize=9)
     tidy(axes)

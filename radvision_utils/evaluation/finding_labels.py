@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import csv
 import re
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -168,7 +169,9 @@ def mesh_agreement(labels: Sequence[Mapping[str, Label]], mesh: Sequence[str]) -
         f1_uncertain (uncertain as positive too); 0 where there is nothing to be right about.
     """
     true = [mesh_labels(text) for text in mesh]
-    return {name: _agreement([found[name].status for found in labels], [name in t for t in true]) for name in OBSERVATIONS}
+    return {
+        name: _agreement([found[name].status for found in labels], [name in t for t in true]) for name in OBSERVATIONS
+    }
 
 
 def _agreement(statuses: Sequence[str], true: Sequence[bool]) -> dict[str, float]:
@@ -267,7 +270,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{'observation':28}{'MeSH':>6}{'precision':>11}{'recall':>8}{'F1':>7}{'F1, uncertain as present':>26}")
     for name in OBSERVATIONS:
         s = _agreement([row.labels[name].status for row in rows], [name in row.mesh for row in rows])
-        print(f"{name:28}{s['support']:6}{s['precision']:11.3f}{s['recall']:8.3f}{s['f1']:7.3f}{s['f1_uncertain']:26.3f}")
+        print(
+            f"{name:28}{s['support']:6}{s['precision']:11.3f}{s['recall']:8.3f}{s['f1']:7.3f}{s['f1_uncertain']:26.3f}"
+        )
     print(f"{len(rows)} reports labeled in {seconds:.1f} s")
     for name in OBSERVATIONS:
         for line in _disagreements(rows, name, options.examples):
@@ -275,4 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except RadVisionError as error:
+        sys.exit(f"radvision: {error}")

@@ -87,7 +87,9 @@ def exchanged_gap(reporter: Reporter, studies: Sequence[Study], own: Losses, see
     return loss_gap(own, study_losses(reporter, studies, images), Bootstrap(len(studies), seed))
 
 
-def exchange_drops(generated: LabelMatrix, reference: LabelMatrix, bootstrap: Bootstrap, seed: int) -> dict[str, Estimate]:
+def exchange_drops(
+    generated: LabelMatrix, reference: LabelMatrix, bootstrap: Bootstrap, seed: int
+) -> dict[str, Estimate]:
     """What abnormal micro F1 loses when every study gets the report of another image.
 
     Returns:
@@ -130,7 +132,12 @@ def empty_images(train: Sequence[Study], folder: Path, seed: int) -> dict[str, P
 
 
 def without_image(
-    reporter: Reporter, studies: Sequence[Study], reports: Sequence[Report], own: Losses, images: dict[str, Path], seed: int
+    reporter: Reporter,
+    studies: Sequence[Study],
+    reports: Sequence[Report],
+    own: Losses,
+    images: dict[str, Path],
+    seed: int,
 ) -> dict[str, Any]:
     """For a blank and a mean image: the one report it gives, how many studies get the very same, and the loss gap."""
     bootstrap = Bootstrap(len(studies), seed)
@@ -175,7 +182,7 @@ def _one_sided(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def verdict(gap: Estimate, drop: Estimate) -> tuple[str, str]:
-    """"yes", "no" or "not shown", and the sentence that says why.
+    """ "yes", "no" or "not shown", and the sentence that says why.
 
     Yes: the intervals of the loss gap and of the drop in F1 lie above zero. No: neither does, and both end below what
     would matter (`SMALL_GAP`, `SMALL_DROP`). Else it is not shown.

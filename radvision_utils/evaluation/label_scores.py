@@ -36,12 +36,12 @@ class LabelMatrix:
     abnormal: Flags
 
     @classmethod
-    def of(cls, labels: Sequence[Mapping[str, Label]]) -> LabelMatrix:
+    def of(cls, labels: Sequence[Mapping[str, Label]], empty: Sequence[bool]) -> LabelMatrix:
+        """The matrix of labels; `empty` says which texts have no word, and are neither normal nor abnormal."""
         statuses = np.array([[found[name].status for name in ABNORMAL] for found in labels])
         certain, doubtful = statuses == "present", statuses == "uncertain"
-        silent = np.array([all(found[name].status == "not mentioned" for name in OBSERVATIONS) for found in labels])
         normal = np.array([found["No Finding"].status == "present" for found in labels])
-        return cls(certain | doubtful, certain, ~normal & ~silent)
+        return cls(certain | doubtful, certain, ~normal & ~np.array(empty, bool))
 
     def take(self, order: NDArray[np.intp]) -> LabelMatrix:
         """The reports in another order."""
@@ -80,7 +80,9 @@ def label_scores(generated: LabelMatrix, reference: LabelMatrix, bootstrap: Boot
     return scores
 
 
-def micro_f1(generated: LabelMatrix, reference: LabelMatrix, bootstrap: Bootstrap, among: Flags | None = None) -> Estimate:
+def micro_f1(
+    generated: LabelMatrix, reference: LabelMatrix, bootstrap: Bootstrap, among: Flags | None = None
+) -> Estimate:
     """Micro F1 over the 13 observations, uncertain positive."""
     return bootstrap.estimate(hits(generated.positive, reference.positive).sum(1), f1, among)
 
@@ -103,7 +105,9 @@ def _f1_pair(
     }
 
 
-def observation_scores(generated: LabelMatrix, reference: LabelMatrix, bootstrap: Bootstrap) -> dict[str, dict[str, Any]]:
+def observation_scores(
+    generated: LabelMatrix, reference: LabelMatrix, bootstrap: Bootstrap
+) -> dict[str, dict[str, Any]]:
     """F1 of each of the 13 observations with its interval, `support` (references that assert it) and `asserted`
     (reports that do)."""
     counts = hits(generated.positive, reference.positive)

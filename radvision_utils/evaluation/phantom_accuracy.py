@@ -1,4 +1,4 @@
-"""How right a report on a phantom is, by what was drawn: once read by the phantoms' own reader, once by the rule labels.
+"""How right a report on a phantom is, by what was drawn: read by the phantoms' own reader, and by the rule labels.
 
 The two side by side measure the rule labels themselves: their figures on the reference reports should be 1.
 """

@@ -5,6 +5,9 @@ The same code scores a stage, a baseline and another system's predictions.
 
 from __future__ import annotations
 
+import importlib.metadata
+import platform
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +23,12 @@ from radvision_utils.evaluation.text_metrics import PROTOCOLS, TextScores, score
 
 RULE_LABELS = "rule labels, findings + impression"
 DRAWN = "drawn truth"  # phantoms only
+
+
+def scoring_versions() -> dict[str, str]:
+    """Versions of what the scores depend on; no torch."""
+    found = {name: importlib.metadata.version(name) for name in ("numpy", "pycocoevalcap")}
+    return {"python": platform.python_version(), **found}
 
 
 @dataclass(frozen=True)
@@ -70,13 +79,13 @@ class Scorer:
         self.bootstrap = Bootstrap(len(references), seed)
         self.training = {normal_form(report) for report in training}
         self.labels = [report_labels(report) for report in references]
-        self.matrix = LabelMatrix.of(self.labels)
+        self.matrix = LabelMatrix.of(self.labels, _without_words(references))
 
     def score(self, reports: Sequence[Report]) -> ScoredRow:
         """All scores of a row, one report for each study."""
         known = {report: report_labels(report) for report in dict.fromkeys(reports)}
         labels = [known[report] for report in reports]
-        matrix = LabelMatrix.of(labels)
+        matrix = LabelMatrix.of(labels, _without_words(reports))
         texts = {protocol: score_texts(reports, self.references, protocol) for protocol in PROTOCOLS}
         estimates = {RULE_LABELS: label_scores(matrix, self.matrix, self.bootstrap)}
         estimates |= {protocol: text_estimates(scores, self.bootstrap) for protocol, scores in texts.items()}
@@ -91,11 +100,12 @@ class Scorer:
         }
         return ScoredRow(list(reports), matrix, estimates, texts, facts)
 
-    def _count_flags(self, reports: Sequence[Report]) -> dict[str, int]:
+    def _count_flags(self, reports: Sequence[Report]) -> dict[str, int | None]:
         counts = Counter[str]()
         for report, times in Counter(reports).items():
             counts.update(dict.fromkeys(flags_of(report, self.training), times))
-        return {name: counts[name] for name in FLAGS}
+        known = FLAGS if self.training else FLAGS[:-1]  # copies can be told only where the training reports are known
+        return {name: counts[name] if name in known else None for name in FLAGS}
 
 
 def variety(reports: Sequence[Report]) -> dict[str, Any]:
@@ -117,8 +127,15 @@ def variety(reports: Sequence[Report]) -> dict[str, Any]:
     }
 
 
+def _without_words(reports: Sequence[Report]) -> list[bool]:
+    return [not re.search(r"\w", f"{report.findings}{report.impression}") for report in reports]
+
+
 def _count_verdicts(generated: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     counts = Counter(
-        verdict for ours, true in zip(generated, reference, strict=True) for verdict in compare(ours, true).values()
+        verdict
+        for ours, true in zip(generated, reference, strict=True)
+        for name, verdict in compare(ours, true).items()
+        if name != "No Finding"  # a normal study called abnormal, or the reverse, shows in the findings already
     )
     return {name: counts[name] for name in VERDICTS}

@@ -48,6 +48,10 @@ CONVENTIONS = {
     "meteor": "METEOR's own aggregate over the split, without interval",
     "score name": "rule-label F1: by this project's rules, not CheXbert",
 }
+_TEXT_HEADS = {
+    **{f"bleu{order}": f"BLEU-{order}" for order in (1, 2, 3, 4)},
+    **{"rouge_l": "ROUGE-L", "cider_d": "CIDEr-D", "meteor": "METEOR"},
+}
 FACTS = {"loss": "loss, nats per token", "distinct_reports": "distinct reports"}
 
 
@@ -60,6 +64,14 @@ def table_rows(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
             **{fact: row[fact] for fact in FACTS if fact in row},
         }
         for name, row in rows.items()
+    ]
+
+
+def interval_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The table with intervals, for a notebook: `{"row": name, heading: "0.450 (0.373 to 0.524)"}`."""
+    return [
+        {"row": name, **{c.heading: _cell(row[c.protocol][c.metric]) for c in COLUMNS if c.protocol in row}}
+        for name, row in metrics["rows"].items()
     ]
 
 
@@ -79,12 +91,13 @@ def differences(scored: Mapping[str, ScoredRow], row: str) -> dict[str, dict[str
 def markdown_table(scored: Mapping[str, ScoredRow], rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The table with intervals. Bold: better than every other row by a paired interval that excludes zero."""
     columns = [c for c in COLUMNS if c.protocol in next(iter(scored.values())).estimates]
+    facts = {name: heading for name, heading in FACTS.items() if any(name in row for row in rows.values())}
     lines = []
     for name, row in rows.items():
         cells = [_cell(row[c.protocol][c.metric]) for c in columns]
         cells = [f"**{t}**" if _wins(scored, name, c) else t for t, c in zip(cells, columns, strict=True)]
-        lines.append([name, *cells, *(str(row.get(fact, "")) for fact in FACTS)])
-    return _markdown(["reports by", *(c.heading for c in columns), *FACTS.values()], lines)
+        lines.append([name, *cells, *(str(row.get(fact, "")) for fact in facts)])
+    return _markdown(["reports by", *(c.heading for c in columns), *facts.values()], lines)
 
 
 def add_meteor(
@@ -98,38 +111,43 @@ def add_meteor(
         rows[row][protocol]["meteor"] = figure if value is not None else figure | {"note": NEEDS_JAVA}
 
 
-def page(metrics: Mapping[str, Any], scored: Mapping[str, ScoredRow]) -> str:
+def page(title: str, metrics: Mapping[str, Any], scored: Mapping[str, ScoredRow]) -> str:
     """`table.md`: the headline table, whether the image is used, other text metrics, errors, conventions."""
     rows = metrics["rows"]
-    parts = [f"# {metrics['split'].capitalize()} split, {metrics['n']} studies\n"]
-    parts.append(markdown_table(scored, rows))
+    parts = [f"# {title}, {metrics['n']} studies\n", markdown_table(scored, rows)]
     parts.append(
         "In brackets 95 % intervals by study. Bold: above every other row, the paired interval of each difference "
         f"excluding zero. Text metrics: {CARD_PROTOCOL}.\n"
     )
     if "image_use" in metrics:
-        parts.append(f"**{metrics['image_use']['sentence'].capitalize()}.**\n")
-    parts.append("## Text metrics\n")
-    parts += [f"### {protocol.capitalize()}\n\n{_text_table(rows, protocol)}" for protocol in PROTOCOLS]
+        parts.append(f"**{_capital(metrics['image_use']['sentence'])}.**\n")
+    parts.append("## Text metrics\n\nTheir intervals, and those of the labels by observation, stand in the JSON.\n")
+    parts += [f"### {_capital(protocol)}\n\n{_text_table(rows, protocol)}" for protocol in PROTOCOLS]
     parts.append(f"## Errors that matter\n\n{_error_table(rows)}")
-    parts.append("## Conventions\n\n" + "".join(f"- {name}: {text}.\n" for name, text in metrics["conventions"].items()))
+    parts.append(
+        "## Conventions\n\n" + "".join(f"- {name}: {text}.\n" for name, text in metrics["conventions"].items())
+    )
     return "\n".join(parts)
 
 
 def _text_table(rows: Mapping[str, Mapping[str, Any]], protocol: str) -> str:
     names = list(next(iter(rows.values()))[protocol])
     lines = [[name, *(_value(row[protocol][metric]) for metric in names)] for name, row in rows.items()]
-    return _markdown(["reports by", *(name.upper().replace("_", "-") for name in names)], lines)
+    return _markdown(["reports by", *(_TEXT_HEADS[name] for name in names)], lines)
 
 
 def _error_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
-        [name, *(str(row["verdicts"][v]) for v in VERDICTS), *(str(row["flags"][flag]) for flag in FLAGS)]
+        [name, *(str(row["verdicts"][v]) for v in VERDICTS), *(_count(row["flags"][flag]) for flag in FLAGS)]
         for name, row in rows.items()
     ]
     return _markdown(["reports by", *VERDICTS, *FLAGS], lines) + (
         "\nThe first four count findings against the reference, the last four reports.\n"
     )
+
+
+def _count(count: int | None) -> str:
+    return "n/a" if count is None else str(count)
 
 
 def _value(figure: Mapping[str, Any]) -> str:
@@ -138,6 +156,10 @@ def _value(figure: Mapping[str, Any]) -> str:
 
 def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in [heads, ["---"] * len(heads), *lines])
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _estimate(row: ScoredRow, column: Column) -> Estimate:
@@ -155,15 +177,3 @@ def _cell(figure: Mapping[str, Any]) -> str:
     if figure["value"] is None:
         return "n/a"
     return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
-
-
-def plain_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """`table_rows` for a terminal: one line a row, figures in columns."""
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    lines = [columns, *([_plain(row.get(column)) for column in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    return "".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() + "\n" for line in lines)
-
-
-def _plain(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else "n/a" if value is None else str(value)

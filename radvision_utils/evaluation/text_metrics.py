@@ -6,6 +6,7 @@ as published systems do.
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import shutil
@@ -37,7 +38,8 @@ def r2gen_words(text: str) -> str:
     text = re.sub(r"\.{2,}", ".", text)
     text = re.sub(r"(^|\. )\d\. ", r"\1", text).strip().lower()
     sentences = [re.sub(r"[.,?;*!%^&_+():\-\[\]{}\"'/\\]", "", sentence).strip() for sentence in text.split(". ")]
-    return " . ".join(" ".join(sentence.split()) for sentence in sentences if sentence) + " ."
+    words = [" ".join(sentence.split()) for sentence in sentences if sentence]
+    return " . ".join(words) + " ." if words else ""  # R2Gen's lone stop would match the reference's
 
 
 def r2gen_reference(reference: Report) -> str:
@@ -106,7 +108,7 @@ def text_estimates(scores: TextScores, bootstrap: Bootstrap) -> dict[str, Estima
     """The metrics with intervals. BLEU is pooled anew in every resample; CIDEr-D keeps the word frequencies of the
     whole set."""
     estimates = {
-        f"bleu{order}": bootstrap.estimate(scores.bleu_counts, lambda sums, order=order: corpus_bleu(sums, order))
+        f"bleu{order}": bootstrap.estimate(scores.bleu_counts, functools.partial(corpus_bleu, order=order))
         for order in (1, 2, 3, 4)
     }
     for name in ("rouge_l", "cider_d"):

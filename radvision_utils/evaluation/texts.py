@@ -1,4 +1,4 @@
-"""Texts that cannot be scored: empty ones, and those that are not English, which every metric here takes for granted."""
+"""Texts that cannot be scored: empty ones, and those that are not English, for which no metric here is made."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from radvision_utils.config import RadVisionError
 from radvision_utils.data.reports import Report
 
-_ENGLISH = frozenset(
-    "the is are of and no in with without there or to within normal clear not has been at this seen by for from on as"
-    " was heart lungs lung chest acute right left".split()
+_ENGLISH = (
+    "the is are of and no in with without there or to within normal clear not has been at this seen by for from on as "
+    "was heart lungs lung chest acute right left"
 )
 # Function words of Spanish, Portuguese, French, Italian, German and Dutch that are no words of an English report.
-_FOREIGN = frozenset(
-    "el la los las del una con sin por y se os um uma com sem não não e ao le les des du une et est avec sans pas dans"
-    " il lo gli di della che non senza der die das und ist mit ohne kein keine keinen nicht den dem ein eine im het een"
-    " van geen zonder met".split()
+_FOREIGN = (
+    "el la los las del una con sin por y se os um uma com sem não e ao le les des du une et est avec sans pas dans il "
+    "lo gli di della che non senza der die das und ist mit ohne kein keine keinen nicht den dem ein eine im het een "
+    "van geen zonder met"
 )
+_WORDS = {"english": frozenset(_ENGLISH.split()), "foreign": frozenset(_FOREIGN.split())}
 
 
 def is_english(text: str) -> bool:
@@ -26,8 +27,8 @@ def is_english(text: str) -> bool:
     if letters and sum(not c.isascii() for c in letters) > 0.3 * len(letters):
         return False
     words = re.findall(r"[^\W\d_]+", text.lower())
-    foreign = sum(word in _FOREIGN for word in words)
-    return foreign < 2 or foreign <= sum(word in _ENGLISH for word in words)
+    foreign = sum(word in _WORDS["foreign"] for word in words)
+    return foreign < 2 or foreign <= sum(word in _WORDS["english"] for word in words)
 
 
 def check_english(reports: Mapping[str, Report], what: str) -> None:

@@ -17,7 +17,14 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from radvision_utils.config import Profile, RadVisionError, StageSettings
 from radvision_utils.data.studies import PreparedDataset, open_prepared
-from radvision_utils.environment import Device, choose_device, peak_memory_gib, seed_everything, versions
+from radvision_utils.environment import (
+    Device,
+    choose_device,
+    forget_peak_memory,
+    peak_memory_gib,
+    seed_everything,
+    versions,
+)
 from radvision_utils.model.adapter import WEIGHTS, attach_adapter, load_adapter, save_adapter
 from radvision_utils.model.loading import load_base, load_processor
 from radvision_utils.runs import RunFolder, file_hash, is_current, now, read_json_lines, require, step_key, write_json
@@ -105,6 +112,7 @@ def train_stage(profile: Profile, stage: int, force: bool = False) -> StageResul
     device = choose_device()
     _start_or_resume(folder.stage(stage), key, force)
     seed_everything(profile.seed + stage)
+    forget_peak_memory(device)
 
     model = _stage_model(profile, stage, folder, device)
     collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)

@@ -1,7 +1,11 @@
+import json
+
 import pytest
 
 from radvision_utils.config import RadVisionError
 from radvision_utils.dashboard.browser import ReportBrowser
+from radvision_utils.dashboard.card import ReportCard
+from radvision_utils.dashboard.panels import uploaded
 from radvision_utils.dashboard.records import read_predictions
 
 
@@ -82,3 +86,135 @@ def test_no_records_and_no_such_index_are_refused(records, run_folder):
         ReportBrowser([], run_folder)
     with pytest.raises(RadVisionError, match="use 0 to 2"):
         ReportBrowser(records, run_folder, index=3)
+
+
+@pytest.fixture
+def judged(records, run_folder):
+    """The browser with verdicts, flags and scores by study: 17 agrees, 20 misses, 31 contradicts."""
+    verdicts = {"17": "agree", "20": "missed", "31": "contradiction"}
+    for record in records:
+        record["verdicts"] = {"Edema": verdicts[record["uid"]], "Fracture": "agree"}
+        record["flags"] = ["prior study"] if record["uid"] == "20" else []
+        record["scores"] = {"label_f1": {"17": 1.0, "20": 0.2, "31": 0.4}[record["uid"]], "rouge_l": 0.9}
+    return ReportBrowser(records, run_folder)
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ("index", ["17", "20", "31"]),
+        ("worst contradiction", ["31", "20", "17"]),
+        ("lowest label F1", ["20", "31", "17"]),
+        ("ROUGE-L above label F1", ["20", "31", "17"]),
+    ],
+)
+def test_studies_come_in_the_chosen_order(judged, order, expected):
+    judged.order.value = "worst contradiction" if order == "index" else "index"
+    judged.order.value = order
+    seen = [judged.uid.value]
+    while not judged.next.disabled:
+        judged.next.click()
+        seen.append(judged.uid.value)
+    assert seen == expected
+
+
+def test_a_filter_leaves_only_what_fits(judged):
+    judged.verdict.value = "missed"
+    assert judged.uid.value == "20"
+    assert "1 of 1 studies, filtered from 3" in judged.message.value
+    judged.verdict.value = ""
+    judged.flag.value = "prior study"
+    assert judged.uid.value == "20"
+    judged.flag.value = ""
+    judged.observation.value = "Fracture"
+    judged.verdict.value = "contradiction"
+    assert "No study fits" in judged.message.value
+
+
+def test_a_study_asked_for_by_name_takes_the_filter_away(judged):
+    judged.verdict.value = "missed"
+    judged.uid.value = "31"
+    assert "Findings of 31" in judged.card.value
+    assert judged.verdict.value == ""
+    assert "3 of 3 studies" in judged.message.value
+
+
+def test_window_inversion_and_zoom_stay_from_study_to_study_until_reset(browser):
+    plain = browser.card.value
+    browser.view.invert.value = True
+    assert browser.card.value != plain
+    browser.view.zoom.value = 2
+    browser.next.click()
+    assert 'class="rv-image rv-zoomed"' in browser.card.value
+    browser.view.reset.click()
+    assert 'class="rv-image rv-zoomed"' not in browser.card.value
+    browser.previous.click()
+    assert browser.card.value == plain
+
+
+def rate(browser, first, second, comment=""):
+    browser.rating.scores[0].value, browser.rating.scores[1].value = first, second
+    browser.rating.comment.value = comment
+    browser.rating.save.click()
+
+
+def test_blind_mode_hides_whose_text_is_whose_and_keeps_ratings_by_author(browser, run_folder):
+    browser.rating.blind.value = True
+    assert "Report A" in browser.card.value
+    assert "Generated" not in browser.card.value
+    rate(browser, 2, None)
+    assert "Rate both reports" in browser.rating.message.value
+    order = browser.rating.order(browser.rating._record)
+    rate(browser, 2, 5, 'good "enough"')
+    lines = [json.loads(line) for line in (run_folder / "ratings.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {line["author"]: line["score"] for line in lines} == dict(zip(order, (2, 5), strict=True))
+    assert all((line["uid"], line["stage"], line["comment"]) == ("17", 3, 'good "enough"') for line in lines)
+    assert "1 study rated" in browser.rating.message.value
+    browser.next.click()
+    assert browser.rating.scores[0].value is None
+    assert browser.rating.comment.value == ""
+
+
+def test_ratings_are_summed_up_by_author_once_unblinded(browser):
+    browser.rating.blind.value = True
+    assert "Mean" not in browser.rating.message.value
+    for _ in range(2):
+        ours = browser.rating.order(browser.rating._record).index("generated")
+        rate(browser, *((2, 5) if ours == 0 else (5, 2)))
+        browser.next.click()
+    browser.rating.blind.value = False
+    assert "<td>Generated</td><td>2</td><td>2.00</td><td>0</td>" in browser.rating.message.value
+    assert "<td>Reference</td><td>2</td><td>5.00</td><td>2</td>" in browser.rating.message.value
+    assert "Generated" in browser.card.value
+
+
+def test_an_image_of_ones_own_is_reported_on_by_the_model_at_hand(records, run_folder, make_record):
+    asked = []
+
+    def report_on(name, image, stage):
+        asked.append((name, image, stage))
+        if name == "broken.png":
+            raise RadVisionError("broken.png cannot be read: give a PNG.")
+        return ReportCard(make_record(uid=name, reference=None), cached=False)
+
+    browser = ReportBrowser(records, run_folder, report_on=report_on)
+    browser.own.report.click()
+    assert "Choose a PNG" in browser.own.message.value
+    browser.stage.value = 0
+    browser.own.path.value = "/somewhere/lungs.png"
+    browser.own.report.click()
+    assert "Image lungs.png" in browser.card.value
+    assert (asked[0][0], str(asked[0][1]), asked[0][2]) == ("lungs.png", "/somewhere/lungs.png", 0)
+    browser.own.path.value = "broken.png"
+    browser.own.report.click()
+    assert "cannot be read" in browser.own.message.value
+    browser.next.click()
+    assert "Findings of 20" in browser.card.value
+    assert not hasattr(ReportBrowser(records, run_folder), "own")
+
+
+def test_uploads_of_both_widget_generations_are_read():
+    seven = {"a.png": {"metadata": {"name": "a.png"}, "content": b"pixels"}}
+    eight = ({"name": "a.png", "type": "image/png", "content": memoryview(b"pixels")},)
+    assert uploaded(seven) == uploaded(eight) == ("a.png", b"pixels")
+    assert uploaded({}) is uploaded(()) is None

@@ -9,8 +9,11 @@ from PIL import Image
 from radvision_utils.config import RadVisionError
 from radvision_utils.dashboard import content, picture
 from radvision_utils.dashboard.card import ReportCard
-from radvision_utils.dashboard.records import image_path, read_predictions
-from radvision_utils.dashboard.markup import DARK, GLYPH_INK, LIGHT, VERDICT_COLORS, WELL, card_style, read_style
+from radvision_utils.dashboard.images import View, windowed
+from radvision_utils.dashboard.markup import DARK, GLYPH_INK, LIGHT, SIGN_COLORS, WELL, card_style, read_style
+from radvision_utils.dashboard.records import find_prediction, image_path, read_predictions
+from radvision_utils.data.phantom import phantom_row
+from radvision_utils.evaluation.finding_labels import find_mentions, label
 
 HOSTILE = "\"'><script>alert(1)</script></article><img src=x onerror=alert(1)> &lt;b&gt; & \x1b[31m"
 
@@ -50,7 +53,7 @@ def test_text_has_contrast_of_at_least_4_5_on_every_ground(palette, hosts):
 def test_image_well_and_glyphs_have_contrast_of_at_least_4_5():
     assert contrast(WELL["well-ink"], WELL["well"]) >= 4.5
     assert luminance(WELL["well"]) < 0.01
-    for color in VERDICT_COLORS.values():
+    for color in SIGN_COLORS.values():
         assert contrast(GLYPH_INK, color) >= 4.5
 
 
@@ -95,13 +98,26 @@ def test_nothing_from_a_record_becomes_markup(make_record, read_html):
         reference=report,
         model={"run": HOSTILE, "stage": 3, "base": HOSTILE},
         findings=[{"name": HOSTILE, "side": HOSTILE, "verdict": "agree"}],
+        verdicts={HOSTILE: "missed"},
+        flags=[HOSTILE],
     )
-    plain = read_html(ReportCard(make_record(findings=[{"name": "n", "side": "left", "verdict": "agree"}])).article())
+    harmless = {"findings": "a b", "impression": "a b", "headed": True}
+    plain = read_html(
+        ReportCard(
+            make_record(
+                generated=harmless,
+                reference=harmless,
+                findings=[{"name": "n", "side": "left", "verdict": "agree"}],
+                verdicts={"n": "missed"},
+                flags=["f"],
+            )
+        ).article()
+    )
     hostile = read_html(ReportCard(record).article())
     assert [tag for tag, _ in hostile.elements] == [tag for tag, _ in plain.elements]
     assert [set(attributes) for _, attributes in hostile.elements] == [set(a) for _, a in plain.elements]
     shown = content.clean(HOSTILE)
-    assert sum(shown in text for text in hostile.text) >= 8
+    assert sum(shown.lower() in text.lower() for text in hostile.text) >= 10
     assert "\x1b" not in ReportCard(record).text()
 
 
@@ -153,15 +169,18 @@ def test_scores_are_shown_where_they_are_present(make_record):
 
 def test_finding_chips_name_their_verdict_in_glyph_and_word(make_record):
     findings = [{"name": "nodule", "side": "left", "verdict": v} for v in ("agree", "missed", "unsupported")]
-    html = ReportCard(make_record(findings=findings)).html()
+    html = ReportCard(make_record(findings=findings, verdicts={"Left Nodule": "contradiction"})).html()
     for verdict, glyph in content.VERDICTS.items():
-        assert re.search(rf">{re.escape(glyph)}</span>left nodule<span[^>]*>{verdict}<", html)
+        assert re.search(rf">{re.escape(glyph)}</span>Left nodule <span[^>]*>{verdict}<", html)
 
 
 def test_an_unknown_verdict_is_refused(make_record):
-    card = ReportCard(make_record(findings=[{"name": "nodule", "side": None, "verdict": "maybe"}]))
-    with pytest.raises(RadVisionError, match=r"'maybe'.*agree, missed, unsupported"):
-        card.html()
+    for record in (
+        make_record(findings=[{"name": "nodule", "side": None, "verdict": "maybe"}]),
+        make_record(verdicts={"Lung Lesion": "maybe"}),
+    ):
+        with pytest.raises(RadVisionError, match=r"'maybe'.*contradiction, missed, unsupported, agree"):
+            ReportCard(record).html()
 
 
 def test_notebook_gets_html_and_plain_text(make_record):
@@ -231,6 +250,14 @@ def test_predictions_are_read_in_order_without_blank_lines(run_folder):
     assert [record["uid"] for record in records] == ["17", "17", "20", "20", "31", "99"]
 
 
+def test_one_prediction_is_found_among_those_of_other_stages_and_splits(run_folder):
+    path = run_folder / "evaluation/predictions.jsonl"
+    assert find_prediction(path, "20", "test", 0)["generated"]["findings"] == "Findings of 20 by stage 0."
+    assert find_prediction(path, "20", "test", 1) is None
+    assert find_prediction(path, "20", "train", 0) is None
+    assert find_prediction(path, "99", "train", 3)["index"] == 9
+
+
 @pytest.mark.parametrize(
     ("line", "what"), [("{broken", "no JSON"), ("[]", "no prediction record"), ("{}", "lacks uid")]
 )
@@ -244,3 +271,125 @@ def test_a_bad_line_of_predictions_is_named(tmp_path, make_record, line, what):
 def test_missing_predictions_name_the_command_that_makes_them(tmp_path):
     with pytest.raises(RadVisionError, match="python -m radvision_utils run --run mine"):
         read_predictions(tmp_path / "mine" / "evaluation" / "predictions.jsonl")
+
+
+JUDGED = {
+    "generated": {
+        "findings": "The heart is normal in size. Left effusion. No pneumothorax.",
+        "impression": "Large heart.",
+    },
+    "reference": {"findings": "The heart is enlarged. Right effusion.", "impression": "Opacity."},
+    "verdicts": {"Cardiomegaly": "agree", "Pleural Effusion": "contradiction", "Lung Opacity": "missed"},
+    "flags": ["findings against impression"],
+    "scores": {"label_f1": 0.4, "rouge_l": 0.5},
+}
+
+
+@pytest.fixture
+def judged(make_record):
+    """A record as the evaluation writes it, with labels, mentions and verdicts of the rules."""
+    record = make_record(**JUDGED)
+    record["generated"]["headed"] = True
+    for part in ("labels", "mentions"):
+        record[part] = {}
+    for author in ("generated", "reference"):
+        report = record[author]
+        labels = label(f"{report['findings']}\n{report['impression']}")
+        record["labels"][author] = {n: {"status": x.status, "sides": list(x.sides)} for n, x in labels.items()}
+        record["mentions"][author] = {
+            s: [vars(m) for m in find_mentions(report[s])] for s in ("findings", "impression")
+        }
+    return record
+
+
+def test_sentences_behind_a_verdict_are_marked_with_its_glyph(judged):
+    marks = re.findall(r'<mark class="rv-mark rv-(\w+)"[^>]*>(.*?)</mark>', ReportCard(judged).article())
+    assert marks == [
+        ("contradiction", "Left effusion."),
+        ("agree", "The heart is enlarged."),
+        ("contradiction", "Right effusion."),
+        ("agree", "Large heart."),
+        ("missed", "Opacity."),
+    ]
+    text = ReportCard(judged).text()
+    assert "Left effusion. [\N{NOT EQUAL TO}] No pneumothorax." in text
+    assert "Large heart. [\N{CHECK MARK}]" in text
+
+
+def test_disagreement_comes_first_and_says_what_each_text_says(judged):
+    text = ReportCard(judged).text()
+    lines = text[text.index("Generated against reference") :].splitlines()[:4]
+    assert lines[0] == "Generated against reference (rule-based, may be wrong)"
+    assert lines[1].endswith("Pleural effusion: contradiction (generated: left, reference: right)")
+    assert [line.split(": ")[1] for line in lines[2:]] == ["missed", "agree"]
+
+
+def test_all_that_rules_found_is_labeled_as_such(judged):
+    html = ReportCard(judged).article()
+    for title in (content.LABELS_TITLE, content.FLAGS_TITLE):
+        assert re.search(rf"{title}<span[^>]*>{content.RULES}</span>", html)
+    assert f"Label F1 is {content.RULES}" in html
+    assert "findings and impression contradict each other" in html
+    drawn = ReportCard({**judged, "findings": [{"name": "nodule", "side": "left", "verdict": "agree"}]}).article()
+    assert f"{content.DRAWN_TITLE}</h3>" in drawn
+
+
+def test_word_differences_are_folded_until_asked_for(judged, read_html):
+    html = ReportCard(judged).article()
+    assert "<details" in html
+    assert "open" not in [key for tag, a in read_html(html).elements if tag == "details" for key in a]
+    differences = html[html.index("<details") :]
+    assert re.findall(r"<ins[^>]*>(.*?)</ins>", differences)[1:] == [
+        "normal in size. Left",
+        "No pneumothorax.",
+        "Large heart.",
+    ]
+    assert re.findall(r"<del[^>]*>(.*?)</del>", differences)[1:] == ["enlarged. Right", "Opacity."]
+
+
+def test_equal_reports_have_no_word_differences(make_record):
+    report = {"findings": "Clear.", "impression": "Normal.", "headed": True}
+    assert "<details" not in ReportCard(make_record(generated=report, reference=report)).article()
+
+
+def test_spans_that_do_not_fit_the_text_and_odd_records_still_draw(judged):
+    judged["mentions"]["generated"]["findings"] += [
+        {"observation": "Lung Opacity", "status": "present", "side": "", "start": 9000, "end": 9010}
+    ]
+    judged["mentions"]["reference"] = None
+    judged["labels"] = None
+    assert "Left effusion." in ReportCard(judged).text()
+
+
+def test_a_blind_card_tells_nothing_of_whose_text_is_whose(judged):
+    html = ReportCard(judged, blind=("reference", "generated")).article()
+    assert headings(html) == ["Report A findings", "Report B findings", "Report A impression", "Report B impression"]
+    assert html.index("The heart is enlarged.") < html.index("The heart is normal")
+    for word in ("generated", "stage", "Label F1", "<mark", "<details", "contradiction"):
+        assert word not in re.sub(r' class="[^"]*"', "", html), word
+
+
+def test_an_image_of_ones_own_has_one_column(make_record):
+    record = make_record(uid="lungs.png", reference=None)
+    assert headings(ReportCard(record).html()) == ["Generated findings", "Generated impression"]
+    assert ReportCard(record).text().startswith("Image lungs.png")
+
+
+def test_window_and_inversion_change_the_picture_and_zoom_lets_it_scroll(make_record, run_folder):
+    path = run_folder / "data/images/17.png"
+    plain, gray = ReportCard(make_record(), path).article(), Image.new("L", (1, 1), 102)
+    assert windowed(gray, View()).getpixel((0, 0)) == 102
+    assert windowed(gray, View(invert=True)).getpixel((0, 0)) == 153
+    assert windowed(gray, View(center=0.4, width=0.2)).getpixel((0, 0)) in (127, 128)
+    assert ReportCard(make_record(), path, view=View(invert=True)).article() != plain
+    zoomed = ReportCard(make_record(), path, view=View(zoom=2)).article()
+    assert "width:200%" in zoomed
+    assert "overflow:auto" in zoomed
+
+
+def test_a_small_picture_for_a_readme_stays_under_300_kb(make_record, tmp_path):
+    row = phantom_row(148)
+    path = ReportCard(make_record(), row["img_frontal"]).save(tmp_path / "card.png", width=1000)
+    assert path.stat().st_size < 300_000
+    with Image.open(path) as picture_:
+        assert picture_.width == 1000

@@ -3,27 +3,43 @@ import re
 import pytest
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.dashboard.records import read_predictions
 from radvision_utils.dashboard.content import FOOTER
-from radvision_utils.dashboard.page import anchor, write_page
+from radvision_utils.dashboard.markup import anchor
+from radvision_utils.dashboard.page import write_page
+from radvision_utils.dashboard.records import read_predictions
+
+LABELS = "rule labels, findings + impression"
+
+
+def figure(value, low, high):
+    return {LABELS: {"micro_f1": {"value": value, "low": low, "high": high, "n": 3}}}
+
 
 METRICS = {
     "table": [
-        {"row": "Stage 3", "label_f1": 0.5, "label_f1_interval": [0.4, 0.6], "bleu4": 0.2, "studies": 1234},
-        {"row": "<b>Constant</b>", "bleu4": 0.1987, "meteor": None},
-    ]
+        {"row": "<b>constant</b>", "abnormal_f1": 0.2, "bleu4": 0.1987, "meteor": None},
+        {"row": "after stage 3", "abnormal_f1": 0.5, "bleu4": 0.2, "studies": 1234},
+    ],
+    "rows": {"<b>constant</b>": figure(0.2, None, None), "after stage 3": figure(0.5, 0.4, 0.6)},
+    "image_use": {"verdict": "not shown", "sentence": "image used: not shown (<loss gap> 0.01)"},
 }
+
+
+def records_of(run_folder):
+    return read_predictions(run_folder / "evaluation/predictions.jsonl")
 
 
 @pytest.fixture
 def page(run_folder):
-    records = read_predictions(run_folder / "evaluation/predictions.jsonl")
-    return write_page(records, METRICS, run_folder, run_folder / "dashboard/index.html").read_text(encoding="utf-8")
+    return write_page(records_of(run_folder), METRICS, run_folder, run_folder / "dashboard/index.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_shows_the_last_stage_of_the_test_split_only(page):
-    assert re.findall(r"Findings of (\d+) by stage (\d)", page) == [("17", "3"), ("20", "3"), ("31", "3")]
-    assert "uid-99" not in page
+    found = re.findall(r'class="rv-text"[^>]*>Findings of (\d+) by stage (\d)', page)
+    assert found == [("17", "3"), ("20", "3"), ("31", "3")]
+    assert "uid=99" not in page
     assert FOOTER in page
 
 
@@ -40,39 +56,73 @@ def test_every_link_leads_to_a_card(page, read_html):
     elements = read_html(page).elements
     ids = [a["id"] for _, a in elements if "id" in a]
     assert len(ids) == len(set(ids))
-    assert {a["href"][1:] for tag, a in elements if tag == "a"} == {"uid-17", "uid-20", "uid-31"} <= set(ids)
+    assert {a["href"][1:] for tag, a in elements if tag == "a"} == {"uid=17", "uid=20", "uid=31"} <= set(ids)
 
 
-def test_images_wait_until_they_are_needed(page, read_html):
-    images = [attributes for tag, attributes in read_html(page).elements if tag == "img"]
+def test_images_of_cards_wait_until_they_are_needed(page, read_html):
+    images = [a for tag, a in read_html(page).elements if tag == "img" and a["alt"]]
     assert len(images) == 3
     assert all((a["loading"], a["decoding"]) == ("lazy", "async") for a in images)
 
 
-def test_table_has_every_column_that_any_row_has(page):
+def test_table_has_every_column_that_any_row_has_and_intervals(page):
     heads = re.findall(r'<th scope="col">(.*?)</th>', page)
-    assert heads == ["Reports by", "Label F1", "Label F1 interval", "BLEU-4", "Studies", "Meteor"]
-    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", page)[1:]]
+    assert heads == ["Reports by", "Rule\u2011label F1, micro", "BLEU\u20114", "Meteor", "Studies"]
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr.*?>(.*?)</tr>", page)[1:]]
     none = "\N{EN DASH}"
-    assert rows[0] == ["Stage 3", "0.500", "0.400 to 0.600", "0.200", "1,234", none]
-    assert rows[1] == ["&lt;b&gt;Constant&lt;/b&gt;", none, none, "0.199", none, none]
+    assert rows[0] == ["&lt;b&gt;constant&lt;/b&gt;", "0.200", "0.199", none, none]
+    assert rows[1] == ["after stage 3", "0.500<small>0.40\N{EN DASH}0.60</small>", "0.200", none, "1,234"]
+
+
+@pytest.mark.parametrize(
+    ("ours", "answer"),
+    [
+        ((0.5, 0.4, 0.6), "Better than every baseline"),
+        ((0.3, 0.1, 0.5), "Not clearly better than a baseline"),
+        ((0.1, 0.0, 0.2), "No better than a baseline"),
+    ],
+)
+def test_the_first_answer_says_whether_the_model_is_any_good(run_folder, tmp_path, ours, answer):
+    metrics = {
+        "table": [{"row": "constant", "abnormal_f1": 0.2}, {"row": "after stage 3", "abnormal_f1": ours[0]}],
+        "rows": {"after stage 3": figure(*ours)},
+    }
+    page = write_page(records_of(run_folder), metrics, run_folder, tmp_path / "index.html").read_text(encoding="utf-8")
+    assert f'<p class="value">{answer}</p>' in page
+
+
+def test_image_use_and_the_worst_studies_stand_on_the_first_screen(run_folder, tmp_path):
+    records = records_of(run_folder)
+    for record in records:
+        bad = record["uid"] == "31"
+        record |= {"verdicts": {"Edema": "contradiction" if bad else "agree"}, "flags": ["prior study"] * bad}
+    page = write_page(records, METRICS, run_folder, tmp_path / "index.html").read_text(encoding="utf-8")
+    first_screen = page[: page.index('id="reports"')]
+    assert "Not shown</p><p>&lt;loss gap&gt; 0.01" in first_screen
+    assert re.findall(r'href="#(uid=\d+)"', first_screen) == ["uid=31"]
+    assert "contradiction: edema" in first_screen
+    assert "1 of 3 studies</p><p>contradict the reference; in 2 nothing disagrees" in first_screen
+    assert "Edema: 1 contradiction, 2 agree" in first_screen
+    assert "&quot;Edema&quot;, &quot;contradiction&quot;" in page
+    assert '<option value="prior study">' in page
 
 
 def test_a_page_without_metrics_has_no_table(run_folder, tmp_path):
-    records = read_predictions(run_folder / "evaluation/predictions.jsonl")
-    assert "<table" not in write_page(records, {}, run_folder, tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "<table" not in write_page(records_of(run_folder), {}, run_folder, tmp_path / "index.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_anchors_are_safe_and_differ_where_uids_differ():
     uids = ["17", "CXR17_IM-1", "CXR17 IM-1", '"><script>', "قلب", "a_20_b", "a b"]
     anchors = [anchor(uid) for uid in uids]
-    assert anchors[0] == "uid-17"
+    assert anchors[0] == "uid=17"
     assert len(set(anchors)) == len(uids)
-    assert all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in anchors)
+    assert all(re.fullmatch(r"uid=[A-Za-z0-9_.~%-]+", name) for name in anchors)
 
 
 def test_no_test_predictions_or_a_missing_image_is_refused(run_folder, tmp_path):
-    records = read_predictions(run_folder / "evaluation/predictions.jsonl")
+    records = records_of(run_folder)
     with pytest.raises(RadVisionError, match="no predictions for the test split"):
         write_page(records[-1:], {}, run_folder, tmp_path / "index.html")
     (run_folder / "data/images/31.png").unlink()

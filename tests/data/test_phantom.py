@@ -158,10 +158,11 @@ def test_findings_are_frequent_and_balanced(hospital):
     assert 0.35 < sum(not p for p in plans) / 3000 < 0.45
     assert max(map(len, plans)) == 3
     share = {n: c / 3000 for n, c in Counter(f.name for p in plans for f in p).items()}
-    assert min(share.values()) > 0.09
-    if hospital == "B":
-        assert 0.115 < share["nodule"] < 0.145
-        assert 0.115 < share["pacemaker"] < 0.145
+    if hospital == "B":  # what A never draws: pacemakers often, nodules seldom
+        assert 0.04 < share.pop("nodule") < 0.08
+        assert 0.17 < share.pop("pacemaker") < 0.24
+        assert "central venous catheter" not in share
+    assert min(share.values()) > 0.12
     for name in set(share) - {"cardiomegaly"}:
         right = [f.side == "right" for p in plans for f in p if f.name == name]
         assert 0.4 < np.mean(right) < 0.6, name

@@ -71,7 +71,8 @@ HOSPITALS: dict[str, Hospital] = {
     ),
     "B": Hospital(
         name="B",
-        rates=_COMMON | {"nodule": 1.1, "pacemaker": 1.1},
+        # Pacemakers where A has ports, and a few nodules, which A never draws.
+        rates={n: r for n, r in _COMMON.items() if n != "central venous catheter"} | {"pacemaker": 1.1, "nodule": 0.35},
         habits=Habits(
             dialect="B",
             numbered=0.6,
@@ -82,10 +83,10 @@ HOSPITALS: dict[str, Hospital] = {
                 "other effusion": 0.2,
             },
         ),
-        contrast=0.45,
+        contrast=0.55,
         gamma=1.3,
         brightness=-0.07,
-        noise=0.025,
+        noise=0.02,
         collimation=0.09,
         zoom=0.9,
         shift=0.06,

@@ -1,0 +1,186 @@
+"""Score predictions of any system: our `predictions.jsonl`, or a CSV with columns uid, prediction, reference. No torch.
+
+`python -m radvision_utils score FILE` compares with the references in the file; with `--run NAME` with those of a
+run's split, of which every study must have a prediction.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from radvision_utils.config import RadVisionError
+from radvision_utils.data.reports import Report, parse_report
+from radvision_utils.data.studies import Study, open_prepared
+from radvision_utils.evaluation.bootstrap import RESAMPLES
+from radvision_utils.evaluation.clinical import add_clinical_scores
+from radvision_utils.evaluation.finding_labels import label
+from radvision_utils.evaluation.rows import Scorer, scoring_versions
+from radvision_utils.evaluation.table import CONVENTIONS, STAGE_ROWS, add_meteor, page, table_rows
+from radvision_utils.evaluation.texts import check_english, check_not_empty, check_references, is_english
+from radvision_utils.runs import RunFolder, read_json_lines
+
+SEED = 7
+Pairs = dict[str, tuple[Report, Report | None]]  # uid -> prediction, reference
+
+
+def score_file(
+    path: Path, run: RunFolder | None = None, split: str = "test", clinical: bool = False
+) -> tuple[dict[str, Any], str]:
+    """The figures of `metrics.json` for every system in a file of predictions, and the page for people.
+
+    Args:
+        path: `.jsonl` (one system a stage) or `.csv` (one system).
+        run: whose references to compare with, instead of those in the file.
+        split: of the run.
+        clinical: add the scores of RadGraph, CheXbert, RaTEScore and GREEN where their packages are installed.
+
+    Raises:
+        RadVisionError: the file cannot be read; a study is unknown, missing or there twice; a text is empty or not
+            English. Nothing is scored then.
+    """
+    systems = _read(path)
+    studies = list(open_prepared(run.profile()).split(split)) if run else None
+    reports: dict[str, list[Report]] = {}
+    references: list[Report] = []
+    for name, pairs in systems.items():
+        where = f"{path}, {name}" if len(systems) > 1 else str(path)
+        predictions, true = _matched(pairs, studies, where, split)
+        if references and list(true.values()) != references:
+            raise RadVisionError(f"{where} has other studies than the first system in the file: score it alone.")
+        references, reports[name] = list(true.values()), [predictions[uid] for uid in true]
+    scorer = Scorer(references, SEED, truths=_truths(studies))
+    scored = {name: scorer.score(given) for name, given in reports.items()}
+    rows = {name: row.to_json() for name, row in scored.items()}
+    add_meteor(rows, reports, references)
+    section = add_clinical_scores(rows, reports, references, SEED) if clinical else ""
+    metrics = {
+        "predictions": path.name,
+        "n": len(references),
+        "seed": SEED,
+        "resamples": RESAMPLES,
+        "versions": scoring_versions(),
+        "conventions": CONVENTIONS,
+        "rows": rows,
+        "table": table_rows(rows),
+    }
+    return metrics, page(path.name, metrics, scored) + section
+
+
+def label_lines(text: str) -> str:
+    """The 14 labels of a text, a line each.
+
+    Raises:
+        RadVisionError: the text has no words or is not English.
+    """
+    if not re.search(r"\w", text):
+        raise RadVisionError("the text is empty: give a report or a sentence of one, in quotes.")
+    if not is_english(text):
+        raise RadVisionError("the text is not English: the rules are made for English reports.")
+    return "\n".join(f"{name:28}{' '.join([found.status, *found.sides])}" for name, found in label(text).items())
+
+
+def _truths(studies: Iterable[Study] | None) -> list[str] | None:
+    truths = [study.truth for study in studies or () if study.truth is not None]
+    return truths or None
+
+
+def _matched(
+    pairs: Pairs, studies: list[Study] | None, where: str, split: str
+) -> tuple[dict[str, Report], dict[str, Report]]:
+    """Predictions and references by uid, the latter in the order of scoring; both complete and fit to be scored."""
+    predictions = {uid: prediction for uid, (prediction, _) in pairs.items()}
+    if studies is None:
+        without = [uid for uid, (_, reference) in pairs.items() if reference is None]
+        if without:
+            raise RadVisionError(f"study {without[0]} in {where} has no reference: add it, or name its run with --run.")
+        true = {uid: reference for uid, (_, reference) in pairs.items() if reference is not None}
+    else:
+        true = {study.uid: study.reference for study in studies}
+        unknown = [uid for uid in predictions if uid not in true]
+        missing = [uid for uid in true if uid not in predictions]
+        if unknown:
+            raise RadVisionError(
+                f"{where} has a prediction for study {unknown[0]}, which is not in the {split} split "
+                f"({len(unknown)} such): take it out, or name the split it belongs to."
+            )
+        if missing:
+            raise RadVisionError(
+                f"{where} has no prediction for study {missing[0]} of the {split} split ({len(missing)} of {len(true)} "
+                "missing): the scores would be those of a smaller set."
+            )
+    if not true:
+        raise RadVisionError(f"{where} has no studies to score.")
+    check_not_empty(
+        predictions, "prediction", "write the report, or a word such as 'None' where the system wrote nothing."
+    )
+    check_english(predictions, "prediction")
+    check_references(true)
+    return predictions, true
+
+
+def _read(path: Path) -> dict[str, Pairs]:
+    """Systems in the file: name -> uid -> prediction and reference."""
+    if not path.is_file():
+        raise RadVisionError(f"{path} is not a file: give predictions as .jsonl or .csv.")
+    if path.suffix.lower() == ".csv":
+        return {path.stem: _read_csv(path)}
+    if path.suffix.lower() != ".jsonl":
+        raise RadVisionError(f"{path} is neither .jsonl nor .csv: give predictions in one of these.")
+    systems: dict[str, Pairs] = {}
+    for number, record in enumerate(read_json_lines(path), start=1):
+        where = f"line {number} of {path}"
+        if not isinstance(record, dict) or "uid" not in record or "generated" not in record:
+            raise RadVisionError(f"{where} lacks uid or generated: see the README for the schema of a prediction.")
+        stage = record.get("model", {}).get("stage")
+        pairs = systems.setdefault(STAGE_ROWS.get(stage, path.stem), {})
+        reference = record.get("reference")
+        pair = _report(record["generated"], where), None if reference is None else _report(reference, where)
+        _add(pairs, str(record["uid"]), pair, where)
+    return systems or {path.stem: {}}
+
+
+def _read_csv(path: Path) -> Pairs:
+    pairs: Pairs = {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        table = csv.DictReader(file)
+        missing = {"uid", "prediction"} - set(table.fieldnames or ())
+        if missing:
+            raise RadVisionError(
+                f"{path} has no column {', '.join(sorted(missing))}: it needs uid, prediction, reference."
+            )
+        try:
+            rows = list(table)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise RadVisionError(f"{path} cannot be read as a UTF-8 CSV ({error}): save it anew.") from error
+    for row in rows:
+        where = f"study {row['uid']} in {path}"
+        if row["prediction"] is None:
+            raise RadVisionError(f"{where} has no prediction: the scores would be those of a smaller set.")
+        reference = row.get("reference")
+        _add(
+            pairs,
+            row["uid"],
+            (parse_report(row["prediction"]), None if reference is None else parse_report(reference)),
+            where,
+        )
+    return pairs
+
+
+def _report(text: object, where: str) -> Report:
+    if isinstance(text, str):
+        return parse_report(text)
+    if isinstance(text, Mapping):
+        return Report(
+            str(text.get("findings") or ""), str(text.get("impression") or ""), bool(text.get("headed", True))
+        )
+    raise RadVisionError(f"{where} has a report that is neither a text nor findings and impression.")
+
+
+def _add(pairs: Pairs, uid: str, pair: tuple[Report, Report | None], where: str) -> None:
+    if uid in pairs:
+        raise RadVisionError(f"{where}: study {uid} is there twice; keep one prediction a study.")
+    pairs[uid] = pair

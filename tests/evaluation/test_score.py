@@ -1,0 +1,183 @@
+"""Scoring the predictions of any system: without torch, and never on a silently smaller set."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from radvision_utils import RadVisionError, evaluate
+from radvision_utils.__main__ import main
+from radvision_utils.config import project_root
+from radvision_utils.evaluation import clinical
+from radvision_utils.evaluation.score import score_file
+from radvision_utils.evaluation.texts import is_english
+from radvision_utils.runs import RunFolder
+
+HEAD = "uid,prediction,reference\n"
+GOOD = (
+    HEAD + '1,"Findings: Left effusion. Impression: Effusion.",Left effusion.\n2,The heart is normal.,Cardiomegaly.\n'
+)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="theirs.csv"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_a_csv_is_scored_by_all_that_needs_no_model(write):
+    metrics, page = score_file(write(GOOD))
+    row = metrics["rows"]["theirs"]
+    assert metrics["n"] == 2
+    assert row["rule labels, findings + impression"]["micro_f1"]["value"] == pytest.approx(2 / 3, abs=1e-4)
+    assert row["flags"]["copied from training"] is None  # nobody knows their training reports
+    assert "| theirs |" in page
+
+
+def test_predictions_of_a_run_score_as_its_evaluation_does(trained, tmp_path):
+    ours = evaluate(trained)
+    metrics, _ = score_file(ours.folder / "predictions.jsonl")
+    for row in ("base, untuned", "after stage 3"):
+        for protocol, figures in metrics["rows"][row].items():
+            if protocol in ours.metrics["rows"][row] and "," in protocol:
+                values = {name: figure["value"] for name, figure in figures.items()}
+                assert values == {n: f["value"] for n, f in ours.metrics["rows"][row][protocol].items()}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (HEAD, "has no studies to score"),
+        ("uid,reference\n1,Clear.\n", "has no column prediction"),
+        ("uid,prediction\n1,Clear.\n", "study 1 in .* has no reference"),
+        (HEAD + "1,Clear.,Clear.\n1,Clear.,Clear.\n", "study 1 is there twice"),
+        (HEAD + "1,Clear.,Clear.\n2\n", "study 2 in .* has no prediction"),
+        (HEAD + "1,,Clear.\n2,,Clear.\n", r"the prediction of study 1 is empty \(2 in all\)"),
+        (HEAD + "1,Clear.,...\n", r"the reference of study 1 is empty \(the only one\)"),
+        (
+            HEAD + "1,El corazón es de tamaño normal y los pulmones sin derrame.,Clear.\n",
+            "prediction of study 1 is not Eng",
+        ),
+        (HEAD + "1,Clear.,心脏大小正常。双肺清晰。\n", "the reference of study 1 is not English"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_in_one_sentence(text, sentence, write):
+    with pytest.raises(RadVisionError, match=sentence):
+        score_file(write(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{"uid": "1"}\n', "line 1 of .* lacks uid or generated"),
+        ('{"uid": "1", "generated": 5, "reference": "Clear."}\n', "neither a text nor findings and impression"),
+        ("[1]\n", "lacks uid or generated"),
+        ("no json\n", "line 1 of .* is not JSON"),
+    ],
+)
+def test_a_bad_line_is_named(text, sentence, write):
+    with pytest.raises(RadVisionError, match=sentence):
+        score_file(write(text, "theirs.jsonl"))
+
+
+@pytest.fixture
+def theirs(trained, dataset, write):
+    """Writes a CSV with a prediction for each study of the test split, changed by a function of the rows."""
+
+    def theirs(change=lambda rows: rows):
+        rows = change([{"uid": study.uid, "generated": "Left effusion."} for study in dataset.split("test")])
+        return write("".join(json.dumps(row) + "\n" for row in rows), "theirs.jsonl")
+
+    return theirs
+
+
+def test_a_runs_references_may_be_used_instead(trained, dataset, theirs):
+    metrics, _ = score_file(theirs(), RunFolder.of(trained))
+    assert metrics["n"] == len(dataset.split("test"))
+    assert "drawn truth" in metrics["rows"]["theirs"]
+
+
+def test_an_unknown_study_and_a_missing_one_are_refused(trained, dataset, theirs):
+    with pytest.raises(RadVisionError, match=r"a prediction for study 999999, which is not in the test split \(1 such"):
+        score_file(theirs(lambda rows: [*rows, {"uid": 999999, "generated": "Clear."}]), RunFolder.of(trained))
+    first = dataset.split("test")[0].uid
+    with pytest.raises(RadVisionError, match=f"no prediction for study {first} of the test split"):
+        score_file(theirs(lambda rows: rows[1:]), RunFolder.of(trained))
+
+
+def test_score_and_label_import_no_torch(write, tmp_path):
+    program = "import sys; sys.modules['torch'] = None; from radvision_utils.__main__ import main; sys.exit(main())"
+    for words in (["score", write(GOOD), "--json", tmp_path / "out.json"], ["label", "Small left effusion."]):
+        command = [sys.executable, "-c", program, *map(str, words)]
+        # Without Java on the path: METEOR's would take seconds.
+        result = subprocess.run(
+            command, capture_output=True, text=True, cwd=project_root(), env=os.environ | {"PATH": ""}
+        )
+        assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "out.json").read_text())["n"] == 2
+
+
+def test_label_prints_the_14_labels(capsys):
+    assert main(["label", "Cannot exclude pneumonia. Small left effusion. No pneumothorax."]) == 0
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    said = {line[0]: line[-1].strip() for line in lines}
+    assert len(said) == 14
+    assert (said["Pneumonia"], said["Pleural Effusion"], said["Pneumothorax"]) == (
+        "uncertain",
+        "present left",
+        "absent",
+    )
+
+
+@pytest.mark.parametrize(("text", "sentence"), [(" . ", "the text is empty"), ("心脏大小正常", "is not English")])
+def test_label_refuses_what_it_cannot_read(text, sentence, capsys):
+    assert main(["label", text]) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_real_reports_pass_for_english(open_i):
+    with (open_i / "reports.csv").open(newline="", encoding="utf-8") as file:
+        odd = [row["uid"] for row in csv.DictReader(file) if not is_english(f"{row['findings']} {row['impression']}")]
+    assert odd == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Le cœur est de taille normale. Les poumons sont clairs, sans épanchement.",
+        "Das Herz ist normal groß. Kein Pneumothorax und kein Erguss.",
+        "Сердце не увеличено. Лёгкие чистые.",
+    ],
+)
+def test_other_languages_do_not(text):
+    assert not is_english(text)
+
+
+def test_clinical_models_that_are_not_there_are_named_and_never_imported(write, monkeypatch):
+    monkeypatch.setattr(clinical.importlib.util, "find_spec", lambda name: None)
+    metrics, page = score_file(write(GOOD), clinical=True)
+    assert "`pip install radgraph f1chexbert RaTEScore green_score`" in page
+    row = metrics["rows"]["theirs"][clinical.CLINICAL]
+    assert row["green"] == {"value": None, "note": "n/a (needs green_score)"}
+    assert set(row) == {model.metric for model in clinical.MODELS}
+
+
+def test_a_clinical_model_that_fails_is_named(write, monkeypatch):
+    broken = clinical.ClinicalModel("odd_score", "json", "odd", lambda ours, true: 1 / 0)
+    monkeypatch.setattr(clinical, "MODELS", [broken])
+    with pytest.raises(RadVisionError, match=r"odd is installed but failed \(ZeroDivisionError: division by zero\)"):
+        score_file(write(GOOD), clinical=True)
+
+
+def test_a_clinical_model_that_works_gets_a_figure_with_interval(write, monkeypatch):
+    fine = clinical.ClinicalModel("fine_score", "json", "fine", lambda ours, true: [0.25, 0.75])
+    monkeypatch.setattr(clinical, "MODELS", [fine])
+    metrics, _ = score_file(write(GOOD), clinical=True)
+    assert metrics["rows"]["theirs"][clinical.CLINICAL]["fine_score"]["value"] == 0.5

@@ -1,0 +1,101 @@
+"""Text metrics: those of the field, with intervals that come from the same counts."""
+
+import math
+import shutil
+
+import numpy as np
+import pytest
+import sacrebleu
+
+from radvision_utils import Report
+from radvision_utils.evaluation import text_metrics
+from radvision_utils.evaluation.bootstrap import Bootstrap
+from radvision_utils.evaluation.text_metrics import PROTOCOLS, r2gen_words, score_texts, text_estimates
+
+R2GEN, RAW = PROTOCOLS
+
+
+def reports(*texts):
+    return [Report(text, "") for text in texts]
+
+
+GENERATED = reports("the heart is normal in size", "there is a left effusion today", "lungs are clear")
+REFERENCE = reports("the heart is enlarged in size", "there is a left effusion", "the lungs are clear")
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_bleu_equals_sacrebleu(order):
+    ours = score_texts(GENERATED, REFERENCE, RAW).corpus
+    theirs = sacrebleu.metrics.BLEU(tokenize="none", smooth_method="none", max_ngram_order=order, force=True)
+    expected = theirs.corpus_score([r.findings for r in GENERATED], [[r.findings for r in REFERENCE]]).score / 100
+    assert math.isclose(ours[f"bleu{order}"], expected, abs_tol=1e-6)
+
+
+def test_the_value_beside_an_interval_is_that_of_pycocoevalcap():
+    scores = score_texts(GENERATED, REFERENCE, RAW)
+    estimates = text_estimates(scores, Bootstrap(3, seed=1))
+    for name, value in scores.corpus.items():
+        assert estimates[name].value == pytest.approx(value, abs=1e-9)
+        low, high = estimates[name].interval
+        assert low <= high
+
+
+def test_bleu_of_a_resample_is_that_of_the_studies_in_it():
+    scores = score_texts(GENERATED, REFERENCE, RAW)
+    chosen = [0, 0, 1]
+    again = score_texts([GENERATED[i] for i in chosen], [REFERENCE[i] for i in chosen], RAW).corpus["bleu2"]
+    assert text_metrics.corpus_bleu(scores.bleu_counts[chosen].sum(0), 2) == pytest.approx(again, abs=1e-9)
+
+
+def test_identical_reports_score_one():
+    scores = score_texts(REFERENCE, REFERENCE, RAW).corpus
+    assert scores["bleu4"] == pytest.approx(1, abs=1e-6)
+    assert scores["rouge_l"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_an_empty_report_scores_zero_and_does_not_fail(protocol):
+    scores = score_texts(reports("", "", ""), REFERENCE, protocol).corpus
+    assert scores["rouge_l"] == 0
+    assert scores["cider_d"] == 0
+
+
+def test_r2gen_words_are_lower_case_without_punctuation_or_numbering():
+    text = "1. Heart size, normal. 2. No pneumothorax/effusion.. Clear."
+    assert r2gen_words(text) == "heart size normal . no pneumothoraxeffusion . clear ."
+
+
+def test_r2gen_references_are_cut_to_60_words():
+    long = Report("word " * 100, "")
+    [(_, reference)] = text_metrics.text_pairs([long], [long], R2GEN)
+    assert len(reference.split()) == 60
+
+
+def test_without_java_there_is_no_meteor(monkeypatch):
+    monkeypatch.setattr(text_metrics.shutil, "which", lambda _: None)
+    assert text_metrics.meteor_scores([[("a", "b")], [("c", "d")]]) == [None, None]
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="METEOR needs Java")
+def test_with_java_meteor_is_a_number_for_every_set():
+    same, other = text_metrics.meteor_scores(
+        [[("clear lungs", "clear lungs")], [("", "clear lungs"), ("a ||| b", "c")]]
+    )
+    assert same > 0.9
+    assert other == 0
+
+
+def test_java_that_does_not_answer_is_as_good_as_none(monkeypatch):
+    class Mute:
+        def compute_score(self, references, candidates):
+            return float(""), []
+
+    monkeypatch.setattr(text_metrics.shutil, "which", lambda _: "/usr/bin/java")
+    monkeypatch.setattr(text_metrics, "Meteor", Mute)
+    assert text_metrics.meteor_scores([[("a", "b")]]) == [None]
+
+
+def test_equal_seeds_give_equal_intervals():
+    scores = score_texts(GENERATED, REFERENCE, RAW)
+    first, second = (text_estimates(scores, Bootstrap(3, seed=5))["bleu1"].draws for _ in range(2))
+    assert np.array_equal(first, second)
