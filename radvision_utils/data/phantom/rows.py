@@ -72,7 +72,7 @@ HOSPITALS: dict[str, Hospital] = {
     "B": Hospital(
         name="B",
         # Pacemakers where A has ports, and a few nodules, which A never draws.
-        rates={n: r for n, r in _COMMON.items() if n != "central venous catheter"} | {"pacemaker": 1.1, "nodule": 0.35},
+        rates={n: r for n, r in _COMMON.items() if n != "central venous catheter"} | {"pacemaker": 1.1, "nodule": 0.3},
         habits=Habits(
             dialect="B",
             numbered=0.6,
@@ -83,10 +83,10 @@ HOSPITALS: dict[str, Hospital] = {
                 "other effusion": 0.2,
             },
         ),
-        contrast=0.55,
+        contrast=0.65,
         gamma=1.3,
         brightness=-0.07,
-        noise=0.02,
+        noise=0.015,
         collimation=0.09,
         zoom=0.9,
         shift=0.06,
