@@ -106,7 +106,7 @@ class Profile:
     stage2: StageSettings
     stage3: StageSettings
     generation: GenerationSettings
-    seed: int = _setting(17, low=0, high=2**31 - 1)
+    seed: int = _setting(23, low=0, high=2**31 - 1)
     output_root: str = "outputs"
 
     def stage(self, number: int) -> StageSettings:

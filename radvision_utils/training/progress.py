@@ -119,11 +119,12 @@ def draw_losses(log: Path, picture: Path, title: str) -> None:
     axes.plot(*zip(*_smooth(train), strict=True), color=BLUE, linewidth=2, label="training, running mean")
     axes.plot(*zip(*held_out, strict=True), "o-", color=VERMILION, label="validation")
     axes.set(xlabel="optimizer step", ylabel="loss (nats per report token)", title=f"Training the {title}")
+    # Single batches with an unknown finding shoot up; the curve is what one wants to read.
+    losses = sorted(loss for _, loss in train)
+    tallest = max(losses[int(0.98 * (len(losses) - 1))], *(loss for _, loss in held_out))
+    axes.set_ylim(0, 1.1 * tallest)
     tidy(axes)
     axes.legend(frameon=False)
-    figure.text(
-        0.995, 0.005, "Research and education only. Not a medical device.", ha="right", fontsize=6, color="#666"
-    )
     figure.savefig(picture, dpi=120)
 
 

@@ -159,7 +159,7 @@ def test_findings_are_frequent_and_balanced(hospital):
     assert max(map(len, plans)) == 3
     share = {n: c / 3000 for n, c in Counter(f.name for p in plans for f in p).items()}
     if hospital == "B":  # what A never draws: pacemakers often, nodules seldom
-        assert 0.04 < share.pop("nodule") < 0.08
+        assert 0.01 < share.pop("nodule") < 0.03
         assert 0.17 < share.pop("pacemaker") < 0.24
         assert "central venous catheter" not in share
     assert min(share.values()) > 0.12
@@ -222,7 +222,7 @@ def test_hospital_b_is_darker_and_flatter_than_a():
     a, b = (np.stack([draw(uid, h)[0] for uid in range(1, 9)]) for h in "AB")
     centre = np.s_[:, 100:412, 100:412]
     assert b[centre].mean() < a[centre].mean()
-    assert b[centre].std() < 0.7 * a[centre].std()
+    assert b[centre].std() < 0.85 * a[centre].std()
     assert (b[:, :4].mean(axis=(1, 2)) < 15).any()  # collimation
 
 

@@ -72,7 +72,7 @@ HOSPITALS: dict[str, Hospital] = {
     "B": Hospital(
         name="B",
         # Pacemakers where A has ports, and a few nodules, which A never draws.
-        rates={n: r for n, r in _COMMON.items() if n != "central venous catheter"} | {"pacemaker": 1.1, "nodule": 0.3},
+        rates={n: r for n, r in _COMMON.items() if n != "central venous catheter"} | {"pacemaker": 1.1, "nodule": 0.1},
         habits=Habits(
             dialect="B",
             numbered=0.6,
