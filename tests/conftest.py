@@ -30,6 +30,12 @@ def open_i() -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_settings() -> dict[str, object]:
+    """What makes a run small, as overrides."""
+    return dict(SMALL)
+
+
+@pytest.fixture(scope="session")
 def small_profile(tmp_path_factory):
     """A tiny profile of 72 phantoms and three optimizer steps a stage."""
     from radvision_utils import load_profile

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from conftest import SMALL
 
 from radvision_utils import load_profile, predict_beautiful, prepare_dataset, train_stage
 from radvision_utils.config import project_root
@@ -20,9 +19,9 @@ def radvision(*arguments, timeout=600):
 
 
 @pytest.fixture(scope="module")
-def chain(tmp_path_factory):
+def chain(tmp_path_factory, small_settings):
     root = tmp_path_factory.mktemp("chain")
-    settings = [f"--set={key}={json.dumps(value)}" for key, value in SMALL.items()]
+    settings = [f"--set={key}={json.dumps(value)}" for key, value in small_settings.items()]
     return root, [*settings, "--run", "chain", "--output-root", root]
 
 
@@ -72,10 +71,10 @@ def test_a_changed_stage_is_named_with_the_command_when_a_later_notebook_is_run_
 
 
 @pytest.mark.parametrize("start", [".", "notebooks"])
-def test_one_notebook_runs_by_papermill_from_the_root_and_from_its_folder(finished, tmp_path, start):
+def test_one_notebook_runs_by_papermill_from_the_root_and_from_its_folder(finished, small_settings, tmp_path, start):
     folder, _, _ = finished
     notebook = project_root() / "notebooks" / "03_stage2_projector.ipynb"
-    given = {"run": "chain", "output_root": str(folder.parent), "overrides": json.dumps(SMALL)}
+    given = {"run": "chain", "output_root": str(folder.parent), "overrides": json.dumps(small_settings)}
     options = [word for key, value in given.items() for word in ("-r", key, value)]
     command = [sys.executable, "-m", "papermill", str(notebook), str(tmp_path / "out.ipynb"), *options]
     result = subprocess.run(
@@ -97,8 +96,8 @@ def test_one_own_image_is_reported_on_the_command_line(finished):
     assert result.stdout.rstrip().endswith("Research and education only. Not a medical device.")
 
 
-def test_real_radiographs_go_through_preparation_all_stages_and_reports(open_i, tmp_path):
-    changes = {**SMALL, "data.limit": 64, **{f"stage{n}.max_steps": 2 for n in (1, 2, 3)}}
+def test_real_radiographs_go_through_preparation_all_stages_and_reports(open_i, small_settings, tmp_path):
+    changes = {**small_settings, "data.limit": 64, **{f"stage{n}.max_steps": 2 for n in (1, 2, 3)}}
     source = str(open_i / "open-i-mini.parquet")
     profile = load_profile("tiny", changes, run="open-i", source=source, output_root=str(tmp_path))
     dataset = prepare_dataset(profile)

@@ -56,7 +56,7 @@ ENOUGH = [row(uid) for uid in range(100, 160)]  # fills every split
 def profile_for(folder: Path, rows: list[dict[str, object]], **overrides: object) -> Profile:
     pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
     settings = {"data.image_size": SIZE, "data.workers": 1, **{f"data.{k}": v for k, v in overrides.items()}}
-    return load_profile("tiny", settings, source=str(folder / "rows.parquet"), output_root=str(folder / "out"))
+    return load_profile("tiny", settings, source=str(folder / "rows.parquet"), output_root=str(folder / "out"), seed=7)
 
 
 def all_studies(data: prepare.PreparedDataset) -> dict[str, prepare.Study]:
