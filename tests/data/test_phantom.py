@@ -295,12 +295,42 @@ def test_dirt_is_there_in_the_stated_amount(monkeypatch):
 
 
 def test_bad_input_is_answered_with_one_sentence():
-    with pytest.raises(ValueError, match=r"Unknown hospital 'C'; known are 'A', 'B'\."):
-        draw(1, "C")
+    with pytest.raises(ValueError, match=r"Unknown hospital 'Z'; known are 'A', 'B', 'C'\."):
+        draw(1, "Z")
     with pytest.raises(ValueError, match=r"count is -1; it must be 0 or greater\."):
         phantom_rows(-1)
     with pytest.raises(ValueError, match="Unknown hospital"):
-        phantom_rows(1, "C")
+        phantom_rows(1, "Z")
     with pytest.raises(ValueError, match="uid is -1"):
         draw(-1)
     assert list(phantom_rows(0)) == []
+
+
+def test_where_opacities_are_ambiguous_the_frontal_view_is_the_same_and_the_lateral_and_the_indication_tell():
+    frontals, laterals = {}, {}
+    for name in ("consolidation", "atelectasis"):
+        plan = [phantom.Finding(name, "right", "lower" if name == "consolidation" else None)]
+        seen = [phantom._as_seen(finding) for finding in plan]
+        streams = [lambda purpose: np.random.default_rng([7, int.from_bytes(purpose.encode(), "big")])] * 2
+        frontals[name], _ = phantom.render(HOSPITALS["C"], seen, streams[0])
+        laterals[name] = phantom.render_lateral(HOSPITALS["C"], plan, streams[1])
+    np.testing.assert_array_equal(frontals["consolidation"], frontals["atelectasis"])
+    different = np.abs(laterals["consolidation"].astype(int) - laterals["atelectasis"]) > 30
+    assert 0.01 < different.mean() < 0.2
+
+
+def test_an_ambiguous_hospitals_indication_names_the_kind_and_says_nothing_where_there_is_none():
+    told = Counter()
+    for uid in range(1, 400):
+        row = phantom_row(uid, "C", dirt=False)
+        kinds = {name for name, _ in truth_findings(row["truth"])} & {"consolidation", "atelectasis"}
+        assert len(kinds) <= 1
+        told[(next(iter(kinds), ""), row["indication"])] += 1
+        assert Image.open(io.BytesIO(row["img_lateral"])).size == (512, 512)
+    assert {kind: said for kind, said in told if kind} == {
+        "consolidation": "Fever and cough.",
+        "atelectasis": "Shortness of breath after surgery.",
+    }
+    clear = [count for (kind, _), count in told.items() if not kind]
+    assert len(clear) == 2
+    assert min(clear) > 0.35 * sum(clear)

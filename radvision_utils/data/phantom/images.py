@@ -84,7 +84,7 @@ def render(
         # A line adds to what lies behind it, up to white.
         metal = softened(scene.lines)
         picture = picture + metal * (1.0 - 0.8 * np.clip(picture, 0, 1))
-    return _expose(picture, look, stream("look")), [box_of(r) for r in regions]
+    return expose(picture, look, stream("look")), [box_of(r) for r in regions]
 
 
 def _soft_tissue(scene: Scene) -> Plane:
@@ -212,7 +212,8 @@ def _vessels(scene: Scene, rng: np.random.Generator) -> Plane:
     return softened(plane) * np.asarray(large)
 
 
-def _expose(picture: Plane, look: Look, rng: np.random.Generator) -> NDArray[np.uint8]:
+def expose(picture: Plane, look: Look, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """The picture as the hospital's machine records it."""
     picture = picture + rng.normal(0, 0.015)
     if look.marker:
         picture = _with_marker(picture, look, rng)

@@ -2,15 +2,14 @@
 
 They let the tiny profile train and be judged on a CPU without any data set: the picture is built
 from densities (body, lungs, heart, bones), each finding changes those densities, and
-`phantom.reports` writes what was drawn. Hospital A is what the tiny base model has seen; hospital B
-looks and words things differently and is what the stages are trained on.
+`phantom.reports` writes what was drawn. `phantom.hospitals` says how hospitals differ.
 """
 
 import io
 import json
 import os
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -19,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from radvision_utils.data.phantom.images import Look, render
-from radvision_utils.data.phantom.reports import FINDINGS, Finding, Habits, soil, write_report
+from radvision_utils.data.phantom.hospitals import HOSPITALS, Hospital
+from radvision_utils.data.phantom.images import render
+from radvision_utils.data.phantom.lateral import render_lateral
+from radvision_utils.data.phantom.reports import FINDINGS, Finding, soil, write_report
 
 _CHUNK = 16
 
@@ -33,66 +34,6 @@ class DrawnFinding:
     side: str | None
     zone: str | None
     box: tuple[int, int, int, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hospital(Look):
-    """How a hospital's radiographs look, what is seen in them, and how it reports.
-
-    The exposure and the field of view are the fields of `Look`.
-
-    Attributes:
-        name: key in `HOSPITALS`.
-        rates: relative frequency of each finding among the abnormal studies; absent means never.
-        habits: the wording of the reports.
-        normal: share of studies without a finding, 0..1.
-    """
-
-    name: str
-    rates: Mapping[str, float]
-    habits: Habits
-    normal: float = 0.4
-
-
-_COMMON = dict.fromkeys(FINDINGS, 1.0)
-HOSPITALS: dict[str, Hospital] = {
-    "A": Hospital(
-        name="A",
-        rates={n: r for n, r in _COMMON.items() if n not in ("nodule", "pacemaker")},
-        habits=Habits(
-            dialect="A",
-            negations={
-                "nodule": 0.25,
-                "pacemaker": 0.2,
-                "central venous catheter": 0.1,
-                "other effusion": 0.2,
-            },
-        ),
-    ),
-    "B": Hospital(
-        name="B",
-        # Pacemakers where A has ports, and a few nodules, which A never draws.
-        rates={n: r for n, r in _COMMON.items() if n != "central venous catheter"} | {"pacemaker": 1.1, "nodule": 0.1},
-        habits=Habits(
-            dialect="B",
-            numbered=0.6,
-            negations={
-                "nodule": 0.1,
-                "pacemaker": 0.05,
-                "central venous catheter": 0.05,
-                "other effusion": 0.2,
-            },
-        ),
-        contrast=0.72,
-        gamma=1.3,
-        brightness=-0.07,
-        noise=0.015,
-        collimation=0.07,
-        zoom=0.93,
-        shift=0.06,
-        marker=True,
-    ),
-}
 
 
 def draw(uid: int, hospital: str = "B", seed: int = 0) -> tuple[NDArray[np.uint8], tuple[DrawnFinding, ...]]:
@@ -124,8 +65,8 @@ def phantom_row(uid: int, hospital: str = "B", seed: int = 0, dirt: bool = True)
 
     Returns:
         The columns uid, MeSH, Problems, image (title of the examination), indication, comparison,
-        findings, impression, img_frontal (JPEG bytes or None), img_lateral (None), and truth: JSON
-        with hospital, seed and findings (name, side, zone, box).
+        findings, impression, img_frontal (JPEG bytes or None), img_lateral (JPEG bytes for hospital C,
+        else None), and truth: JSON with hospital, seed and findings (name, side, zone, box).
 
     Raises:
         ValueError: the hospital is unknown, or uid or seed is negative.
@@ -206,6 +147,7 @@ def _rng(uid: int, hospital: Hospital, seed: int, purpose: str) -> np.random.Gen
 
 _ONE_PER_SIDE = ("pleural effusion", "pneumothorax", "consolidation", "atelectasis", "nodule")
 _DEVICES = ("central venous catheter", "pacemaker")
+_OPACITIES = ("consolidation", "atelectasis")
 _ZONES = ("upper", "middle", "lower")
 
 
@@ -231,8 +173,12 @@ def _plan(uid: int, hospital: Hospital, seed: int) -> tuple[Finding, ...]:
             new = Finding(name)
         elif name in _DEVICES:
             new = Finding(name, ("right", "left")[int(rng.integers(2))])
+        elif hospital.ambiguous and name in _OPACITIES and any(f.name in _OPACITIES for f in found):
+            continue  # one indication cannot name two kinds
         elif free:
             zone = _ZONES[int(rng.integers(3))] if name in ("consolidation", "nodule") else None
+            if hospital.ambiguous and zone:
+                zone = "lower"
             new = Finding(name, free[int(rng.integers(len(free)))], zone)
         else:
             continue
@@ -260,8 +206,14 @@ def _draw(
 ) -> tuple[NDArray[np.uint8], tuple[DrawnFinding, ...]]:
     """As `draw`; the findings named in `omit` are left out and all else stays the same."""
     plan = [f for f in _plan(uid, hospital, seed) if f.name not in omit]
-    image, boxes = render(hospital, plan, lambda purpose: _rng(uid, hospital, seed, purpose))
+    seen = [_as_seen(f) if hospital.ambiguous else f for f in plan]
+    image, boxes = render(hospital, seen, lambda purpose: _rng(uid, hospital, seed, purpose))
     return image, tuple(DrawnFinding(*f, box) for f, box in zip(plan, boxes, strict=True))
+
+
+def _as_seen(finding: Finding) -> Finding:
+    """What the frontal view of an ambiguous hospital shows: an atelectasis looks like a basal consolidation."""
+    return Finding("consolidation", finding.side, "lower") if finding.name == "atelectasis" else finding
 
 
 _TITLES = ("Chest, frontal view", "Chest radiograph, PA view", "Frontal chest radiograph")
@@ -273,6 +225,9 @@ _INDICATIONS = (
     "Preoperative evaluation.",
     "Routine examination.",
 )
+# At an ambiguous hospital these tell an opacity's kind; without an opacity either is as likely, so that the indication
+# alone says nothing of the image.
+_TELLING = {"consolidation": "Fever and cough.", "atelectasis": "Shortness of breath after surgery."}
 
 
 def _row(uid: int, hospital: Hospital, seed: int, dirt: bool) -> dict[str, object]:
@@ -287,15 +242,29 @@ def _row(uid: int, hospital: Hospital, seed: int, dirt: bool) -> dict[str, objec
         "MeSH": _mesh(plan),
         "Problems": ";".join(dict.fromkeys(f.name.title() for f in plan)) or "normal",
         "image": _TITLES[int(rng.integers(len(_TITLES)))],
-        "indication": _INDICATIONS[int(rng.integers(len(_INDICATIONS)))],
+        "indication": _indication(rng, plan, hospital),
         "comparison": "None." if rng.random() < 0.7 else "XXXX.",
         "findings": findings,
         "impression": impression,
         "img_frontal": _encoded(image),
-        "img_lateral": None,
+        "img_lateral": _lateral(uid, hospital, seed, plan),
         "truth": json.dumps({"hospital": hospital.name, "seed": seed, "findings": [asdict(f) for f in drawn]}),
     }
     return _soiled(_rng(uid, hospital, seed, "dirt"), row) if dirt else row
+
+
+def _indication(rng: np.random.Generator, plan: Collection[Finding], hospital: Hospital) -> str:
+    at = int(rng.integers(len(_INDICATIONS)))
+    if not hospital.ambiguous:
+        return _INDICATIONS[at]
+    kind = next((f.name for f in plan if f.name in _OPACITIES), _OPACITIES[at % 2])
+    return _TELLING[kind]
+
+
+def _lateral(uid: int, hospital: Hospital, seed: int, plan: Sequence[Finding]) -> bytes | None:
+    if not hospital.ambiguous:
+        return None
+    return _encoded(render_lateral(hospital, plan, lambda purpose: _rng(uid, hospital, seed, purpose)))
 
 
 def _soiled(rng: np.random.Generator, row: dict[str, object]) -> dict[str, object]:

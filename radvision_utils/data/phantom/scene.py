@@ -50,7 +50,7 @@ class Body:
         return [(float(x), float(y)) for x, y in (moved + 1) * (size / 2)]
 
     def grid(self) -> tuple[Plane, Plane]:
-        px, py = _pixel_grid()
+        px, py = pixel_grid()
         c, s = (
             np.float32(np.cos(self.angle) / self.zoom),
             np.float32(np.sin(self.angle) / self.zoom),
@@ -135,7 +135,8 @@ class Scene:
 
 
 @cache
-def _pixel_grid() -> tuple[Plane, Plane]:
+def pixel_grid() -> tuple[Plane, Plane]:
+    """x and y of the pixels of a plane, both in -1..1."""
     line = (np.arange(HALF, dtype=np.float32) + 0.5) / (HALF / 2) - 1
     x, y = np.meshgrid(line, line)
     return x, y
