@@ -1,0 +1,348 @@
+"""How much memory a stage needs, by arithmetic: what autograd keeps of every layer, at the moment when it is most.
+
+Each term says which tensors it counts. The tests compare the sum with the live tensors of real training steps on a CPU.
+Knows no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from radvision_utils.config import Profile, StageSettings
+from radvision_utils.training.shape import Lengths, Shape, longest
+
+GIB = 2**30
+# Beside torch's tensors: the CUDA context with its loaded kernels (0.3 to 0.5 GiB in nvidia-smi), cuBLAS's workspace,
+# and what the allocator holds in blocks too small for the next tensor. An allowance, not arithmetic.
+CONTEXT_GIB = 0.75
+# The loss makes logits in chunks of so many bytes of float32 (`loss.py`); logsumexp works in a second such chunk.
+_LOGIT_CHUNK_BYTES = 128 << 20
+_SMALL_TENSOR = 4096  # numbers; the 8-bit optimizer keeps the state of smaller tensors in float32
+_QUANTIZED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, an 8-bit scale for 64, a float32 scale for 256 scales
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Bytes of the formats that a device computes in.
+
+    Attributes:
+        compute: of weights and activations.
+        mask: of an element of a dropout mask; a CPU keeps the mask in the format of computation.
+        context: GiB beside the tensors.
+    """
+
+    compute: int
+    mask: int
+    context: float
+
+    @property
+    def card(self) -> bool:
+        """Whether it is a card."""
+        return self.context > 0
+
+
+ON_CARD = Numbers(compute=2, mask=1, context=CONTEXT_GIB)
+ON_CPU = Numbers(compute=4, mask=4, context=0.0)  # float32; the process's libraries are not counted
+
+
+@dataclass(frozen=True)
+class Memory:
+    """GiB by part, at the moment of the stage when their sum is largest.
+
+    Attributes:
+        weights: of the base: language model's linear layers in 4-bit or not, all else in the format of computation.
+        trainables: the whole adapter, float32, of which a stage trains a part.
+        gradients: float32.
+        optimizer: state of AdamW. That of `paged_adamw_8bit` may be moved to the computer's memory when the card is
+            full, so a stage that is short of less than this part still runs, slower.
+        activations: what autograd keeps, and the widest tensors of the pass backward.
+        logits: of the report's positions, with the loss's copies.
+        context: allowance for CUDA itself and for fragmentation.
+        moment: when it is: "loss", "decoder layer", "vision block", "vision forward" or "optimizer step".
+    """
+
+    weights: float
+    trainables: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    context: float
+    moment: str
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """GiB by part."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "moment"}
+
+    @property
+    def total(self) -> float:
+        """GiB."""
+        return sum(self.parts.values())
+
+    @property
+    def tensors(self) -> float:
+        """GiB that torch counts as allocated: all but the context."""
+        return self.total - self.context
+
+
+def stage_memory(
+    shape: Shape,
+    profile: Profile,
+    stage: int,
+    *,
+    micro_batch: int | None = None,
+    checkpointed_layers: int | None = None,
+    cached: bool = False,
+    lengths: Lengths | None = None,
+    numbers: Numbers = ON_CARD,
+) -> Memory:
+    """Memory of one stage.
+
+    Args:
+        shape: the model's sizes, from `read_shape`.
+        profile: settings of the run.
+        stage: 1, 2 or 3.
+        micro_batch: studies at once; None: the profile's.
+        checkpointed_layers: decoder layers that are computed again in the backward pass; None: all. 0 also means that
+            the vision encoder's blocks are not.
+        cached: what enters the projector comes from the disk, and the vision encoder's blocks are not on the card.
+        lengths: tokens of every study; None: the longest that the profile allows.
+        numbers: formats of the device.
+    """
+    layers = shape.language.depth if checkpointed_layers is None else min(checkpointed_layers, shape.language.depth)
+    step = _Step(
+        shape=shape,
+        profile=profile,
+        stage=stage,
+        batch=profile.stage(stage).micro_batch if micro_batch is None else micro_batch,
+        layers=layers,
+        cached=cached and stage > 1,
+        lengths=longest(profile) if lengths is None else lengths,
+        numbers=numbers,
+    )
+    return max(step.moments(), key=lambda memory: memory.total)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One training step; methods give bytes."""
+
+    shape: Shape
+    profile: Profile
+    stage: int
+    batch: int
+    layers: int
+    cached: bool
+    lengths: Lengths
+    numbers: Numbers
+
+    @property
+    def settings(self) -> StageSettings:
+        return self.profile.stage(self.stage)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the language model's linear layers are 4-bit."""
+        return self.profile.model.quantization == "nf4"
+
+    @property
+    def tokens(self) -> int:
+        """Of the whole micro-batch."""
+        return self.batch * self.lengths.total
+
+    @property
+    def patches(self) -> int:
+        """Of the whole micro-batch."""
+        return self.batch * self.lengths.image * self.shape.vision.merge**2
+
+    def moments(self) -> list[Memory]:
+        """The moments that can be the fullest of a step."""
+        kept = self.vision_kept() + self.language_kept()
+        inputs, logits = self.inputs(), self.logits()
+        # Gradients of earlier micro-batches stay until the optimizer's step.
+        earlier = self.gradients() if self.settings.accumulation > 1 else 0.0
+        now = [
+            self.memory("loss", inputs + kept, logits, earlier),
+            self.memory("decoder layer", inputs + self.language_backward(), 0.0, earlier),
+            self.memory("optimizer step", 0.0, 0.0, self.gradients()),
+        ]
+        if self.stage == 1:
+            now.append(self.memory("vision block", inputs + self.vision_backward(), 0.0, self.gradients()))
+        elif not self.cached:
+            now.append(self.memory("vision forward", inputs + self.vision_forward(), 0.0, earlier))
+        return now
+
+    def memory(self, moment: str, activations: float, logits: float, gradients: float) -> Memory:
+        """The parts that are always there, and these."""
+        parts = {
+            "weights": self.weights(),
+            "trainables": 4.0 * sum(map(sum, self.tensors_on_device().values())),
+            "gradients": gradients,
+            "optimizer": self.optimizer(),
+            "activations": activations,
+            "logits": logits,
+        }
+        gib = {name: count / GIB for name, count in parts.items()}
+        return Memory(**gib, context=self.numbers.context, moment=moment)
+
+    # Always there
+
+    def weights(self) -> float:
+        language, bytes_each = self.shape.language, self.numbers.compute
+        linears = language.linear_weights * (_QUANTIZED_BYTES if self.quantized else bytes_each)
+        # The projector in the base's format stays beside the copy that trains.
+        tower = self.shape.patch_embedding + self.shape.projector_parameters
+        blocks = 0 if self.blocks_left else self.shape.vision_parameters - self.shape.patch_embedding
+        return linears + bytes_each * (language.other_weights + language.embeddings + tower + blocks)
+
+    @property
+    def blocks_left(self) -> bool:
+        """With cached features the vision encoder's blocks, with their LoRA, leave a card; a CPU keeps them."""
+        return self.cached and self.numbers.card
+
+    def tensors_on_device(self) -> dict[int, list[int]]:
+        """Numbers in each of the adapter's tensors, by the stage that trains it."""
+        tensors = self.shape.adapter_tensors(self.profile)
+        return {stage: sizes for stage, sizes in tensors.items() if not (self.blocks_left and stage == 1)}
+
+    def gradients(self) -> float:
+        return 4.0 * sum(self.tensors_on_device()[self.stage])
+
+    def optimizer(self) -> float:
+        sizes = self.tensors_on_device()[self.stage]
+        if self.settings.optimizer == "adamw_torch":
+            return 8.0 * sum(sizes)
+        # Two moments of 8 bits, and for 256 of each a float32 scale.
+        return sum(size * (2 + 8 / 256) if size >= _SMALL_TENSOR else 8.0 * size for size in sizes)
+
+    def inputs(self) -> float:
+        """Pixels in float32, or cached features in the format of computation, and the tokens' numbers."""
+        vision = self.shape.vision
+        image = self.patches * (vision.width * self.numbers.compute if self.cached else vision.pixel_values * 4)
+        # transformers puts all micro-batches of an optimizer step on the device at once.
+        return self.settings.accumulation * (image + 4 * 8 * self.tokens)
+
+    # Kept for the backward pass
+
+    def own_copies(self, quantized: bool) -> bool:
+        """Whether every LoRA keeps a copy of its input: dropout makes one, and so does PEFT's cast to the adapter's
+        float32, undone by autocast, where the weights are 16-bit and not 4-bit."""
+        return bool(self.settings.lora_dropout) or (self.numbers.compute == 2 and not quantized)
+
+    def trained_inputs(self, widths: list[tuple[int, int]], quantized: bool) -> float:
+        """Inputs of linear layers whose LoRA trains: (width, layers that read it)."""
+        mask = self.numbers.mask if self.settings.lora_dropout else 0
+        own = self.own_copies(quantized)
+        return sum(width * (layers if own else 1) * (self.numbers.compute + mask) for width, layers in widths)
+
+    def vision_block(self) -> float:
+        """Kept of one block whose LoRA trains, in stage 1."""
+        vision = self.shape.vision
+        width, inner, bytes_each = vision.width, vision.inner, self.numbers.compute
+        norms = 2 * 4 * width  # their inputs in float32
+        attention = bytes_each * 4 * width + 4 * vision.heads  # query, key, value, result; log-sum-exp
+        mlp = bytes_each * 3 * inner  # gate, up, silu
+        low_rank = 5 * self.settings.lora_rank * bytes_each
+        lora = self.casts(self.settings.lora_rank * sum(a + b for a, b in vision.block_linears()))
+        # The attention's result is kept already, but as groups of windows of one length, if there are several.
+        again = width if self.own_copies(quantized=False) or self.several_windows() else 0
+        inputs = self.trained_inputs([(width, 1), (again, 1), (width, 2), (inner, 1)], quantized=False)
+        return self.patches * (norms + attention + mlp + low_rank + inputs) + lora
+
+    def casts(self, numbers: int) -> float:
+        """Copies of so many of the adapter's float32 numbers, which autocast makes where it computes in 16 bits."""
+        return 2.0 * numbers if self.numbers.compute == 2 else 0.0
+
+    def several_windows(self) -> bool:
+        side = int(self.lengths.image**0.5) * self.shape.vision.merge
+        return len(self.shape.vision.window_lengths(side)) > 1
+
+    def vision_kept(self) -> float:
+        """Kept of vision encoder and projector until the language model's backward pass is through."""
+        vision, bytes_each = self.shape.vision, self.numbers.compute
+        features = float(bytes_each * self.batch * self.lengths.image * self.shape.language.width)
+        if self.stage == 3:
+            return features
+        features += self.casts(self.shape.projector_parameters)
+        # The projector: its norm's input in float32, the inner layer before GELU (as wide as the joined patches).
+        kept = (4.0 + bytes_each) * vision.width
+        if self.stage == 2:
+            # Trained in float32: also the norm's result, twice in float32 and once for the product, and GELU's result.
+            kept += (4 + 4 * (bytes_each == 2) + 2 * bytes_each) * vision.width
+            return features + self.patches * kept
+        blocks = vision.depth * (self.patches * vision.width * bytes_each if self.layers else self.vision_block())
+        return features + self.patches * kept + blocks
+
+    def language_layer(self) -> float:
+        """Kept of one decoder layer."""
+        language, bytes_each, trains = self.shape.language, self.numbers.compute, self.stage == 3
+        width, inner = language.width, language.inner
+        norms = 2 * 4 * width  # their inputs in float32
+        # Query and result; key and value repeated for all heads, as a mask needs it; log-sum-exp.
+        attention = bytes_each * 4 * width + 4 * language.heads
+        mlp = bytes_each * 3 * inner  # gate, up, silu
+        low_rank = len(language.layer_linears()) * self.settings.lora_rank * bytes_each if trains else 0
+        again = width if self.own_copies(self.quantized) else 0  # else the attention's result is kept already
+        widths = [(width, 3), (again, 1), (width, 2), (inner, 1)]
+        inputs = self.trained_inputs(widths, self.quantized) if trains else 0
+        # The padding's mask, made additive by every layer.
+        mask = bytes_each * self.batch * self.lengths.total**2 if self.batch > 1 else 0
+        lora = self.casts(self.profile.stage3.lora_rank * sum(a + b for a, b in language.layer_linears()))
+        return self.tokens * (norms + attention + mlp + low_rank + inputs) + mask + lora
+
+    def layer_input(self) -> float:
+        return float(self.tokens * self.shape.language.width * self.numbers.compute)
+
+    def language_kept(self) -> float:
+        """Kept of the whole language model at the end of the forward pass."""
+        language = self.shape.language
+        open_layers = (language.depth - self.layers) * self.language_layer()
+        return self.layers * self.layer_input() + open_layers + self.ends()
+
+    def ends(self) -> float:
+        """The rotary angles, the padding's mask, the last norm's input in float32."""
+        language = self.shape.language
+        angles = 2 * self.tokens * language.head * self.numbers.compute
+        mask = self.batch * self.lengths.total**2 if self.batch > 1 else 0
+        return angles + mask + 4 * self.tokens * language.width
+
+    def logits(self) -> float:
+        """A chunk of them twice in float32; the report's hidden states and, in float32, their gradient."""
+        language, rows = self.shape.language, self.batch * self.lengths.report
+        chunk = min(rows, max(1, _LOGIT_CHUNK_BYTES // (4 * language.vocabulary)))
+        return float(2 * 4 * chunk * language.vocabulary + rows * language.width * (4 + self.numbers.compute))
+
+    # In the backward pass
+
+    def language_backward(self) -> float:
+        """Within the last checkpointed layer, computed again; or within the last layer, where none is."""
+        language, bytes_each = self.shape.language, self.numbers.compute
+        wide = self.tokens * language.inner * bytes_each
+        # Gradients of gate, up and their product; or of two, while a 4-bit weight is there in full.
+        product = wide if self.stage == 3 else 0  # used up by then
+        weight = language.width * language.inner * bytes_each if self.quantized else 0
+        gradients = max(3 * wide, 2 * wide + weight) + 2 * self.layer_input() - product
+        kept = self.vision_kept() + self.ends() - 4 * self.tokens * language.width
+        if not self.layers:
+            return kept + language.depth * self.language_layer() + gradients
+        again = self.language_layer() - (4 * self.tokens * language.width if bytes_each == 4 else 0)
+        first = kept + self.layers * self.layer_input() + again + gradients
+        if self.layers == language.depth:
+            return first
+        last = (language.depth - self.layers) * self.language_layer()
+        return max(first, kept + self.layers * self.layer_input() + last + gradients)
+
+    def vision_backward(self) -> float:
+        """Within the last block of the vision encoder, the language model being through."""
+        vision, bytes_each = self.shape.vision, self.numbers.compute
+        wide = self.patches * vision.inner * bytes_each
+        block = self.patches * vision.width * bytes_each
+        blocks = vision.depth * block + self.vision_block() if self.layers else vision.depth * self.vision_block()
+        # The gradients of two of gate, up and product; or, computing again, the product and its float32 copy for LoRA.
+        return blocks + max(2 * wide, wide + 4 * self.patches * vision.inner * (bytes_each == 2)) + 2 * block
+
+    def vision_forward(self) -> float:
+        """Within one block of a vision encoder that does not train: gate, up, their product, what enters the block."""
+        vision, bytes_each = self.shape.vision, self.numbers.compute
+        return float(self.patches * bytes_each * (4 * vision.inner + 3 * vision.width))

@@ -1,0 +1,118 @@
+"""The plan as tables: for a terminal, for a notebook, and beside what was measured. Knows no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from radvision_utils.config import Profile
+from radvision_utils.training.cost import Card, disk_gib, typical
+from radvision_utils.training.plan import MARGIN_GIB, StagePlan, plan_run
+from radvision_utils.training.shape import longest, read_shape
+
+
+def plan_table(plans: Sequence[StagePlan]) -> list[dict[str, str]]:
+    """GiB by part, operations and hours of each stage as it is set: a column a stage, for `figures.text_table`."""
+    columns = {f"stage {plan.stage}": _figures(plan) for plan in plans}
+    names = list(next(iter(columns.values())))
+    return [{"": name, **{stage: figures[name] for stage, figures in columns.items()}} for name in names]
+
+
+def _figures(plan: StagePlan) -> dict[str, str]:
+    parts = {**plan.memory.parts, "total": plan.memory.total}
+    return {
+        **{f"{part}, GiB": _number(gib) for part, gib in parts.items()},
+        f"fits {plan.card.usable_gib:g} GiB": "yes" if plan.fits else "does not fit",
+        "fullest at": plan.memory.moment,
+        "TFLOP a sample": _number(plan.tflop),
+        "samples": str(plan.samples),
+        "time at the card's peak": _time(plan.hours_at_peak),
+        "time likely": _time(plan.hours),
+    }
+
+
+def settings_table(plans: Sequence[StagePlan]) -> list[dict[str, str]]:
+    """For each stage what is set, and the fastest settings that fit: two rows a stage."""
+    rows = []
+    for plan in plans:
+        rows.append({"stage": str(plan.stage), "settings": "as set", **_settings(plan)})
+        words = f"fastest with {MARGIN_GIB:g} GiB free" if plan.fitting else "none fits, whatever the image"
+        rows.append({"stage": str(plan.stage), "settings": words, **(_settings(plan.fitting) if plan.fitting else {})})
+    return [{name: row.get(name, "") for name in rows[0]} for row in rows]
+
+
+def _settings(plan: StagePlan) -> dict[str, str]:
+    return {
+        "image": f"{plan.image_size} px",
+        "micro_batch": str(plan.settings.micro_batch),
+        "accumulation": str(plan.settings.accumulation),
+        "checkpointed_layers": str(plan.layers),
+        "GiB": _number(plan.memory.total),
+        "TFLOP a sample": _number(plan.tflop),
+        "time likely": _time(plan.hours),
+    }
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def _time(hours: float | None) -> str:
+    if hours is None:
+        return "not known"
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min" if hours >= 1 / 60 else "seconds"
+
+
+def disk_table(profile: Profile) -> list[dict[str, str]]:
+    """GiB on disk by use, and their total."""
+    uses = disk_gib(read_shape(profile.model), profile)
+    return [{"on disk": use, "GiB": _number(gib)} for use, gib in {**uses, "total": sum(uses.values())}.items()]
+
+
+def plan_text(profile: Profile, card: Card) -> str:
+    """The whole plan for a terminal."""
+    plans = plan_run(profile, card)
+    lines = [f"Profile {profile.name} on {card.title}: {card.usable_gib:g} GiB usable{_speed(card)}.", ""]
+    for table in (plan_table(plans), settings_table(plans), disk_table(profile)):
+        lines += [*_columns(table), ""]
+    lines += [
+        "By arithmetic, not measured. Memory: every report as long as model.max_report_tokens allows; `context` is an",
+        "allowance for CUDA and fragmentation; the 8-bit optimizer's state may move to the computer's memory where the",
+        f"card is full. Time: training alone, reports of {typical(longest(profile)).report} tokens. Studies that are",
+        "downloaded take disk on top.",
+    ]
+    if card.peak_tflops:
+        lines += [f"Time likely: {card.share:g} of the peak and dequantization for every micro-batch; {card.why}."]
+    return "\n".join([*lines, *("\n" + plan.change for plan in plans if not plan.fits)])
+
+
+def _speed(card: Card) -> str:
+    if not card.peak_tflops:
+        return ", speed not known"
+    return f", at most {card.peak_tflops:g} TFLOP/s in {card.dtype}, {card.bandwidth_gbs:g} GB/s"
+
+
+def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Rows in aligned columns, under their names."""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def beside_measured(record: Mapping[str, Any], card: bool) -> str:
+    """One sentence on plan and measurement.
+
+    Args:
+        record: of `stage.json`, with `plan` and `peak_memory_gib`.
+        card: a card was measured; on a CPU the process is, with all its libraries.
+    """
+    planned, measured = record["plan"]["tensors"], record["peak_memory_gib"]
+    if not card:
+        return (
+            f"stage {record['stage']}: memory by plan {planned:.3f} GiB of tensors; measured {measured:.2f} GiB of the "
+            "whole process with its libraries and data, which on a CPU is not the same thing"
+        )
+    return (
+        f"stage {record['stage']}: memory by plan {planned:.2f} GiB of tensors, measured {measured:.2f} "
+        f"({planned / measured - 1:+.0%})"
+    )

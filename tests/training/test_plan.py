@@ -1,0 +1,388 @@
+"""The plan: its memory against the measured memory of training steps, its counts against what is known, its advice.
+
+Measured is the CPU allocator's own account of one step of a stage (torch.profiler, temporaries inside operators
+included) on top of what is alive before it: weights, optimizer state, the batch.
+"""
+
+import itertools
+import re
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+
+import bitsandbytes
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.profiler import ProfilerActivity, profile
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from radvision_utils import RadVisionError, load_profile
+from radvision_utils.__main__ import main, parse_settings
+from radvision_utils.data.reports import Report
+from radvision_utils.environment import Device, choose_device
+from radvision_utils.model.adapter import attach_adapter
+from radvision_utils.model.components import count_parameters
+from radvision_utils.model.loading import load_base, load_processor
+from radvision_utils.runs import RunFolder
+from radvision_utils.training.collator import Collator
+from radvision_utils.training.cost import Card, dequantization_seconds, find_card, open_card, sample_tflop
+from radvision_utils.training.features import features_for_pixels
+from radvision_utils.training.loss import report_token_losses
+from radvision_utils.training.memory import GIB, ON_CPU, Numbers, stage_memory
+from radvision_utils.training.plan import first_change, largest_micro_batch, plan_run, plan_stage
+from radvision_utils.training.plan_table import beside_measured, plan_table
+from radvision_utils.training.shape import Lengths, read_shape
+from radvision_utils.training.stages import checkpoint_layers, select_stage
+
+T4 = open_card("t4")
+BFLOAT16 = Device("cpu", "", "bfloat16", "", "sdpa", "")
+# The parts that matter in the 7B, small: a vocabulary of thousands, an MLP four times as wide, windows of three sizes.
+MIDDLE = {
+    "vision_config": {
+        "depth": 4,
+        "hidden_size": 160,
+        "num_heads": 4,
+        "intermediate_size": 428,
+        "patch_size": 14,
+        "window_size": 112,
+        "fullatt_block_indexes": [1, 3],
+        "out_hidden_size": 256,
+    },
+    "text_config": {
+        "hidden_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "intermediate_size": 1024,
+        "vocab_size": 8192,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+    },
+    "tie_word_embeddings": False,
+    "image_token_id": 8000,
+    "video_token_id": 8001,
+    "vision_start_token_id": 8002,
+    "vision_end_token_id": 8003,
+}
+
+
+def storages(tensors):
+    """Bytes of the tensors, each storage once."""
+    return sum({tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+
+
+def held_by(model, optimizer, batch):
+    """Bytes of everything that is alive between two steps."""
+    tensors = [*model.parameters(), *model.buffers(), *filter(torch.is_tensor, batch.values())]
+    for parameter in model.parameters():
+        states = [state for state in (getattr(parameter, "quant_state", None),) if state is not None]
+        for state in [*states, *(state.state2 for state in states)]:
+            tensors += [value for value in vars(state).values() if torch.is_tensor(value)]
+    for state in optimizer.state.values():
+        tensors += [value for value in state.values() if torch.is_tensor(value)]
+    return storages(tensors)
+
+
+def measured_peak(profile_, stage, batch, layers, device, cached=False):
+    """Bytes before a step of a stage, after a first one that made the optimizer's state, and those it takes at most."""
+    model = attach_adapter(load_base(profile_.model, device), profile_).train()
+    select_stage(model, profile_, stage)
+    checkpoint_layers(model, stage, layers)
+    optimizer = bitsandbytes.optim.PagedAdamW8bit([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+
+    def step():
+        with device.autocast():
+            losses, counts = report_token_losses(model, batch)
+        (losses.sum() / counts.sum()).backward()
+        del losses
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with features_for_pixels(model) if cached else nullcontext():
+        step()
+        before = held_by(model, optimizer, batch)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            step()
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return before, max(itertools.accumulate(changes))
+
+
+def lengths_of(profile_, batch):
+    report = batch["logits_to_keep"] - 1
+    image = profile_.model.visual_tokens
+    return Lengths(image, batch["input_ids"].shape[1] - image - report, report)
+
+
+def assert_planned(profile_, stage, batch, layers, cached=False, device=None, numbers=ON_CPU):
+    device = device or choose_device()
+    planned = stage_memory(
+        read_shape(profile_.model),
+        profile_,
+        stage,
+        micro_batch=len(batch["input_ids"]),
+        checkpointed_layers=layers,
+        cached=cached,
+        lengths=lengths_of(profile_, batch),
+        numbers=numbers,
+    )
+    before, taken = measured_peak(profile_, stage, batch, layers, device, cached)
+    assert planned.total * GIB == pytest.approx(before + taken, rel=0.10)
+    # In a small model the weights hide much of the rest: each by itself.
+    always = (planned.weights + planned.trainables + planned.optimizer) * GIB
+    inputs = storages(filter(torch.is_tensor, batch.values()))
+    assert always == pytest.approx(before - inputs, rel=0.02)
+    assert planned.total * GIB - always - inputs == pytest.approx(taken, rel=0.15)
+
+
+def tiny_batch(profile_, count, features=None):
+    draw = np.random.default_rng(0)
+    words = ["the", "heart", "is", "normal", "lungs", "are", "clear", "no", "effusion", "."]
+    studies = [
+        SimpleNamespace(
+            uid=str(i),
+            image=Image.fromarray(draw.integers(0, 255, (512, 512), dtype=np.uint8)),
+            report=Report(" ".join(draw.choice(words, 30 - 2 * i)), "Normal chest."),
+        )
+        for i in range(count)
+    ]
+    batch = Collator(load_processor(profile_.model, 512), profile_.model, features)(studies)
+    return {key: value.clone() if torch.is_tensor(value) else value for key, value in batch.items()}
+
+
+@pytest.fixture(scope="module")
+def middle(tmp_path_factory):
+    """A function from settings to a profile of a random model of middle size, with the 7B's dropout."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("middle")
+    Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**MIDDLE)).save_pretrained(folder)
+    alone = {f"stage{n}.accumulation": 1 for n in (1, 2, 3)}
+
+    def make(**settings):
+        names = {"model.base": str(folder), "model.visual_tokens": 100, "model.quantization": "nf4"}
+        return load_profile("lingshu-7b", {**names, **alone, **settings})
+
+    return make
+
+
+def middle_batch(count=2, text=40, report=60):
+    ids = torch.randint(0, 7000, (count, 100 + text + report), generator=torch.Generator().manual_seed(0))
+    ids[:, 10:110] = 8000
+    mask, labels = torch.ones_like(ids), torch.full_like(ids, -100)
+    labels[:, -report:] = ids[:, -report:]
+    for row in range(count):
+        mask[row, ids.shape[1] - 3 * row :] = 0
+        labels[row, ids.shape[1] - 3 * row :] = -100
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "mm_token_type_ids": (ids == 8000).long(),
+        "labels": labels,
+        "logits_to_keep": report + 1,
+        "pixel_values": torch.randn(count * 400, 3 * 2 * 14 * 14),
+        "image_grid_thw": torch.tensor([[1, 20, 20]] * count),
+    }
+
+
+@pytest.mark.parametrize("layers", [None, 0])
+@pytest.mark.parametrize("count", [8, 2])
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_planned_memory_is_that_of_the_tiny_model(stage, quantization, count, layers):
+    tiny = load_profile("tiny", {"model.quantization": quantization})
+    assert_planned(tiny, stage, tiny_batch(tiny, count), layers)
+
+
+@pytest.mark.parametrize("layers", [None, 0])
+@pytest.mark.parametrize("stage", [2, 3])
+def test_planned_memory_is_that_of_training_on_cached_features(stage, layers):
+    tiny = load_profile("tiny")
+    features = SimpleNamespace(of=lambda studies: torch.randn(len(studies) * 16, 4 * 96))
+    assert_planned(tiny, stage, tiny_batch(tiny, 8, features), layers, cached=True)
+
+
+@pytest.mark.parametrize(("stage", "layers"), [(1, None), (1, 0), (2, None), (2, 0), (3, None), (3, 0), (3, 2)])
+def test_planned_memory_is_that_of_a_model_with_the_7bs_proportions(middle, stage, layers):
+    assert_planned(middle(), stage, middle_batch(), layers)
+
+
+@pytest.mark.parametrize(("stage", "layers"), [(1, None), (2, 0), (3, None), (3, 0)])
+def test_planned_memory_is_that_of_16_bit_weights_under_autocast(middle, stage, layers, monkeypatch):
+    # As on a card. PEFT asks only whether CUDA's autocast is on, and would cast everything to float32 here. Without
+    # dropout, whose masks are bytes on a card and float32 here.
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: True)
+    plain = {"stage1.lora_dropout": 0.0, "stage3.lora_dropout": 0.0}
+    assert_planned(middle(**plain), stage, middle_batch(), layers, device=BFLOAT16, numbers=Numbers(2, 2, 0.0))
+
+
+def test_counts_are_those_of_the_7b_and_of_the_tiny_model():
+    lingshu = load_profile("lingshu-7b")
+    shape = read_shape(lingshu.model)
+    assert shape.parameters == 8_292_166_656
+    trained = {stage: sum(sizes) for stage, sizes in shape.adapter_tensors(lingshu).items()}
+    assert trained == {1: 11_151_360, 2: 44_574_464, 3: 40_370_176}
+    tiny = load_profile("tiny")
+    base = load_base(tiny.model, choose_device())
+    assert read_shape(tiny.model).parameters == sum(count_parameters(base).values())
+
+
+def test_weights_of_the_7b_take_the_known_gib():
+    lingshu = load_profile("lingshu-7b")
+    memory = stage_memory(read_shape(lingshu.model), lingshu, 1)
+    assert memory.weights == pytest.approx(6.43, abs=0.01)
+    assert memory.total == pytest.approx(sum(memory.parts.values()))
+
+
+@pytest.mark.parametrize(
+    ("stage", "layers", "cached", "tflop"),
+    [(1, 28, False, 25.3), (2, 28, False, 21.8), (3, 28, False, 21.7), (3, 0, True, 13.4)],
+)
+def test_operations_of_a_sample_of_500_tokens_are_the_known_ones(stage, layers, cached, tflop):
+    shape = read_shape(load_profile("lingshu-7b").model)
+    assert sample_tflop(shape, stage, 16, Lengths(324, 58, 118), layers, cached) == pytest.approx(tflop, rel=0.02)
+
+
+def test_a_t4_dequantizes_for_about_a_third_of_a_second_in_every_micro_batch():
+    assert dequantization_seconds(read_shape(load_profile("lingshu-7b").model), T4, 28) == pytest.approx(0.3, abs=0.05)
+
+
+def test_the_7b_fits_a_t4_as_its_profile_is_set():
+    for plan in plan_run(load_profile("lingshu-7b"), T4):
+        assert plan.fits
+        assert plan.memory.total + 1 <= T4.usable_gib
+        assert plan.change == ""
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_recommended_settings_fit_are_no_slower_and_make_the_same_optimizer_step(stage):
+    lingshu = load_profile("lingshu-7b")
+    plan = plan_stage(lingshu, stage, T4)
+    best = plan.fitting
+    assert best.memory.total + 1 <= T4.usable_gib
+    assert best.hours <= plan.hours
+    assert best.settings.micro_batch * best.settings.accumulation == 16
+    assert best.image_size == 512
+
+
+def test_what_saves_memory_saves_it_in_the_plan():
+    lingshu = load_profile("lingshu-7b")
+    shape = read_shape(lingshu.model)
+
+    def total(**options):
+        return stage_memory(shape, lingshu, 3, **options).total
+
+    assert total(checkpointed_layers=28) < total(checkpointed_layers=14) < total(checkpointed_layers=0)
+    assert total(micro_batch=1) < total(micro_batch=2) < total(micro_batch=8)
+    assert total(cached=True) < total(cached=False)
+    assert total(lengths=Lengths(324, 58, 71)) < total(lengths=Lengths(324, 58, 320))
+
+
+@pytest.mark.parametrize(
+    ("settings", "gib", "first"),
+    [
+        ({"stage3.cache_features": False}, 9.0, "stage3.cache_features=true"),
+        ({"model.quantization": "none"}, 12.0, "model.quantization=nf4"),
+        ({"stage3.checkpointed_layers": 0}, 14.56, "stage3.checkpointed_layers=null"),
+        ({"stage3.micro_batch": 16, "stage3.accumulation": 1}, 10.0, "stage3.micro_batch=8 and stage3.accumulation=2"),
+        ({"stage3.micro_batch": 1, "stage3.accumulation": 16}, 7.02, "data.image_size="),
+    ],
+)
+def test_advice_comes_in_order_and_helps(settings, gib, first):
+    lingshu, card = load_profile("lingshu-7b", settings), Card("a card", gib)
+    assert not plan_stage(lingshu, 3, card).fits
+    sentence = first_change(lingshu, 3, card)
+    advice = re.search(r": set (.*), which needs", sentence).group(1)
+    assert advice.startswith(first)
+    changed = load_profile("lingshu-7b", {**settings, **parse_settings(advice.split(" and "))})
+    assert plan_stage(changed, 3, card).fits
+
+
+def test_where_nothing_fits_the_advice_is_a_larger_card():
+    assert re.search(
+        r"does not fit with any setting .* take a card with at least \d+ GiB\.$",
+        first_change(load_profile("lingshu-7b"), 1, Card("a small card", 6.0)),
+    )
+
+
+def test_a_stage_that_fits_by_plan_but_ran_out_of_memory_is_told_what_frees_some():
+    assert "set stage1.micro_batch=2 and stage1.accumulation=8" in first_change(load_profile("lingshu-7b"), 1, T4)
+
+
+def test_the_largest_micro_batch_is_the_last_that_fits():
+    lingshu = load_profile("lingshu-7b")
+    assert largest_micro_batch(lingshu, 1, Card("tiny", 1.0)) == 0
+    shape, largest = read_shape(lingshu.model), largest_micro_batch(lingshu, 1, T4)
+    assert stage_memory(shape, lingshu, 1, micro_batch=largest).total <= T4.usable_gib
+    assert stage_memory(shape, lingshu, 1, micro_batch=2 * largest).total > T4.usable_gib
+
+
+def test_a_card_that_torch_names_is_recognized_with_the_memory_that_it_has():
+    assert find_card("Tesla T4, 14.7 GiB") == replace(T4, title="Tesla T4", usable_gib=14.7)
+    assert find_card("NVIDIA A100-SXM4-80GB, 79.2 GiB").peak_tflops == open_card("a100").peak_tflops
+    assert find_card("Radeon, 16.0 GiB") == Card("Radeon", 16.0)
+    assert find_card("CPU, 2 cores") is None
+
+
+def test_the_command_prints_every_part_and_says_that_it_is_arithmetic(capsys):
+    assert main(["plan", "--gpu", "t4"]) == 0
+    page = capsys.readouterr().out
+    for word in ("weights", "optimizer", "activations", "context", "checkpointed_layers", "not measured", "on disk"):
+        assert word in page
+    assert max(map(len, page.split("\n\n")[1].splitlines())) < 100
+
+
+def test_a_card_that_is_too_small_is_told_so_with_the_remedy(capsys):
+    assert main(["plan", "--gib", "6"]) == 0
+    page = capsys.readouterr().out
+    assert page.count("does not fit") >= 3
+    assert "take a card with at least" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--gib", "0"], "a card with 0 GiB does not exist"),
+        (["--gib", "-3"], "a card with -3 GiB does not exist"),
+        (["--gib", "nan"], "a card with nan GiB does not exist"),
+        (["--gpu", "t5"], "card 't5' is not known: choose one of t4, p100"),
+        (["--set", "stage1.micro_batch=0"], "must be at least 1"),
+    ],
+)
+def test_nonsense_is_answered_with_one_sentence(arguments, sentence, capsys):
+    assert main(["plan", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("radvision: ")
+    assert sentence in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_folder_without_a_configuration_is_refused(tmp_path):
+    with pytest.raises(RadVisionError, match=r"config.json does not exist"):
+        read_shape(load_profile("lingshu-7b", {"model.base": str(tmp_path)}).model)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(RadVisionError, match=r"is not the configuration of a Qwen2\.5-VL"):
+        read_shape(load_profile("lingshu-7b", {"model.base": str(tmp_path)}).model)
+
+
+def test_planning_needs_no_torch():
+    code = "import sys; from radvision_utils.__main__ import main; main(['plan']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_the_table_for_notebooks_has_a_column_a_stage():
+    plans = plan_run(load_profile("lingshu-7b"), T4)
+    table = plan_table(plans[1:])
+    assert list(table[0]) == ["", "stage 2", "stage 3"]
+    assert {row[""] for row in table} >= {"weights, GiB", "total, GiB", "time likely"}
+
+
+def test_a_trained_stage_records_its_plan_beside_what_was_measured(trained):
+    for stage in (1, 2, 3):
+        record = RunFolder.of(trained).record(f"stage{stage}")
+        assert 0 < record["plan"]["tensors"] < record["peak_memory_gib"]
+        assert "on a CPU is not the same thing" in beside_measured(record, card=False)
+    card = beside_measured({"stage": 1, "plan": {"tensors": 9.0}, "peak_memory_gib": 10.0}, card=True)
+    assert card == "stage 1: memory by plan 9.00 GiB of tensors, measured 10.00 (-10%)"
