@@ -14,7 +14,7 @@ from radvision_utils.dashboard import browser
 from radvision_utils.dashboard.card import ReportCard
 from radvision_utils.dashboard.records import find_prediction, image_path, read_predictions
 from radvision_utils.data.images import letterbox, load_image
-from radvision_utils.data.studies import Studies, open_prepared
+from radvision_utils.data.studies import Studies, Study, open_prepared
 from radvision_utils.runs import RunFolder, is_current
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def predict_beautiful(
     uid: str | int | None = None,
     stage: int = 3,
     output_root: str = "outputs",
+    evidence: bool = False,
 ) -> ReportCard:
     """A card with radiograph, generated report and reference side by side.
 
@@ -37,6 +38,8 @@ def predict_beautiful(
         split: "train", "validation" or "test".
         uid: the study by its number.
         stage: whose report: 1, 2 or 3; 0 is the untuned base.
+        output_root: the folder that holds the run.
+        evidence: also show what each sentence rests on; computed now where the evaluation has not done so.
 
     Raises:
         RadVisionError: no such run, study or stage; the sentence names the valid range or the command.
@@ -51,6 +54,8 @@ def predict_beautiful(
     cached = record is not None
     if record is None:
         record = _generate(profile, studies, position, stage)
+    if evidence and "evidence" not in record:
+        record = {**record, "evidence": _explain(profile, studies[position], record, stage)}
     return ReportCard(record, image_path(record, folder.path), cached)
 
 
@@ -108,6 +113,17 @@ def _generate(profile: Profile, studies: Studies, position: int, stage: int) -> 
     return {**record, "index": position}
 
 
+def _explain(profile: Profile, study: Study, record: dict[str, Any], stage: int) -> dict[str, Any]:
+    """The line that `evidence.jsonl` would have for a report."""
+    from radvision_utils.data.reports import Report
+    from radvision_utils.evaluation.evidence import evidence_record
+    from radvision_utils.explain import explain_report
+    from radvision_utils.inference import reporter_of
+
+    found = explain_report(reporter_of(profile, stage), study.image, Report(**record["generated"]))
+    return evidence_record(study.uid, found.parts, found.seconds)
+
+
 class _LiveModel:
     """Reports on images of one's own with the model of a stage, which it loads when it is first asked."""
 
@@ -116,22 +132,17 @@ class _LiveModel:
         self._reporters: dict[int, Reporter] = {}
 
     def __call__(self, name: str, image: bytes | Path, stage: int) -> ReportCard:
+        from radvision_utils.batch_predict import own_record, training_forms
         from radvision_utils.inference import reporter_of
 
         if isinstance(image, Path) and not image.is_file():
             raise RadVisionError(f"image {image} does not exist: give the path of a PNG, JPEG or DICOM file.")
-        square = letterbox(load_image(image), self._profile.data.image_size)
+        size = self._profile.data.image_size
+        square = letterbox(load_image(image, size), size)
         if stage not in self._reporters:
             self._reporters = {stage: reporter_of(self._profile, stage)}  # one at a time: a 7B fills a GPU
         [written] = self._reporters[stage].write([square])
         shown = io.BytesIO()
         square.save(shown, "PNG")
-        record = {
-            "uid": name,
-            "generated": vars(written.report),
-            "reference": None,
-            "model": {"run": self._profile.run, "stage": stage, "base": self._profile.model.base},
-            "prompt": self._profile.model.prompt,
-            "seconds": round(written.seconds, 4),
-        }
+        record = own_record(self._profile, stage, name, written, training_forms(self._profile))
         return ReportCard(record, shown.getvalue(), cached=False)

@@ -35,7 +35,10 @@ def text_table(rows: Sequence[Mapping[str, object]]) -> HTML:
 
     with pd.option_context("display.max_colwidth", None):
         html = pd.DataFrame(rows).to_html(index=False, escape=True, justify="left")
-    return HTML(html.replace("<td>", '<td style="text-align:left;vertical-align:top">'))
+    # Notebooks' own sheets set headers and cells to the right; only a style of their own wins over those.
+    for cell in ("th", "td"):
+        html = html.replace(f"<{cell}>", f'<{cell} style="text-align:left;vertical-align:top">')
+    return HTML(html)
 
 
 def tidy(axes: Axes) -> None:

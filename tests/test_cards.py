@@ -52,6 +52,14 @@ def test_a_study_without_a_cached_report_is_reported_now(run):
     assert (card.record["index"], card.record["split"]) == (1, "train")
 
 
+def test_evidence_is_computed_when_it_is_asked_for_and_only_then(run):
+    assert "evidence" not in predict_beautiful(index=0, **run).record
+    card = predict_beautiful(index=0, stage=1, evidence=True, **run)
+    sentences = card.record["evidence"]["sentences"]
+    assert [s["text"] for s in sentences if s["section"] == "findings"]
+    assert card.article().count("Evidence map: strongest") == len(sentences)
+
+
 def test_uid_and_index_lead_to_the_same_card(run, dataset):
     uid = dataset.split("test")[1].uid
     assert predict_beautiful(uid=uid, **run).record == predict_beautiful(index=1, **run).record

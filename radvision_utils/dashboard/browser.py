@@ -17,6 +17,7 @@ from radvision_utils.config import RadVisionError
 from radvision_utils.dashboard import records as recorded
 from radvision_utils.dashboard.card import ReportCard
 from radvision_utils.dashboard.content import VERDICTS, clean
+from radvision_utils.dashboard.evidence import most_samples
 from radvision_utils.dashboard.panels import WRAP, BlindPanel, OwnImagePanel, ReportOn, ViewPanel, say
 
 _STAGE_LABELS = {0: "base", 1: "stage 1", 2: "stage 2", 3: "stage 3"}
@@ -76,7 +77,8 @@ class ReportBrowser(widgets.VBox):
         self.verdict = _dropdown("Verdict", list(VERDICTS), "190px", any_=True)
         self.flag = _dropdown("Flag", recorded.flags(every), "250px", any_=True)
         self.message, self.card = widgets.HTML(), widgets.HTML(layout={"width": "auto"})
-        self.view = ViewPanel(self._redraw)
+        mapped = any(record.get("evidence") for record in every)
+        self.view = ViewPanel(self._redraw, mapped, most_samples(every))
         self.rating = BlindPanel(image_root / "ratings.jsonl", self._show_current)
 
         self.previous.on_click(lambda _: self._step(-1))

@@ -20,11 +20,12 @@ from PIL.PngImagePlugin import PngInfo
 from radvision_utils.config import RadVisionError
 from radvision_utils.dashboard import content, picture
 from radvision_utils.dashboard.images import View, data_uri, open_image, windowed
-from radvision_utils.dashboard.markup import SIGN_COLORS, card_style, document, element, escape, mark_style
+from radvision_utils.dashboard.maps import squared
+from radvision_utils.dashboard.markup import card_style, document, element, escape
+from radvision_utils.dashboard.sentences import numbers, overlays, piece_html, sentence_list, sign, switch
 from radvision_utils.runs import write_text
 
 IMAGE_BYTES = 100_000
-_JOINER = "\N{WORD JOINER}"  # keeps a sign on the line of its sentence's last word
 _LONG = 1500  # characters; a longer text may scroll within its column, so the keyboard must reach it
 _ALONE = (
     "body{margin:0;padding:24px 16px;background:var(--rv-sunk)}body>.rv-card{margin:0 auto!important}"
@@ -40,7 +41,7 @@ class ReportCard:
         record: one line of `predictions.jsonl`.
         image: the radiograph, as a file or encoded bytes; None shows an empty well.
         cached: whether the report was read from a file rather than generated for this card.
-        view: window, inversion and zoom of the radiograph in the HTML.
+        view: window, inversion and zoom of the radiograph and what is shown of its evidence, in the HTML.
         blind: which author is report A and which is B, with everything left out that would tell; None names them.
     """
 
@@ -66,12 +67,13 @@ class ReportCard:
 
     def article(self, image_bytes: int = IMAGE_BYTES, **attributes: str) -> str:
         """The card alone, for a page that has the style sheet; `attributes` are its element's, as of `element`."""
+        image, rows = open_image(self.image), self._rows()
         return element(
             "article",
             "card",
             _head(self.record, [] if self.blind else content.facts(self.record, self.cached)),
-            element("div", "body", self._well(image_bytes), _texts(self._rows())),
-            "" if self.blind else _judged(self.record) + _changes(self.record),
+            element("div", "body", self._well(image, image_bytes), self._texts(rows, image)),
+            "" if self.blind else _judged(self.record) + numbers(self.record) + _changes(self.record),
             element("footer", "foot", escape(content.FOOTER)),
             aria_label=f"Report card of {content.study_title(self.record).lower()}",
             **attributes,
@@ -89,8 +91,7 @@ class ReportCard:
         for row in self._rows():
             for section in (section for column in row for section in column):
                 flag = f" [{section.flag}]" if section.flag else ""
-                signs = [f"{p.text} [{content.VERDICTS[p.verdict]}]" if p.verdict else p.text for p in section.pieces]
-                lines += ["", section.title + flag, *_filled("  ", "".join(signs) or content.EMPTY)]
+                lines += ["", section.title + flag, *_section_lines(section)]
         return "\n".join([*lines, *([] if self.blind else _judged_lines(record)), "", content.FOOTER])
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,11 +129,13 @@ class ReportCard:
     def _rows(self) -> list[content.Row]:
         return content.blind_rows(self.record, self.blind) if self.blind else content.report_rows(self.record)
 
-    def _well(self, image_bytes: int) -> str:
-        image = open_image(self.image)
+    def _well(self, image: Image.Image | None, image_bytes: int) -> str:
         if image is None:
             return element("figure", "well", element("p", "no-image", content.NO_IMAGE))
+        explained = [] if self.blind else [s for s in content.explained(self.record) if s.map]
+        image = squared(image) if explained else image
         zoomed = self.view.zoom > 1
+        size = f"width:{self.view.zoom:.0%};max-width:none" if zoomed else ""
         shown = element(
             "img",
             "image",
@@ -142,10 +145,34 @@ class ReportCard:
             height=str(image.height),
             loading="lazy",
             decoding="async",
-            **({"class_": "rv-zoomed", "style": f"width:{self.view.zoom:.0%};max-width:none"} if zoomed else {}),
         )
+        zoom = {"class_": "rv-zoomed"} if zoomed else {}
+        strength = "" if self.view.map_strength is None else f"--rv-strength:{self.view.map_strength:.2f}"
+        style = ";".join(filter(None, [size, strength]))
+        stack = element("div", "stack", shown, overlays(explained), style=style, **zoom)
         reach = {"tabindex": "0", "role": "group", "aria_label": "Enlarged radiograph, scrolls"} if zoomed else {}
-        return element("figure", "well", shown, style="max-height:640px;overflow:auto" if zoomed else "", **reach)
+        view = element("div", "view", stack, style="max-height:640px;overflow:auto" if zoomed else "", **reach)
+        meaning = switch(explained, self.view.map_strength is not None) if explained else ""
+        return element("figure", "well", view, meaning)
+
+    def _texts(self, rows: list[content.Row], image: Image.Image | None) -> str:
+        lines = []
+        for row in rows:
+            cells = [element("div", "cell", *(self._section(part, image) for part in column)) for column in row]
+            lines.append(element("div", "row", *cells))
+        return element("div", "texts", *lines)
+
+    def _section(self, section: content.Section, image: Image.Image | None) -> str:
+        author = "generated" if section.author == content.AUTHORS["generated"] else "reference"
+        name = element("h3", "name", element("span", author, escape(section.author)), " ", escape(section.name))
+        flag = element("p", "flag", escape(section.flag)) if section.flag else ""
+        if not section.text:
+            return element("section", "section", name, flag, element("p", "empty", content.EMPTY))
+        reach = {"tabindex": "0", "role": "group", "aria_label": section.title} if len(section.text) > _LONG else {}
+        if section.sentences:
+            return element("section", "section", name, flag, sentence_list(section, image, self.view, **reach))
+        words = element("p", "text", *map(piece_html, section.pieces), dir="auto", **reach)
+        return element("section", "section", name, flag, words)
 
 
 def _head(record: Mapping[str, Any], facts: list[tuple[str, str]]) -> str:
@@ -165,46 +192,12 @@ def _head(record: Mapping[str, Any], facts: list[tuple[str, str]]) -> str:
     return element("header", "head", element("div", "title", *title), made)
 
 
-def _texts(rows: list[content.Row]) -> str:
-    return element(
-        "div",
-        "texts",
-        *(element("div", "row", *(element("div", "cell", *map(_section, column)) for column in row)) for row in rows),
-    )
-
-
-def _section(section: content.Section) -> str:
-    author = "generated" if section.author == content.AUTHORS["generated"] else "reference"
-    name = element("h3", "name", element("span", author, escape(section.author)), " ", escape(section.name))
-    flag = element("p", "flag", escape(section.flag)) if section.flag else ""
-    if not section.text:
-        return element("section", "section", name, flag, element("p", "empty", content.EMPTY))
-    reach = {"tabindex": "0", "role": "group", "aria_label": section.title} if len(section.text) > _LONG else {}
-    words = element("p", "text", *map(_piece, section.pieces), dir="auto", **reach)
-    return element("section", "section", name, flag, words)
-
-
-def _piece(piece: content.Piece) -> str:
-    if not piece.verdict:
-        return escape(piece.text)
-    why = f"{piece.verdict}: {', '.join(piece.observations)} ({content.RULES})"
-    sign = _sign("sign", piece.verdict, content.VERDICTS[piece.verdict], title=why, role="img", aria_label=why)
-    style = mark_style(piece.verdict)
-    return element("mark", "mark", escape(piece.text), class_=f"rv-{piece.verdict}", style=style) + _JOINER + sign
-
-
-def _sign(part: str, kind: str, glyph: str, **attributes: str) -> str:
-    """A glyph on its color; `kind` is a verdict or "warning"."""
-    style = f"background-color:{SIGN_COLORS[kind]}"
-    return element("span", part, glyph, class_=f"rv-{kind}", style=style, **attributes)
-
-
 def _judged(record: Mapping[str, Any]) -> str:
     groups = [
         _group(title, trust, [_chip(chip) for chip in chips]) for title, trust, chips in content.chip_groups(record)
     ]
     if flags := content.flag_words(record):
-        chips = [element("li", "chip", _sign("glyph", "warning", content.FLAG_GLYPH), escape(words)) for words in flags]
+        chips = [element("li", "chip", sign("glyph", "warning", content.FLAG_GLYPH), escape(words)) for words in flags]
         groups.append(_group(content.FLAGS_TITLE, content.RULES, chips))
     parts = [element("div", "verdicts", *groups)] if groups else []
     if scores := content.score_values(record):
@@ -223,7 +216,10 @@ def _group(title: str, trust: str, chips: list[str]) -> str:
 
 
 def _chip(chip: content.Chip) -> str:
-    parts = [_sign("glyph", chip.verdict, chip.glyph) + escape(chip.words), element("span", "verdict", chip.verdict)]
+    if not chip.verdict:
+        detail = [element("span", "detail", escape(chip.detail))] if chip.detail else []
+        return element("li", "plain-chip", " ".join([escape(chip.words), *detail]))
+    parts = [sign("glyph", chip.verdict, chip.glyph) + escape(chip.words), element("span", "verdict", chip.verdict)]
     parts += [element("span", "detail", escape(chip.detail))] if chip.detail else []
     return element("li", "chip", " ".join(parts))
 
@@ -251,12 +247,28 @@ def _theirs(words: str) -> str:
     return element("del", "theirs", escape(words))
 
 
+def _section_lines(section: content.Section) -> list[str]:
+    if not section.sentences:
+        return _filled("  ", "".join(map(_signed, section.pieces)) or content.EMPTY)
+    lines = []
+    for sentence in section.sentences:
+        where = [f"evidence: {sentence.map.where}"] if sentence.map else []
+        remarks = "; ".join([*sentence.remarks, *where])
+        lines += _filled("  ", _signed(sentence.piece) + (f" ({remarks})" if remarks else ""))
+    return lines
+
+
+def _signed(piece: content.Piece) -> str:
+    return f"{piece.text} [{content.VERDICTS[piece.verdict]}]" if piece.verdict else piece.text
+
+
 def _judged_lines(record: Mapping[str, Any]) -> list[str]:
     lines = []
     for title, trust, chips in content.chip_groups(record):
         lines += ["", title + (f" ({trust})" if trust else "")]
         for chip in chips:
-            lines += _filled("  ", f"{chip.glyph} {chip.words}: {chip.verdict}{chip.detail and f' ({chip.detail})'}")
+            judged = f"{chip.glyph} {chip.words}: {chip.verdict}" if chip.verdict else chip.words
+            lines += _filled("  ", judged + (f" ({chip.detail})" if chip.detail else ""))
     if flags := content.flag_words(record):
         lines += ["", f"{content.FLAGS_TITLE} ({content.RULES})", *(f"  {content.FLAG_GLYPH} {flag}" for flag in flags)]
     if scores := content.score_values(record):

@@ -10,6 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from radvision_utils.config import DISCLAIMER, RadVisionError
+from radvision_utils.dashboard.evidence import (
+    MEANING,
+    NOT_SUPPORTED,
+    WORDS_OF_CONFIDENCE,
+    Sentence,
+    explained_sentences,
+)
 from radvision_utils.dashboard.marks import WORST_FIRST, Change, Piece, marked_text, scrub, word_changes
 
 FOOTER = DISCLAIMER
@@ -27,7 +34,9 @@ SCORES = {"label_f1": "Label F1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "cide
 SCORES_NOTE = f"Label F1 is {RULES}. The others count shared words, not clinical accuracy."
 WORDS_NOTE = "Shared words, not clinical accuracy."
 LABELS_TITLE = "Generated against reference"
+ASSERTED_TITLE = "Asserted by the report"
 DRAWN_TITLE = "Generated against what was drawn"
+SENTENCES_TITLE = "Sentence by sentence"
 FLAGS_TITLE = "Flags on the generated report"
 CHANGES_TITLE = "Word differences"
 VERDICTS = {
@@ -50,12 +59,16 @@ AUTHORS = {"generated": "Generated", "reference": "Reference"}
 
 @dataclass(frozen=True)
 class Section:
-    """One cell's worth of report: whose it is, which part, and its text in pieces (none when empty)."""
+    """One cell's worth of report: whose it is, which part, its text in pieces (none when empty), and a flag on it.
+
+    `sentences` are the same text one by one, where more is known of them than their words; else there are none.
+    """
 
     author: str
     name: str
     pieces: tuple[Piece, ...]
     flag: str = ""
+    sentences: tuple[Sentence, ...] = ()
 
     @property
     def title(self) -> str:
@@ -72,7 +85,7 @@ Row = tuple[tuple[Section, ...], ...]
 
 @dataclass(frozen=True)
 class Chip:
-    """An observation, a verdict on it, and what the two texts say where that is not plain from the verdict."""
+    """An observation, a verdict on it ("" without a reference), and what the texts say where that is not plain."""
 
     words: str
     verdict: str
@@ -80,7 +93,7 @@ class Chip:
 
     @property
     def glyph(self) -> str:
-        return VERDICTS[self.verdict]
+        return VERDICTS.get(self.verdict, "")
 
 
 def clean(value: object) -> str:
@@ -140,9 +153,20 @@ def report_rows(record: Mapping[str, Any]) -> list[Row]:
     ours = _sections(record, "generated")
     theirs = _sections(record, "reference") if record["reference"] else ()
     if not record["generated"].get("headed", True):
-        whole = Section("Generated", "report", _joined(ours), NO_HEADINGS)
+        whole = Section("Generated", "report", _joined(ours), NO_HEADINGS, explained(record))
         return [((whole,), theirs) if theirs else ((whole,),)]
     return list(zip(*([(section,) for section in column] for column in (ours, theirs) if column), strict=True))
+
+
+def explained(record: Mapping[str, Any]) -> tuple[Sentence, ...]:
+    """Every generated sentence, where anything is known of one beyond its words; else none."""
+    return explained_sentences(record, "findings") + explained_sentences(record, "impression")
+
+
+def sentences_note(record: Mapping[str, Any]) -> str:
+    """What the maps and words of confidence mean."""
+    maps = f"{MEANING} Yellow speaks most for it; gray and hatched: {NOT_SUPPORTED}."
+    return " ".join([maps] * bool(record.get("evidence")) + [WORDS_OF_CONFIDENCE] * bool(record.get("confidence")))
 
 
 def blind_rows(record: Mapping[str, Any], order: tuple[str, str]) -> list[Row]:
@@ -197,8 +221,18 @@ def drawn_chips(record: Mapping[str, Any]) -> list[Chip]:
     return sorted(chips, key=_worst_first)
 
 
+def asserted_chips(record: Mapping[str, Any]) -> list[Chip]:
+    """Every observation that a report without a reference asserts; there is nothing to judge it by."""
+    said = (record.get("labels") or {}).get("generated") or {}
+    details = {name: _said(label) for name, label in said.items() if label.get("status") in ("present", "uncertain")}
+    return [_chip(record, name, "", detail.replace("present", "")) for name, detail in details.items()]
+
+
 def chip_groups(record: Mapping[str, Any]) -> list[tuple[str, str, list[Chip]]]:
     """The groups of chips that a card shows: title, how far it is to be trusted ("" for drawn truth), chips."""
+    if record["reference"] is None:
+        chips = asserted_chips(record)
+        return [(ASSERTED_TITLE, RULES, chips)] if chips else []
     groups = [(LABELS_TITLE, RULES, label_chips(record)), (DRAWN_TITLE, "", drawn_chips(record))]
     return [group for group in groups if group[2]]
 
@@ -223,7 +257,13 @@ def changes(record: Mapping[str, Any]) -> list[tuple[str, list[Change]]]:
 
 def _sections(record: Mapping[str, Any], author: str) -> tuple[Section, ...]:
     return tuple(
-        Section(AUTHORS[author], name, marked_text(record, author, name)) for name in ("findings", "impression")
+        Section(
+            AUTHORS[author],
+            name,
+            marked_text(record, author, name),
+            sentences=explained_sentences(record, name) if author == "generated" else (),
+        )
+        for name in ("findings", "impression")
     )
 
 
@@ -244,7 +284,7 @@ def _said(label: Mapping[str, Any] | None) -> str:
 
 def _chip(record: Mapping[str, Any], name: object, verdict: str, detail: str = "") -> Chip:
     words = clean(name)
-    if verdict not in VERDICTS:
+    if verdict and verdict not in VERDICTS:
         raise RadVisionError(
             f"finding {words!r} of study {record['uid']} has the verdict {verdict!r}: use one of {', '.join(VERDICTS)}."
         )

@@ -16,19 +16,23 @@ IMAGE_SIDE = 512  # pixels; more is not seen at the width of a card
 
 @dataclass(frozen=True)
 class View:
-    """How a radiograph is looked at.
+    """How a radiograph and its report are looked at.
 
     Attributes:
         center: the gray level shown as middle gray, 0 (black) to 1 (white).
         width: the range of gray levels around it that is spread from black to white, above 0, up to 1.
         invert: white for black.
         zoom: enlargement in the well, 1 to 4; larger than the well it scrolls.
+        map_strength: how opaque evidence maps lie over it, 0 (off) to 1; None leaves that to a switch in the card.
+        least_agreement: sentences that fewer sampled reports assert are hidden, and counted; 0 hides none.
     """
 
     center: float = 0.5
     width: float = 1.0
     invert: bool = False
     zoom: float = 1.0
+    map_strength: float | None = None
+    least_agreement: int = 0
 
 
 def open_image(source: Path | bytes | None) -> Image.Image | None:

@@ -48,20 +48,19 @@ def marked_text(record: Mapping[str, Any], author: str, section: str) -> tuple[P
     A sentence is marked for a verdict where it says what the whole report was taken to say of the observation: in a
     report that is read as "enlarged heart", the sentence that calls the heart normal is not what the verdict rests on.
     """
-    text = str((record.get(author) or {}).get(section) or "")
-    mentions = ((record.get("mentions") or {}).get(author) or {}).get(section) or []
-    behind = [(m, verdict) for m in mentions if (verdict := _verdict_behind(record, author, m))]
     pieces, at = [], 0
-    for start, end in sentences(text) if behind else []:
-        inside = [(m["observation"], verdict) for m, verdict in behind if start <= m["start"] < end]
-        if not inside:
-            continue
-        worst = min((verdict for _, verdict in inside), key=WORST_FIRST.index)
-        names = tuple(dict.fromkeys(scrub(name) for name, verdict in inside if verdict == worst))
-        pieces += [Piece(scrub(text[at:start])), Piece(scrub(text[start:end]), worst, names)]
-        at = end
+    text = _section_text(record, author, section)
+    for start, end, sentence in _read_sentences(record, author, section):
+        if sentence.verdict:
+            pieces += [Piece(scrub(text[at:start])), sentence]
+            at = end
     pieces.append(Piece(scrub(text[at:])))
     return tuple(piece for piece in _stripped(pieces) if piece.text)
+
+
+def sentence_pieces(record: Mapping[str, Any], author: str, section: str) -> tuple[Piece, ...]:
+    """The sentences of a section one by one, each with its verdict or ""; the blanks between them are left out."""
+    return tuple(sentence for _, _, sentence in _read_sentences(record, author, section))
 
 
 def word_changes(generated: str, reference: str) -> list[Change]:
@@ -78,6 +77,24 @@ def word_changes(generated: str, reference: str) -> list[Change]:
         if c < d:
             changes.append(Change(" ".join(ours[c:d]), "generated"))
     return changes
+
+
+def _section_text(record: Mapping[str, Any], author: str, section: str) -> str:
+    return str((record.get(author) or {}).get(section) or "")
+
+
+def _read_sentences(record: Mapping[str, Any], author: str, section: str) -> list[tuple[int, int, Piece]]:
+    """Start, end and piece of every sentence."""
+    text = _section_text(record, author, section)
+    mentions = ((record.get("mentions") or {}).get(author) or {}).get(section) or []
+    behind = [(m, verdict) for m in mentions if (verdict := _verdict_behind(record, author, m))]
+    found = []
+    for start, end in sentences(text):
+        inside = [(m["observation"], verdict) for m, verdict in behind if start <= m["start"] < end]
+        worst = min((verdict for _, verdict in inside), key=WORST_FIRST.index, default="")
+        names = tuple(dict.fromkeys(scrub(name) for name, verdict in inside if verdict == worst))
+        found.append((start, end, Piece(scrub(text[start:end]), worst, names)))
+    return found
 
 
 def _verdict_behind(record: Mapping[str, Any], author: str, mention: Mapping[str, Any]) -> str:

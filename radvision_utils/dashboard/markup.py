@@ -34,6 +34,16 @@ DARK = {
 WELL = {"well": "#040506", "well-ink": "#c5cdd5"}
 """The image lies on near-black in both themes, as on a reading room's screen."""
 
+# Viridis at twelfths of its range: perceptually uniform, safe for color-blind readers (van der Walt and Smith, CC0).
+VIRIDIS = (
+    *("#440154", "#481f70", "#443983", "#3b528b", "#31688e", "#287c8e", "#21918c"),
+    *("#20a486", "#35b779", "#5ec962", "#90d743", "#c8e020", "#fde725"),
+)
+STRENGTHS = {"off": 0.0, "faint": 0.35, "medium": 0.6, "strong": 0.85}
+"""How opaque the strongest cell of an evidence map lies over the radiograph."""
+OVERLAYS = 24
+"""Maps at most that lie over a radiograph; every further sentence still has its small picture."""
+
 VERDICT_COLORS = {"contradiction": "#d55e00", "missed": "#e69f00", "unsupported": "#cc79a7", "agree": "#009e73"}
 """Okabe and Ito's colors (jfly.uni-koeln.de/color), told apart by all common kinds of color vision."""
 SIGN_COLORS = {**VERDICT_COLORS, "warning": "#f0e442"}
@@ -67,7 +77,19 @@ INLINE = {
     "value": "display:inline;float:none;width:auto;margin:0;padding:0",
     "body": f"border-top:1px solid {LIGHT['line']}",
     "well": f"{_share(34, 900)};margin:0;background-color:{WELL['well']};color:{WELL['well-ink']};text-align:center",
+    "view": "margin:0",
+    "stack": "max-width:512px;margin:0 auto",
     "image": "display:block;width:100%;max-width:512px;height:auto;margin:0 auto",
+    # Without the sheet there is nothing to lay over the radiograph, nor to switch: the small pictures remain.
+    "map": "display:none",
+    "switch": "display:none",
+    "switch-name": f"margin:0;font-size:14px;font-weight:600;color:{WELL['well-ink']}",
+    "strengths": "margin:0",
+    "strength": f"margin:0;font-size:14px;color:{WELL['well-ink']}",
+    "scales": "margin:0",
+    "scale": "margin:0",
+    "scale-name": f"margin:0;font-size:14px;color:{WELL['well-ink']}",
+    "how": f"margin:0;font-size:14px;line-height:1.5;color:{WELL['well-ink']}",
     "no-image": f"margin:0;padding:64px 24px;font-size:15px;color:{WELL['well-ink']}",
     "texts": _share(66, 900),
     "row": "margin:0",
@@ -80,6 +102,18 @@ INLINE = {
     f"border-radius:4px;font-size:14px;color:{LIGHT['ink']}",
     "text": "margin:0;max-width:33em;max-height:480px;overflow-y:auto;font-size:16px;line-height:1.55;"
     "white-space:pre-line",
+    "sentences": "margin:0;padding:0;max-width:33em;max-height:900px;overflow-y:auto;font-size:16px;line-height:1.5;"
+    "list-style:none",
+    "sentence": "margin:0 0 10px;list-style:none",
+    "words": "margin:0",
+    "doubtful": f"font-weight:600;color:{LIGHT['ink']}",
+    "remarks": f"margin:0;{_SMALL}",
+    "thumb": "display:block;width:64px;height:64px;margin:4px 0 0",
+    "hidden": f"margin:0;{_SMALL}",
+    "wide": "max-width:100%;overflow-x:auto",
+    "numbers": "margin:8px 0 0;border-collapse:collapse;font-size:14px",
+    "number": f"padding:4px 16px 4px 0;border-bottom:1px solid {LIGHT['line']};background-color:{LIGHT['paper']};"
+    f"text-align:left;vertical-align:top;font-weight:400;color:{LIGHT['ink']}",
     "empty": f"margin:0;font-size:16px;line-height:1.55;color:{LIGHT['muted']}",
     "mark": f"padding:0 0 1px;background-color:transparent;color:{LIGHT['ink']}",
     # Inline, not inline-block: only so can a word joiner keep it on the line of its sentence's last word.
@@ -94,6 +128,8 @@ INLINE = {
     "score-value": "margin:0;padding:0;float:none;width:auto;font-size:20px;font-weight:600;line-height:1.3",
     "note": f"margin:4px 0 0;max-width:33em;{_SMALL}",
     "chips": "margin:0;padding:0;list-style:none",
+    "plain-chip": f"display:inline-block;margin:4px 8px 4px 0;padding:3px 12px;border:1px solid {LIGHT['line']};"
+    f"border-radius:16px;font-size:15px;line-height:1.5;color:{LIGHT['ink']}",
     # The glyph hangs, so that a chip of several lines keeps its words under each other.
     "chip": f"display:inline-block;max-width:100%;box-sizing:border-box;margin:4px 8px 4px 0;padding:3px 12px 3px 34px;"
     f"border:1px solid {LIGHT['line']};border-radius:16px;font-size:15px;line-height:1.5;text-indent:-30px;"
@@ -183,6 +219,7 @@ def card_style() -> str:
         f"body.vscode-dark .rv-theme,body.vscode-high-contrast:not(.vscode-high-contrast-light) .rv-theme"
         f"{{{dark}{_follow(DARK, *code)}}}",
         f"@media print{{.rv-theme.rv-theme.rv-theme{{{light}}}}}",
+        *_map_rules(),
     ]
     return "\n".join([*rules, read_style("card.css")])
 
@@ -201,6 +238,19 @@ def document(title: str, style: str, body: str, script: str = "") -> str:
         f"<title>{escape(title)}</title>\n<style>\n{style}\n</style>\n</head>\n"
         f'<body class="rv-theme">\n{body}\n{code}</body>\n</html>\n'
     )
+
+
+def _map_rules() -> list[str]:
+    """While a sentence is pointed at or has the focus, its map lies over the radiograph, as the switch says."""
+    rules = [
+        f".rv-card:has(.rv-strength [value={name}]:checked){{--rv-strength:{strength}}}"
+        for name, strength in STRENGTHS.items()
+    ]
+    rules += [
+        f".rv-card:has(.rv-s{n}:is(:hover,:focus)) .rv-m{n}{{opacity:var(--rv-strength,0)}}"
+        for n in range(1, OVERLAYS + 1)
+    ]
+    return [*rules, f".rv-card .rv-scale{{background-image:linear-gradient(to right,{','.join(VIRIDIS)})}}"]
 
 
 def _variables(palette: dict[str, str]) -> str:

@@ -16,6 +16,7 @@ from radvision_utils.dashboard import content
 from radvision_utils.dashboard.images import data_uri, open_image
 from radvision_utils.dashboard.markup import GLYPH_INK, VERDICT_COLORS, anchor, escape
 from radvision_utils.dashboard.records import Record, by_contradiction, image_path, verdict_pairs
+from radvision_utils.dashboard.trust import trust_charts
 from radvision_utils.evaluation.table import COLUMNS, FACTS
 
 _MODEL_ROWS = ("base", "after stage")  # how the rows begin that a model of this run wrote
@@ -32,7 +33,7 @@ def overview(records: Sequence[Record], metrics: Mapping[str, Any], run_folder: 
     return (
         f'<section class="answers" aria-label="In short">{"".join(answers)}</section>'
         f"{_worst(records, run_folder)}"
-        f'<div class="halves">{_table(metrics, table)}{_chart(records)}</div>'
+        f'{_table(metrics, table)}<div class="halves">{_chart(records)}{trust_charts(metrics)}</div>'
     )
 
 

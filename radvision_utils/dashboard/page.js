@@ -5,8 +5,9 @@
   var root = document.documentElement, list = byId('cards'), filters = byId('filters');
   var all = Array.prototype.slice.call(list.children);
   if (!all.length) return;
-  var shown = all, at = -1;
+  var shown = all, at = -1, hidden = 0, hiddenBelow = 0;
   var WINDOWS = ['full', 'dark', 'middle', 'bright'];  // as classes of page.css
+  var STRENGTHS = ['off', 'faint', 'medium', 'strong'];  // as in markup.py
   var ranks = new Map(), verdicts = new Map(), flags = new Map(), words = new Map();
   all.forEach(function (card) {
     ranks.set(card, card.dataset.ranks.split(' ').map(Number));
@@ -34,6 +35,7 @@
   }
   function arrange() {
     var order = Number(chosen('order'));
+    hideSentences();
     all.sort(function (a, b) { return ranks.get(a)[order] - ranks.get(b)[order]; });
     shown = all.filter(fits);
     all.forEach(function (card) { card.hidden = true; list.appendChild(card); });
@@ -41,10 +43,30 @@
     mark(-1);
   }
 
+  function hideSentences() {  // below the chosen agreement; each section says how many
+    var least = Number(chosen('least')), samples = byId('least') ? byId('least').dataset.samples : 0;
+    if (least === hiddenBelow) return;
+    hiddenBelow = least;
+    hidden = 0;
+    Array.prototype.forEach.call(list.querySelectorAll('.rv-sentences'), function (sentences) {
+      var here = 0;
+      Array.prototype.forEach.call(sentences.children, function (sentence) {
+        sentence.hidden = Number(sentence.dataset.agreement) < least;  // without an agreement: NaN, never hidden
+        here += sentence.hidden;
+      });
+      hidden += here;
+      sentences.nextElementSibling.textContent = here ? told(here, least, samples) : '';
+    });
+    if (hidden) hidden = told(hidden, least, samples);
+  }
+  function told(count, least, samples) {
+    return count + (count === 1 ? ' sentence' : ' sentences') + ' hidden below ' + least + ' of ' + samples;
+  }
   function mark(index) {
     at = index;
     var total = shown.length === all.length ? '' : ' (of ' + all.length + ')';
-    byId('where').textContent = (at < 0 ? '' : (at + 1) + ' of ') + shown.length + ' studies' + total;
+    byId('where').textContent = (at < 0 ? '' : (at + 1) + ' of ') + shown.length + ' ' + byId('where').dataset.things + total
+      + (hidden ? '; ' + hidden : '');
   }
   function bring(card, times) {
     // Cards out of sight have an estimated height: look again once those on the way have their own.
@@ -78,6 +100,16 @@
     root.dataset.window = next;
     byId('window').textContent = 'Window: ' + next;
   }
+  function strengthen(strength) {  // one switch for all cards
+    Array.prototype.forEach.call(list.querySelectorAll('.rv-strength [value=' + strength + ']'), function (button) {
+      button.checked = true;
+    });
+    byId('evidence').textContent = 'Evidence: ' + strength;
+  }
+  function nextStrength() {
+    var button = byId('evidence');
+    if (button) strengthen(STRENGTHS[(STRENGTHS.indexOf(button.textContent.slice(10)) + 1) % STRENGTHS.length]);
+  }
   function veil() {
     var on = root.classList.toggle('veiled');
     byId('veil').setAttribute('aria-pressed', on);
@@ -92,14 +124,15 @@
 
   var KEYS = {
     ArrowLeft: function () { go(-1); }, ArrowRight: function () { go(1); },
-    i: invert, w: nextWindow, r: reveal, '?': help,
+    i: invert, w: nextWindow, e: nextStrength, r: reveal, '?': help,
     '/': function () { byId('search').focus(); byId('search').select(); }
   };
   document.addEventListener('keydown', function (event) {
     var target = event.target;
     if (event.altKey || event.ctrlKey || event.metaKey || byId('keys').open) return;
     if (event.key === 'Escape' && filters.contains(target)) { target.blur(); return; }
-    if (/^(INPUT|SELECT|TEXTAREA)$/.test(target.tagName) || !KEYS[event.key]) return;
+    var field = /^(INPUT|SELECT|TEXTAREA)$/.test(target.tagName);
+    if (field && (target.type !== 'radio' || /^Arrow/.test(event.key)) || !KEYS[event.key]) return;
     event.preventDefault();
     KEYS[event.key]();
   });
@@ -109,7 +142,13 @@
   byId('window').addEventListener('click', nextWindow);
   byId('veil').addEventListener('click', veil);
   byId('help').addEventListener('click', help);
-  filters.addEventListener('input', arrange);
+  if (byId('evidence')) byId('evidence').addEventListener('click', nextStrength);
+  list.addEventListener('change', function (event) { if (event.target.type === 'radio') strengthen(event.target.value); });
+  filters.addEventListener('input', function (event) {
+    if (event.target.id !== 'least') { arrange(); return; }
+    hideSentences();  // the study at hand stays
+    mark(at);
+  });
   filters.addEventListener('submit', function (event) { event.preventDefault(); });
   filters.addEventListener('reset', function () { setTimeout(arrange); });
   window.addEventListener('hashchange', follow);

@@ -30,23 +30,45 @@ def say(words: str) -> str:
 
 
 class ViewPanel(widgets.HBox):
-    """Window, inversion and zoom of the radiograph; `changed` is called after each change."""
+    """Window, inversion and zoom of the radiograph, its evidence maps, and which sentences are hidden.
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    Args:
+        changed: called after each change.
+        mapped: whether some record has evidence maps; else there is no slider for them.
+        samples: how many reports were sampled for the agreement of sentences; 0 leaves out that choice.
+    """
+
+    def __init__(self, changed: Callable[[], None], mapped: bool = False, samples: int = 0) -> None:
         self.center = _slider("Center", 0.5, 0.0, 1.0)
         self.width = _slider("Width", 1.0, 0.05, 1.0)
         self.zoom = _slider("Zoom", 1.0, 1.0, 4.0)
         self.invert = widgets.ToggleButton(description="Invert", icon="adjust", layout={"width": "100px"})
         self.reset = widgets.Button(description="Reset view", layout={"width": "100px"})
+        self.evidence = _slider("Evidence", 0.0, 0.0, 1.0, label="62px")
+        self.agreement = widgets.Dropdown(
+            options=[("nothing", 0)] + [(f"below {n} of {samples}", n) for n in range(1, samples + 1)],
+            value=0,
+            description="Hide sentences",
+            layout={"width": "240px"},
+            style={"description_width": "initial"},
+        )
         self._changed, self._settling = changed, False
-        for control in (self.center, self.width, self.zoom, self.invert):
+        asked = [self.evidence] * mapped + [self.agreement] * (samples > 0)
+        for control in (self.center, self.width, self.zoom, self.invert, *asked):
             control.observe(lambda _: self._tell(), names="value")
         self.reset.on_click(lambda _: self._reset())
-        super().__init__([self.center, self.width, self.zoom, self.invert, self.reset], layout=WRAP)
+        super().__init__([self.center, self.width, self.zoom, self.invert, self.reset, *asked], layout=WRAP)
 
     @property
     def view(self) -> View:
-        return View(self.center.value, self.width.value, self.invert.value, self.zoom.value)
+        return View(
+            self.center.value,
+            self.width.value,
+            self.invert.value,
+            self.zoom.value,
+            map_strength=self.evidence.value,
+            least_agreement=self.agreement.value,
+        )
 
     def _reset(self) -> None:
         self._settling = True
@@ -180,7 +202,7 @@ def uploaded(value: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> tuple[st
     return (files[-1][0], bytes(files[-1][1])) if files else None
 
 
-def _slider(name: str, value: float, least: float, most: float) -> widgets.FloatSlider:
+def _slider(name: str, value: float, least: float, most: float, label: str = "48px") -> widgets.FloatSlider:
     return widgets.FloatSlider(
         value=value,
         min=least,
@@ -190,7 +212,7 @@ def _slider(name: str, value: float, least: float, most: float) -> widgets.Float
         continuous_update=False,  # a picture a step would flood a slow connection
         readout_format=".2f",
         layout={"width": "250px"},
-        style={"description_width": "48px"},
+        style={"description_width": label},
     )
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from radvision_utils.dashboard import content
+from radvision_utils.dashboard.evidence import Sentence
+from radvision_utils.dashboard.maps import with_map
 from radvision_utils.dashboard.markup import GLYPH_INK, LIGHT, SIGN_COLORS, WELL
 from radvision_utils.dashboard.typesetting import LINE, Font, TextBlock, font
 
@@ -21,19 +23,23 @@ _WELL_WIDTH = 800
 _COLUMN = (WIDTH - _WELL_WIDTH) // 2
 _BODY, _SMALL, _SCORE, _TITLE = 28, 25, 40, 52  # font sizes, pixels
 _FOOT = 84
+_ABREAST, _MULTIPLES, _GAP, _REMARK = 6, 12, 36, 23  # small multiples in a line and at most, pixels between, font size
+_MULTIPLE = (WIDTH - 2 * _PAD - (_ABREAST - 1) * _GAP) // _ABREAST
 
 
 def draw_card(record: Mapping[str, Any], image: Image.Image | None, cached: bool) -> Image.Image:
     """The card on a light ground, `WIDTH` pixels wide and of bounded height; `image` is the radiograph."""
-    scratch = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    nowhere = Image.new("RGB", (1, 1))
+    scratch = ImageDraw.Draw(nowhere)
     rows = content.report_rows(record)
     head = _draw_head(scratch, record, cached)
     heights = [max(_draw_stack(scratch, sections, 0, 0) for sections in row) for row in rows]
     body = max(sum(heights), _WELL_WIDTH)
     heights[-1] += body - sum(heights)
+    explained = _draw_sentences(nowhere, record, image, 0)
     judged = _draw_judged(scratch, record, 0)
 
-    canvas = Image.new("RGB", (WIDTH, head + body + judged + _FOOT), LIGHT["paper"])
+    canvas = Image.new("RGB", (WIDTH, head + body + explained + judged + _FOOT), LIGHT["paper"])
     pen = ImageDraw.Draw(canvas)
     _draw_head(pen, record, cached)
     _rule(pen, 0, head - 2)
@@ -47,6 +53,8 @@ def draw_card(record: Mapping[str, Any], image: Image.Image | None, cached: bool
         for column, sections in enumerate(row):
             _draw_stack(pen, sections, _WELL_WIDTH + column * _COLUMN + _PAD, y)
         y += height
+    _rule(pen, 0, y)
+    y += _draw_sentences(canvas, record, image, y)
     _rule(pen, 0, y)
     _draw_judged(pen, record, y)
     y = canvas.height - _FOOT
@@ -109,6 +117,38 @@ def _draw_stack(pen: ImageDraw.ImageDraw, sections: Sequence[content.Section], x
     return y - top + _PAD - 50
 
 
+def _draw_sentences(canvas: Image.Image, record: Mapping[str, Any], image: Image.Image | None, top: int) -> int:
+    """What each generated sentence rests on, as small multiples, with how far it is to be trusted."""
+    sentences = content.explained(record)
+    if not sentences:
+        return 0
+    pen, bold, y = ImageDraw.Draw(canvas), font(_SMALL, "-Bold"), top + 40
+    pen.text((_PAD, y), content.SENTENCES_TITLE, LIGHT["ink"], bold)
+    left_out = f" {len(sentences) - _MULTIPLES} more sentences not shown." if len(sentences) > _MULTIPLES else ""
+    x = _PAD + int(bold.getlength(content.SENTENCES_TITLE)) + 20
+    note = content.sentences_note(record) + left_out
+    y += _draw_text(pen, note, (x, y), Font(_SMALL, LIGHT["muted"]), WIDTH - _PAD - x, 3) + 18
+    for first in range(0, min(len(sentences), _MULTIPLES), _ABREAST):
+        heights = []
+        for place, sentence in enumerate(sentences[first : min(first + _ABREAST, _MULTIPLES)]):
+            heights.append(_draw_sentence(canvas, sentence, image, _PAD + place * (_MULTIPLE + _GAP), y))
+        y += max(heights) + 36
+    return y - top
+
+
+def _draw_sentence(canvas: Image.Image, sentence: Sentence, image: Image.Image | None, x: int, top: int) -> int:
+    pen, y = ImageDraw.Draw(canvas), top
+    if sentence.map and image:
+        canvas.paste(with_map(image, sentence.map, _MULTIPLE), (x, y))
+        y += _MULTIPLE + 14
+    y += TextBlock((sentence.piece,), Font(_SMALL), _MULTIPLE, 4).draw(pen, x, y)
+    for remark in sentence.remarks:
+        doubtful = remark.startswith("low")
+        ink = Font(_REMARK, LIGHT["ink" if doubtful else "muted"], "-Bold" if doubtful else "")
+        y += TextBlock((content.Piece(remark),), ink, _MULTIPLE, 2, step=34).draw(pen, x, y)
+    return y - top
+
+
 def _draw_judged(pen: ImageDraw.ImageDraw, record: Mapping[str, Any], top: int) -> int:
     """Chips in groups, and the scores under the reference's column or, without chips, on the left."""
     groups = [
@@ -142,13 +182,15 @@ def _draw_chips(pen: ImageDraw.ImageDraw, chips: Sequence[tuple[str, str, str, s
     for sign, glyph, words, verdict, detail in chips:
         texts = [(words, "ink", ""), (verdict, "ink", "-Bold"), (detail, "muted", "")]
         shown = [(text, color, font(_SMALL, style)) for text, color, style in texts if text]
-        width = 66 + sum(int(face.getlength(text)) + 18 for text, _, face in shown) + 10
+        start = 66 if glyph else 24
+        width = start + sum(int(face.getlength(text)) + 18 for text, _, face in shown) + 10
         if x > _PAD and x + width > WIDTH - _COLUMN - _PAD:
             x, y = _PAD, y + height + 16
         pen.rounded_rectangle((x, y, x + width, y + height), radius=height // 2, outline=LIGHT["line"], width=2)
-        pen.ellipse((x + 9, y + 9, x + 51, y + 51), fill=SIGN_COLORS[sign])
-        pen.text((x + 30, y + 30), glyph, GLYPH_INK, font(_SMALL, "-Bold"), anchor="mm")
-        at = x + 66
+        if glyph:
+            pen.ellipse((x + 9, y + 9, x + 51, y + 51), fill=SIGN_COLORS[sign])
+            pen.text((x + 30, y + 30), glyph, GLYPH_INK, font(_SMALL, "-Bold"), anchor="mm")
+        at = x + start
         for text, color, face in shown:
             pen.text((at, y + 30), text, LIGHT[color], face, anchor="lm")
             at += int(face.getlength(text)) + 18

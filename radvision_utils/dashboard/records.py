@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from radvision_utils.config import RadVisionError
+from radvision_utils.dashboard.shapes import misshapen
+
+logger = logging.getLogger(__name__)
 
 Record = Mapping[str, Any]
+ASSERTED = "asserted"
+LAST_STAGE = 3  # whose reports the evaluation explains
+_BESIDE = {"evidence": "evidence.jsonl", "confidence": "confidence.jsonl"}
+"""What is known of a study's report beyond its words, by key of its record; files beside the predictions."""
 _REQUIRED = ("uid", "generated", "reference", "model")
 
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:
     """The records of a `predictions.jsonl` file, in its order; blank lines are skipped.
 
+    A report of the last stage carries its lines of `evidence.jsonl` and `confidence.jsonl`, where these lie beside the
+    file.
+
     Raises:
         RadVisionError: the file is missing, or a line is no prediction record; the sentence names the line.
     """
     with _opened(path).open(encoding="utf-8") as lines:
-        return [_record(line, number, path) for number, line in enumerate(lines, start=1) if line.strip()]
+        records = [_record(line, number, path) for number, line in enumerate(lines, start=1) if line.strip()]
+    for key in _BESIDE:
+        known = {entry["uid"]: entry for entry in _entries(path, key)}
+        for record in records:
+            _attach(record, key, known.get(record["uid"]))
+    return records
 
 
 def find_prediction(path: Path, uid: str, split: str, stage: int) -> dict[str, Any] | None:
@@ -35,7 +51,9 @@ def find_prediction(path: Path, uid: str, split: str, stage: int) -> dict[str, A
             if sign not in line:
                 continue
             record = _record(line, number, path)
-            if (record["uid"], record.get("split"), record["model"]["stage"]) == (uid, split, stage):
+            if (record["uid"], record.get("split"), record["model"].get("stage")) == (uid, split, stage):
+                for key in _BESIDE:
+                    _attach(record, key, next((e for e in _entries(path, key, sign) if e["uid"] == uid), None))
                 return record
     return None
 
@@ -58,7 +76,13 @@ def image_path(record: Record, root: Path) -> Path | None:
 
 
 def verdict_pairs(record: Record) -> list[tuple[str, str]]:
-    """Observation and verdict: by the rules where a record has those, else of a phantom's drawn findings."""
+    """Observation and verdict: by the rules where a record has those, else of a phantom's drawn findings.
+
+    Without a reference there is nothing to judge by: what the report asserts has the verdict "asserted".
+    """
+    if record["reference"] is None:
+        said = (record.get("labels") or {}).get("generated") or {}
+        return [(name, ASSERTED) for name, label in said.items() if label.get("status") in ("present", "uncertain")]
     found: Mapping[str, str] | None = record.get("verdicts")
     if found is not None:
         return list(found.items())
@@ -126,6 +150,27 @@ def _index(record: Record) -> float:
     return 0 if index is None else float(index)
 
 
+def _entries(predictions: Path, key: str, sign: str = "") -> Iterator[dict[str, Any]]:
+    """The entries of a file beside the predictions, of the lines that hold `sign`; damaged ones are logged."""
+    path = predictions.with_name(_BESIDE[key])
+    for number, line in enumerate(path.open(encoding="utf-8") if path.is_file() else [], start=1):
+        if sign not in line or not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            if not isinstance(entry["uid"], str):
+                raise TypeError("uid is no text")
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("line %d of %s is damaged (%s) and is left out", number, path, error)
+        else:
+            yield entry
+
+
+def _attach(record: dict[str, Any], key: str, entry: dict[str, Any] | None) -> None:
+    if entry is not None and record["model"]["stage"] == LAST_STAGE and record.get("split") == "test":
+        record[key] = entry
+
+
 def _opened(path: Path) -> Path:
     if path.is_file():
         return path
@@ -147,4 +192,9 @@ def _record(line: str, number: int, path: Path) -> dict[str, Any]:
             "delete the file and run the evaluation again."
         )
     known: dict[str, Any] = record
+    if field := misshapen(known):
+        raise RadVisionError(
+            f"line {number} of {path} is no prediction record (its {field} is of the wrong kind): "
+            "delete the file and run the evaluation again."
+        )
     return known

@@ -53,6 +53,7 @@ class TextBlock:
         width: of a line, pixels.
         limit: lines at most.
         count: whether the last line says how many words were left out.
+        step: from line to line, pixels; 0 for the usual.
     """
 
     pieces: Sequence[Piece]
@@ -60,10 +61,11 @@ class TextBlock:
     width: int
     limit: int
     count: bool = False
+    step: int = 0
 
     def draw(self, pen: ImageDraw.ImageDraw, x: int, y: int) -> int:
         """Draw at the upper left corner (x, y); returns the height."""
-        step = round(max(LINE, self.ink.size * 1.3))
+        step = self.step or round(max(LINE, self.ink.size * 1.3))
         lines, more = self._cut(list(self._lines()))
         for number, line in enumerate(lines):
             self._draw_line(pen, line, x, y + number * step)
@@ -98,12 +100,14 @@ class TextBlock:
                     line.append(word)
                     room -= needed
                     continue
-                if not line:
+                if line:
+                    waiting.append(word)
+                    if not word.text and len(line) > 1:
+                        waiting.append(line.pop())  # a sign stays on the line of its sentence's last word
+                else:
                     fits = self._fitting(word.text)
                     line = [_Word(word.text[:fits], word.verdict)]
-                    word = _Word(word.text[fits:], word.verdict)
-                if word.text:
-                    waiting.append(word)
+                    waiting += [_Word(rest, word.verdict)] if (rest := word.text[fits:]) else []
                 yield line
                 count, line, room = count + 1, [], float(self.width)
             if line and count <= self.limit:

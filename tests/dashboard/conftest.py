@@ -70,6 +70,40 @@ def make_record() -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
+def explained(make_record: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """A record with evidence and confidence of its three generated sentences; the second map lacks support."""
+    texts = [
+        ("findings", 0, "The heart is enlarged."),
+        ("findings", 1, "No effusion."),
+        ("impression", 0, "Cardiomegaly."),
+    ]
+    maps = [[[1.0, 0.2], [0.1, 0.0]], [[0.0, 0.5], [0.2, 1.0]], [[0.0, 0.0], [0.0, 0.0]]]
+    known = [(0.95, 5, -0.05), (0.75, None, -0.2), (0.4, 1, -1.5)]
+    record = make_record(
+        generated={"findings": "The heart is enlarged.  No effusion.", "impression": "Cardiomegaly.", "headed": True}
+    )
+    places = [{"section": section, "index": index, "text": text} for section, index, text in texts]
+    record["evidence"] = {
+        "uid": "17",
+        "grid": [2, 2],
+        "sentences": [
+            {**place, "gradient": values, "occlusion": values, "supported": number != 1, "side_consistent": None}
+            for number, (place, values) in enumerate(zip(places, maps, strict=True))
+        ],
+        "seconds": 0.4,
+    }
+    record["confidence"] = {
+        "uid": "17",
+        "samples": 5,
+        "sentences": [
+            {**place, "confidence": probability, "agreement": agreement, "log_probability": nats}
+            for place, (probability, agreement, nats) in zip(places, known, strict=True)
+        ],
+    }
+    return record
+
+
+@pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
     """A run with three test studies, two stages each but for the last, and a training study."""
     folder = tmp_path / "outputs" / "tiny"

@@ -145,9 +145,9 @@ def test_window_inversion_and_zoom_stay_from_study_to_study_until_reset(browser)
     assert browser.card.value != plain
     browser.view.zoom.value = 2
     browser.next.click()
-    assert 'class="rv-image rv-zoomed"' in browser.card.value
+    assert 'class="rv-stack rv-zoomed"' in browser.card.value
     browser.view.reset.click()
-    assert 'class="rv-image rv-zoomed"' not in browser.card.value
+    assert 'class="rv-stack rv-zoomed"' not in browser.card.value
     browser.previous.click()
     assert browser.card.value == plain
 

@@ -1,5 +1,6 @@
 import io
 import itertools
+import json
 import re
 from pathlib import Path
 
@@ -227,6 +228,20 @@ def test_a_very_long_report_makes_a_bounded_picture_that_says_what_it_left_out(m
     assert len([text for text in drawn if re.fullmatch(r"… 4,\d{3} more words not shown", str(text))]) >= 4
 
 
+def test_no_verdict_is_lost_at_the_end_of_a_line_of_the_picture(monkeypatch):
+    drawn = []
+    original = picture.ImageDraw.ImageDraw.text
+    monkeypatch.setattr(picture.ImageDraw.ImageDraw, "text", lambda *a, **k: (drawn.append(a[2]), original(*a, **k))[1])
+    pen = picture.ImageDraw.Draw(Image.new("RGB", (600, 200)))
+    for width in range(200, 400, 7):
+        pieces = (
+            content.Piece("Opacity in the right lung base.", "agree", ("Lung Opacity",)),
+            content.Piece(" Clear."),
+        )
+        picture.TextBlock(pieces, picture.Font(28), width, 9).draw(pen, 0, 0)
+    assert drawn.count(content.VERDICTS["agree"]) == len(range(200, 400, 7))
+
+
 def test_a_card_is_not_saved_under_an_unknown_ending(make_record, tmp_path):
     with pytest.raises(RadVisionError, match=r"\.html or \.png"):
         ReportCard(make_record()).save(tmp_path / "card.pdf")
@@ -263,7 +278,7 @@ def test_one_prediction_is_found_among_those_of_other_stages_and_splits(run_fold
 )
 def test_a_bad_line_of_predictions_is_named(tmp_path, make_record, line, what):
     path = tmp_path / "predictions.jsonl"
-    path.write_text('{"uid": "1", "generated": {}, "reference": {}, "model": {}}\n' + line + "\n", encoding="utf-8")
+    path.write_text(json.dumps(make_record()) + f"\n{line}\n", encoding="utf-8")
     with pytest.raises(RadVisionError, match=rf"line 2 of .*{what}"):
         read_predictions(path)
 

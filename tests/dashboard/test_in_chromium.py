@@ -10,6 +10,7 @@ from radvision_utils.dashboard.card import ReportCard
 from radvision_utils.dashboard.page import write_page
 from radvision_utils.dashboard.records import read_predictions
 from radvision_utils.data.phantom import phantom_row
+from radvision_utils.evaluation.table import COLUMNS, FACTS
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -183,6 +184,127 @@ def test_the_page_fits_every_width(page, scheme):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate(OVERFLOWING) == []
     assert page.evaluate(POOR_CONTRAST) == []
+
+
+def test_the_table_of_results_needs_no_scrolling_on_a_desktop(chromium, run_folder):
+    columns = [*(column.name for column in COLUMNS), *FACTS]
+    table = [{"row": row, **dict.fromkeys(columns, 0.4567)} for row in ("random training report", "after stage 3")]
+    figures = {
+        column.protocol: {
+            c.metric: {"value": 0.4, "low": 0.3, "high": 0.5} for c in COLUMNS if c.protocol == column.protocol
+        }
+        for column in COLUMNS
+    }
+    metrics = {"table": table, "rows": {row["row"]: figures for row in table}}
+    path = write_page(
+        read_predictions(run_folder / "evaluation/predictions.jsonl"), metrics, run_folder, run_folder / "x.html"
+    )
+    page = chromium.new_page(viewport={"width": 1440, "height": 900})
+    page.goto(path.as_uri())
+    assert page.evaluate("document.querySelectorAll('thead th').length") == 1 + len(columns)
+    assert page.evaluate("(e => e.scrollWidth <= e.clientWidth)(document.querySelector('.wide'))")
+    page.close()
+
+
+OVER = "getComputedStyle(document.querySelector('.rv-m{}')).opacity"
+
+
+@pytest.fixture
+def explained_card(explained, run_folder):
+    return ReportCard(explained, run_folder / "data/images/17.png")
+
+
+def settled(page, number):
+    page.wait_for_timeout(200)  # the map fades in
+    return float(page.evaluate(OVER.format(number)))
+
+
+def test_a_map_shows_while_its_sentence_is_pointed_at_or_focused_and_only_when_switched_on(chromium, explained_card):
+    page = chromium.new_page(viewport={"width": 1440, "height": 900})
+    page.set_content(f"<!doctype html>{explained_card.html()}")
+    page.hover(".rv-s1")
+    assert settled(page, 1) == 0  # off at first
+    page.get_by_role("radio", name="strong").check(force=True)
+    page.hover(".rv-s2")
+    assert (settled(page, 1), settled(page, 2)) == (0, 0.85)
+    page.mouse.move(1, 1)
+    page.keyboard.press("Tab")  # from the switch to the first sentence
+    assert page.evaluate("document.activeElement.classList.contains('rv-s1')")
+    assert (settled(page, 1), settled(page, 2)) == (0.85, 0)
+    radiograph, over = (page.locator(f".rv-{part}").first.bounding_box() for part in ("image", "map"))
+    assert radiograph == over
+    page.close()
+
+
+def test_two_cards_of_one_study_are_switched_apart(chromium, explained_card):
+    page = chromium.new_page()
+    page.set_content(f"<!doctype html>{explained_card.html() * 2}")
+    page.get_by_role("radio", name="faint").first.check(force=True)
+    page.keyboard.press("Enter")  # sends no form anywhere
+    assert page.evaluate("[...document.querySelectorAll('input:checked')].map(e => e.value)") == ["faint", "off"]
+    page.close()
+
+
+def test_without_its_style_sheet_the_card_shows_small_pictures_and_no_switch(chromium, explained_card):
+    page = chromium.new_page()
+    page.set_content(f"<!doctype html>{explained_card.article()}")
+    assert page.locator(".rv-thumb").first.is_visible()
+    assert not page.locator(".rv-switch").is_visible()
+    assert not page.locator(".rv-map").first.is_visible()
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_card_with_evidence_fits_every_width_with_contrast(chromium, explained_card, scheme):
+    page = chromium.new_page(color_scheme=scheme)
+    page.set_content(f"<!doctype html>{explained_card.html()}")
+    page.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true; })")
+    for width in (360, 768, 1440):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(OVERFLOWING) == []
+    assert page.evaluate(POOR_CONTRAST) == []
+    page.close()
+
+
+@pytest.fixture
+def explained_page(chromium, explained, run_folder):
+    """The page of two studies with evidence."""
+    records = [
+        {**explained, "uid": uid, "index": n, "image": f"data/images/{uid}.png"} for n, uid in enumerate(("17", "20"))
+    ]
+    path = write_page(records, {}, run_folder, run_folder / "dashboard/index.html")
+    page = chromium.new_page()
+    page.goto(path.as_uri())
+    yield page
+    page.close()
+
+
+def test_one_key_or_switch_sets_the_evidence_of_all_cards(explained_page):
+    chosen = "[...document.querySelectorAll('#cards input:checked')].map(e => e.value)"
+    explained_page.keyboard.press("e")
+    assert explained_page.evaluate(chosen) == ["faint", "faint"]
+    explained_page.get_by_role("radio", name="strong").first.check(force=True)
+    assert explained_page.evaluate(chosen) == ["strong", "strong"]
+    assert explained_page.text_content("#evidence") == "Evidence: strong"
+    explained_page.keyboard.press("e")  # from the switch, which has the focus
+    assert explained_page.evaluate(chosen) == ["off", "off"]
+
+
+def test_hidden_sentences_are_counted_in_each_card_and_for_the_page(explained_page):
+    visible = "[...document.querySelectorAll('#cards .rv-sentence')].filter(e => e.offsetHeight).length"
+    assert explained_page.evaluate(visible) == 6
+    explained_page.keyboard.press("ArrowRight")
+    explained_page.select_option("#least", "3")
+    assert explained_page.evaluate(visible) == 4
+    assert (
+        explained_page.text_content("#where") == "1 of 2 studies; 2 sentences hidden below 3 of 5"
+    )  # the place is kept
+    assert explained_page.locator("text=1 sentence hidden below 3 of 5").count() == 2
+    explained_page.click("text=Clear")
+    explained_page.wait_for_timeout(100)
+    assert explained_page.evaluate(visible) == 6
+    assert explained_page.text_content("#where") == "2 studies"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -129,3 +129,65 @@ def test_no_test_predictions_or_a_missing_image_is_refused(run_folder, tmp_path)
     with pytest.raises(RadVisionError, match=r"31\.png does not exist"):
         write_page(records, {}, run_folder, tmp_path / "index.html")
     assert not (tmp_path / "index.html").exists()
+
+
+def known(value):
+    return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 3}
+
+
+TRUST = {
+    "evidence": {
+        "pointing": {"lesions": 74, "hit": {"occlusion": known(0.87), "random": known(0.11), "<b>": {"value": None}}}
+    },
+    "confidence": {
+        "samples": 5,
+        "calibration": {
+            "all sentences": {
+                "ece": {"calibrated": known(0.131)},
+                "bins": {
+                    "calibrated": [{"n": 12, "score": 0.45, "right": 0.5}, {"n": 900, "score": 0.95, "right": 0.9}]
+                },
+            }
+        },
+        "coverage": [
+            {"agreement": 0, "told": known(0.8), "unsupported": known(0.2)},
+            {"agreement": 3, "told": known(0.6), "unsupported": known(0.1)},
+            {"agreement": 5, "told": known(0.3), "unsupported": {"value": None, "low": None, "high": None}},
+        ],
+    },
+}
+
+
+def written(run_folder, metrics):
+    path = write_page(records_of(run_folder), metrics, run_folder, run_folder / "dashboard/index.html")
+    return path.read_text(encoding="utf-8")
+
+
+def test_the_page_says_how_far_maps_and_confidence_are_to_be_trusted(run_folder, read_html):
+    page = written(run_folder, TRUST)
+    read_html(page)
+    for words in ("74 drawn lesions", ">by occlusion (on the cards)</text>", ">random map</text>", ">0.87</text>"):
+        assert words in page
+    assert "Expected calibration error 0.131 (0.031 to 0.231)." in page
+    assert ">900</text>" in page
+    assert ">none hidden</text>" in page
+    assert ">below 3 of 5</text>" in page
+    assert "below 5 of 5</text>" not in page  # nothing is left there to be wrong about
+
+
+def test_maps_that_nothing_drawn_could_validate_are_called_so(run_folder):
+    page = written(run_folder, {"evidence": {"sentence": "maps: <not validated>, since nothing was drawn here"}})
+    assert "Maps: &lt;not validated&gt;, since nothing was drawn here." in page
+    assert "Do maps point" not in page
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"evidence": {"pointing": {"hit": {"occlusion": "high"}}}},
+        {"confidence": {"calibration": {"all sentences": {"bins": {"calibrated": [{"score": "x"}]}}}}},
+        {"confidence": {"coverage": [{"agreement": 1, "told": {"value": 7}, "unsupported": None}]}},
+    ],
+)
+def test_figures_of_another_shape_are_left_out(run_folder, broken):
+    assert "<svg" not in written(run_folder, broken)

@@ -1,0 +1,312 @@
+"""Reports on many images of one's own: a folder, a CSV or single files become one `predictions.jsonl` and one page.
+
+Stopped at any moment it goes on where it was: every batch is on the disk before the next begins, and what is there
+already is not written again. `python -m radvision_utils predict FOLDER --to DIR`.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from radvision_utils.config import Profile, RadVisionError
+from radvision_utils.data.images import letterbox, load_image
+from radvision_utils.data.studies import open_prepared
+from radvision_utils.evaluation.finding_labels import label
+from radvision_utils.evaluation.records import flags_of, mention_spans, mentioned, normal_form
+from radvision_utils.inference import Reporter, WrittenReport, reporter_of
+from radvision_utils.progress import show_progress
+from radvision_utils.runs import RunFolder, file_hash, fingerprint, require, write_json, write_text
+
+logger = logging.getLogger(__name__)
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+_COLUMNS = ("image", "path", "file")  # of a CSV, any of these
+
+
+@dataclass(frozen=True)
+class OwnImage:
+    """An image of one's own: its name in the page, and its file."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What a batch came to.
+
+    Attributes:
+        folder: holds `predictions.jsonl`, `index.html`, `skipped.json` and the squares that the model saw.
+        written: reports written now.
+        kept: reports that were there already.
+        skipped: why an image has no report, by its name.
+    """
+
+    folder: Path
+    written: int
+    kept: int
+    skipped: dict[str, str]
+
+
+def find_images(inputs: Sequence[Path], leave_out: Path) -> list[OwnImage]:
+    """The images that folders (searched to the bottom), CSV files and paths stand for, each name once.
+
+    Args:
+        inputs: a CSV needs a column `image` with paths, relative ones from where the CSV lies; `uid` names them.
+        leave_out: a folder whose files are no inputs, since we write them.
+
+    Raises:
+        RadVisionError: an input does not exist, a CSV has no such column, or there is no image at all.
+    """
+    found: list[OwnImage] = []
+    for path in inputs:
+        if path.is_dir():
+            found += [OwnImage(file.relative_to(path).as_posix(), file) for file in _files(path, leave_out.resolve())]
+        elif path.suffix.lower() == ".csv" and path.is_file():
+            found += _listed(path)
+        elif path.is_file():
+            found.append(OwnImage(path.name, path))
+        else:
+            raise RadVisionError(f"image {path} does not exist: give paths of PNG, JPEG or DICOM files.")
+    if not found:
+        raise RadVisionError(
+            f"there is no image in {', '.join(map(str, inputs))}: it takes {', '.join(ENDINGS)} files."
+        )
+    often = Counter(image.name for image in found)
+    named = [image if often[image.name] == 1 else OwnImage(str(image.path), image.path) for image in found]
+    return list({image.name: image for image in named}.values())
+
+
+def _files(folder: Path, leave_out: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if any(part.startswith(".") for part in parts) or leave_out in path.resolve().parents or not path.is_file():
+            continue
+        if path.suffix.lower() in ENDINGS or (not path.suffix and _looks_like_dicom(path)):
+            yield path
+
+
+def _looks_like_dicom(path: Path) -> bool:
+    """Scanners write DICOM without an ending; its mark stands behind the first 128 bytes."""
+    with path.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def _listed(path: Path) -> list[OwnImage]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            table = csv.DictReader(stream)
+            names = table.fieldnames or []
+            column = next((name for name in _COLUMNS if name in names), None)
+            if column is None:
+                raise RadVisionError(
+                    f"{path} has no column `image` (it has {', '.join(names)}): name that of the paths so."
+                )
+            rows = [
+                (str(row.get("uid") or row[column] or f"line {table.line_num}"), row[column] or "") for row in table
+            ]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise RadVisionError(f"{path} is no CSV in UTF-8 ({error}): save it as such.") from error
+    return [OwnImage(name.strip(), path.parent / file.strip()) for name, file in rows]
+
+
+def predict_files(
+    inputs: Sequence[Path], run: str = "tiny", stage: int = 3, to: Path | None = None, output_root: str = "outputs"
+) -> BatchResult:
+    """Report on all images of folders, CSV files and paths; a file that is no image is named, counted and skipped.
+
+    Args:
+        inputs: see `find_images`.
+        run: whose model.
+        stage: 1, 2 or 3; 0 is the untuned base.
+        to: where to write; default: `outputs/<run>/own/<name of the first input>`. What is there of the same model and
+            the same files is kept.
+        output_root: the folder that holds the run.
+
+    Raises:
+        RadVisionError: no such run, stage or input; no image could be read; or `to` holds reports of another model.
+    """
+    # The page is the dashboard's, which this module's other half must not need.
+    from radvision_utils.dashboard.page import write_own_page
+
+    home = RunFolder(run, output_root)
+    profile = home.profile()
+    folder = to or home.path / "own" / (inputs[0].resolve().stem or "images")
+    images = find_images(inputs, folder)
+    key = _model_key(profile, stage)
+    kept = _kept(folder / "predictions.jsonl", key)
+    batch = _Batch(profile, stage, folder, key, kept)
+    batch.write(images)
+    if not kept:
+        name, reason = next(iter(batch.skipped.items()))
+        raise RadVisionError(f"none of the {len(images)} images could be read; the first, {name}: {reason}")
+    records = [{**record, "index": index} for index, record in enumerate(kept.values())]
+    write_text(folder / "predictions.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+    write_json(folder / "skipped.json", batch.skipped)
+    write_own_page(records, folder, folder / "index.html")
+    there = len(images) - batch.written - len(batch.skipped)
+    return BatchResult(folder, batch.written, there, batch.skipped)
+
+
+def own_record(profile: Profile, stage: int, name: str, written: WrittenReport, training: set[str]) -> dict[str, Any]:
+    """A prediction record of an image of one's own: what the report says, by the rules, and no reference.
+
+    Args:
+        profile: the run's settings.
+        stage: whose report.
+        name: of the image.
+        written: the report.
+        training: the training reports in `normal_form`, see `training_forms`.
+    """
+    report = written.report
+    return {
+        "uid": name,
+        "generated": vars(report),
+        "reference": None,
+        "labels": {"generated": mentioned(label(f"{report.findings}\n{report.impression}"))},
+        "mentions": {"generated": mention_spans(report)},
+        "flags": flags_of(report, training),
+        "model": {"run": profile.run, "stage": stage, "base": profile.model.base},
+        "prompt": profile.model.prompt,
+        "seconds": round(written.seconds, 4),
+    }
+
+
+def training_forms(profile: Profile) -> set[str]:
+    """The run's training reports as `flags_of` compares them.
+
+    Raises:
+        RadVisionError: the run's data is missing or stale.
+    """
+    return {normal_form(study.report) for study in open_prepared(profile).split("train")}
+
+
+class _Batch:
+    """Writes the reports that are missing, a batch at a time."""
+
+    def __init__(self, profile: Profile, stage: int, folder: Path, key: str, kept: dict[str, dict[str, Any]]) -> None:
+        self.profile, self.stage, self.folder, self.key, self.kept = profile, stage, folder, key, kept
+        self.written, self.skipped = 0, dict[str, str]()
+        self._reporter: Reporter | None = None
+        self._training: set[str] = set()
+
+    def write(self, images: Sequence[OwnImage]) -> None:
+        waiting: list[tuple[OwnImage, str, Image.Image]] = []
+        with show_progress(len(images)) as step:
+            for done, image in enumerate(images):
+                if read := self._read(image):
+                    waiting.append((image, *read))
+                if len(waiting) == self.profile.generation.batch_size:
+                    self._report(waiting)
+                    waiting = []
+                step(done + 1 - len(waiting))
+            if waiting:
+                self._report(waiting)
+            step(len(images))
+
+    def _read(self, image: OwnImage) -> tuple[str, Image.Image] | None:
+        """Hash and square of an image that has no report yet, or None; a bad one is named."""
+        try:
+            if not image.path.is_file():
+                raise FileNotFoundError(2, "there is no such file")
+            source = file_hash(image.path)
+        except OSError as error:
+            self._skip(image, f"image {image.path} cannot be read ({error.strerror}).")
+            return None
+        if self.kept.get(image.name, {}).get("file") == source:
+            return None
+        self.kept.pop(image.name, None)  # its report was on another file of that name
+        size = self.profile.data.image_size
+        try:
+            return source, letterbox(load_image(image.path, size), size)
+        except RadVisionError as error:
+            self._skip(image, str(error))
+            return None
+
+    def _skip(self, image: OwnImage, reason: str) -> None:
+        logger.warning("skipped: %s", reason)
+        self.skipped[image.name] = reason
+
+    def _report(self, waiting: Sequence[tuple[OwnImage, str, Image.Image]]) -> None:
+        if self._reporter is None:
+            self._reporter, self._training = reporter_of(self.profile, self.stage), training_forms(self.profile)
+        lines = ""
+        written = self._reporter.write([square for _, _, square in waiting], progress=lambda done, total: None)
+        for (image, source, square), ours in zip(waiting, written, strict=True):
+            record = own_record(self.profile, self.stage, image.name, ours, self._training)
+            record |= {"image": f"images/{source}.png", "file": source, "path": str(image.path), "key": self.key}
+            _save(square, self.folder / record["image"])
+            self.kept[image.name] = record
+            lines += json.dumps(record, ensure_ascii=False) + "\n"
+        _append(self.folder / "predictions.jsonl", lines)
+        self.written += len(waiting)
+
+
+def _model_key(profile: Profile, stage: int) -> str:
+    """Fingerprint of all that a report depends on besides its image."""
+    adapter = require(profile, f"stage{stage}")["hash"] if stage in (1, 2, 3) else stage
+    # Not of the batch size: who ran out of memory may go on with a smaller one.
+    settings = [dataclasses.asdict(profile.model), profile.generation.max_new_tokens, profile.data.image_size]
+    return fingerprint([settings, adapter])
+
+
+def _kept(path: Path, key: str) -> dict[str, dict[str, Any]]:
+    """The records of an earlier call by name, the latest of each; a line torn by its interruption is dropped.
+
+    Raises:
+        RadVisionError: they are another model's.
+    """
+    kept: dict[str, dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            record = json.loads(line)
+            other = record["key"] != key
+            kept[record["uid"]] = record
+        except (ValueError, KeyError, TypeError):
+            logger.warning("a torn line of %s is dropped; its image is reported on again", path)
+            continue
+        if other:
+            raise RadVisionError(
+                f"{path} holds reports of another model or other settings: give another folder with --to, or delete it."
+            )
+    if path.is_file():
+        write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept.values()))
+    return kept
+
+
+def _save(square: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    square.save(partial, "PNG")
+    os.replace(partial, path)
+
+
+def _append(path: Path, lines: str) -> None:
+    """Add lines; they are on the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(lines)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def told(result: BatchResult) -> str:
+    """The result in lines for people: counts, and where the reports and the page lie."""
+    counts = [f"{result.written} reports written", f"{result.kept} were there already"]
+    counts += [f"{len(result.skipped)} skipped (see {result.folder / 'skipped.json'})"] if result.skipped else []
+    paths = (
+        f"{title}  {result.folder / name}"
+        for title, name in (("Reports", "predictions.jsonl"), ("Page   ", "index.html"))
+    )
+    return "\n".join([", ".join(counts), *paths])
