@@ -23,6 +23,7 @@ from radvision_utils.config import ModelSettings, RadVisionError
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "pillow", "ipywidgets")
 # What Colab or Kaggle may lack: packages, whose modules are spelled with "_" for "-".
 HOSTED_NEEDS = ("peft", "bitsandbytes", "accelerate", "datasets", "qwen-vl-utils", "papermill", "pycocoevalcap")
+DTYPE_VARIABLE = "RADVISION_DTYPE"  # set in the environment, it takes the place of the choice below
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def choose_device() -> Device:
     )
     if not torch.cuda.is_available():
         reason = "a CPU computes in float32; bfloat16 autocast is slower there"
-        return Device("cpu", f"CPU, {os.cpu_count()} cores", "float32", reason, *attention)
+        return Device("cpu", f"CPU, {os.cpu_count()} cores", *_asked_dtype("float32", reason), *attention)
     index = torch.cuda.current_device()
     major, minor = torch.cuda.get_device_capability(index)
     gib = torch.cuda.get_device_properties(index).total_memory / 2**30
@@ -67,7 +68,24 @@ def choose_device() -> Device:
     # torch.cuda.is_bf16_supported() says True on a T4, where bfloat16 is emulated: ask the compute capability.
     dtype = "bfloat16" if major >= 8 else "float16"
     reason = f"compute capability {major}.{minor}; bfloat16 in hardware begins at 8.0"
-    return Device("cuda", title, dtype, reason, *attention)
+    return Device("cuda", title, *_asked_dtype(dtype, reason), *attention)
+
+
+def _asked_dtype(dtype: str, reason: str) -> tuple[str, str]:
+    asked = os.environ.get(DTYPE_VARIABLE, "")
+    if asked not in ("", "float16", "bfloat16", "float32"):
+        raise RadVisionError(f"{DTYPE_VARIABLE} is {asked!r}: give float16, bfloat16 or float32, or unset it.")
+    return (asked, f"{DTYPE_VARIABLE} asks for it instead of {dtype}") if asked else (dtype, reason)
+
+
+def process_rank() -> int:
+    """The number of this process among those that `accelerate launch` or `torchrun` started; 0 if it is alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def process_count() -> int:
+    """How many processes were started together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def require_device(settings: ModelSettings, device: Device) -> None:

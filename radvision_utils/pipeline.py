@@ -17,7 +17,7 @@ from typing import Any
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from radvision_utils.config import Profile, RadVisionError, project_root
+from radvision_utils.config import Profile, RadVisionError, RunPaused, project_root
 from radvision_utils.runs import NOTEBOOKS, STEPS, RunFolder, is_current, redo_command
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ def run_notebooks(profile: Profile, overrides: Mapping[str, Any], first: int = 1
         force: run also what is finished and unchanged.
 
     Raises:
+        RunPaused: a stage used up its `max_minutes`; the sentence says how to go on.
         RadVisionError: a notebook lacks a parameter or failed; the sentence says where and how to go on.
     """
     folder = RunFolder.of(profile)
@@ -93,11 +94,12 @@ def _execute(
     step: str, executed: Path, parameters: Mapping[str, Any], profile: Profile, overrides: Mapping[str, Any]
 ) -> None:
     executed.parent.mkdir(parents=True, exist_ok=True)
+    partial = executed.with_suffix(".partial.ipynb")  # a copy that ends before its last cell must not pass for whole
     os.environ["RADVISION_HEADLESS"] = "1"  # the kernel inherits it: plain lines instead of bars that nobody sees move
     try:
         papermill.execute_notebook(
             str(notebook_path(step)),
-            str(executed),
+            str(partial),
             parameters=dict(parameters),
             kernel_name="python3",
             cwd=str(project_root()),
@@ -107,7 +109,11 @@ def _execute(
     except PapermillExecutionError as error:
         words = [redo_command(profile, step)]
         words += [f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in overrides.items()]
+        command = " ".join(words)
+        if error.ename == RunPaused.__name__:
+            raise RunPaused(f"{error.evalue.rstrip('.')}: `{command}`.") from error
         raise RadVisionError(
             f"notebook {NOTEBOOKS[step]} stopped at code cell {error.exec_count} with {error.ename}: {error.evalue} "
-            f"(executed so far: {executed}). When it is mended, go on with `{' '.join(words)}`."
+            f"(executed so far: {partial}). When it is mended, go on with `{command}`."
         ) from error
+    os.replace(partial, executed)

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -23,7 +24,10 @@ from radvision_utils.config import (
     project_root,
 )
 
+_MANY = 200  # files in a folder
 STEPS = ("data", "stage1", "stage2", "stage3", "evaluation")
+# Settings of a stage that change how it gets to its result, not the result.
+NO_RESULT = ("save_steps", "max_minutes", "checkpointed_layers", "cache_features")
 NOTEBOOKS = {
     "data": "01_data_preparation",
     "stage1": "02_stage1_vision_encoder",
@@ -56,6 +60,10 @@ class RunFolder:
         return self.stage(number) / "adapter"
 
     @property
+    def features(self) -> Path:
+        return self.path / "features"
+
+    @property
     def evaluation(self) -> Path:
         return self.path / "evaluation"
 
@@ -70,6 +78,23 @@ class RunFolder:
     @property
     def notebooks(self) -> Path:
         return self.path / "notebooks"
+
+    def partial(self, step: str) -> Path:
+        """Where data or a stage is made; it becomes visible by `publish`, whole."""
+        return self.path / f"{step}.partial"
+
+    def publish(self, step: str) -> None:
+        """Put the finished folder `partial(step)` in the place of an older one.
+
+        Killed in between, it is whole and waits: `publish_finished` takes the exchange up again.
+        """
+        final, partial = self.path / step, self.partial(step)
+        sync_folder(partial)
+        # The record goes first: a folder that is half deleted must not count as finished.
+        self.record_path(step).unlink(missing_ok=True)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        sync_folder(self.path, deep=False)
 
     def record_path(self, step: str) -> Path:
         """The file that a step writes last."""
@@ -112,6 +137,16 @@ class RunFolder:
         write_json(path, known)
 
 
+def publish_finished(profile: Profile, step: str) -> bool:
+    """Whether data or a stage with these settings was whole but not yet in its place; it is now."""
+    folder = RunFolder.of(profile)
+    record = folder.partial(step) / folder.record_path(step).name
+    if not record.is_file() or read_json(record)["key"] != step_key(profile, step):
+        return False
+    folder.publish(step)
+    return True
+
+
 def step_key(profile: Profile, step: str) -> str:
     """Fingerprint of everything that the step's result depends on.
 
@@ -132,7 +167,7 @@ def step_key(profile: Profile, step: str) -> str:
     return fingerprint(
         [
             dataclasses.asdict(profile.model),
-            dataclasses.asdict(profile.stage(number)),
+            {k: v for k, v in dataclasses.asdict(profile.stage(number)).items() if k not in NO_RESULT},
             ranks,
             profile.seed,
             data["hash"],
@@ -160,7 +195,8 @@ def require(profile: Profile, step: str) -> dict[str, Any]:
     record = folder.record(step)
     where, command = folder.record_path(step).parent, redo_command(profile, step)
     if record is None:
-        state = "was started but is not finished" if where.is_dir() else "has not been made"
+        begun = where.is_dir() or folder.partial(step).is_dir()
+        state = "was started but is not finished" if begun else "has not been made"
         raise RadVisionError(f"{step} of run {profile.run!r} {state} ({where}): make it with `{command}`.")
     if record["key"] != step_key(profile, step):
         raise RadVisionError(
@@ -209,14 +245,23 @@ def read_json(path: Path) -> Any:
         raise RadVisionError(f"{path} is not readable JSON ({error}): delete it and run that step again.") from error
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
+def read_json_lines(path: Path, torn: bool = False) -> list[dict[str, Any]]:
     """The objects of a JSON Lines file.
+
+    Args:
+        path: the file.
+        torn: leave out a last line without its end: the process that appended it was killed meanwhile.
 
     Raises:
         RadVisionError: a line is no JSON; the sentence names it.
     """
     lines = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    text = path.read_bytes()
+    if torn:
+        text = text[: text.rfind(b"\n") + 1]
+    for number, line in enumerate(text.decode("utf-8").split("\n"), start=1):
+        if not line:
+            continue
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError as error:
@@ -243,3 +288,26 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+    sync_folder(path.parent, deep=False)
+
+
+def sync_folder(folder: Path, deep: bool = True) -> None:
+    """Wait until the disk holds the names in a folder and, if `deep`, every file below it."""
+    with os.scandir(folder) as entries:  # one at a time: a folder of images may hold hundreds of thousands
+        for number, entry in enumerate(entries if deep else ()):
+            if number == _MANY:
+                os.sync()  # all that the machine has to write, once: thousands of files one by one take seconds
+                return
+            if entry.is_dir(follow_symlinks=False):
+                sync_folder(Path(entry.path))
+            else:
+                _sync(entry.path)
+    _sync(folder)
+
+
+def _sync(path: str | Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -6,10 +6,16 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
 from radvision_utils import RadVisionError, Report, load_reporter
+from radvision_utils.environment import choose_device
 from radvision_utils.inference import compare_stages, reporter_of
+from radvision_utils.model.adapter import load_adapter
+from radvision_utils.model.loading import load_base
+from radvision_utils.runs import RunFolder
+from radvision_utils.training.loss import report_token_losses
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +25,7 @@ def reporter(trained):
 
 @pytest.fixture(scope="module")
 def images(dataset):
-    return [study.image for study in dataset.split("train")[:5]]
+    return [study.image for study in dataset.split("train")[:16]]
 
 
 def test_one_image_gives_one_report_and_a_list_gives_a_list(reporter, images):
@@ -29,6 +35,7 @@ def test_one_image_gives_one_report_and_a_list_gives_a_list(reporter, images):
 
 
 def test_a_report_does_not_depend_on_its_batch(reporter, images):
+    assert len(images) == 16
     assert reporter.report(images) == [reporter.report(image) for image in images]
 
 
@@ -48,6 +55,20 @@ def test_a_report_ends_by_itself_or_is_marked_unfinished(reporter, images):
     for written in reporter.write(images):
         assert written.finished == (written.tokens < reporter.profile.generation.max_new_tokens)
         assert "<|im_end|>" not in written.text
+
+
+def test_weights_unpacked_and_merged_for_a_cpu_give_the_losses_of_training(trained, reporter, dataset):
+    model = load_adapter(load_base(trained.model, choose_device()), RunFolder.of(trained).adapter(3)).eval()
+    batch = reporter.collator(dataset.split("train")[:4])
+    with torch.no_grad():
+        merged, trained_losses = report_token_losses(reporter.model, batch)[0], report_token_losses(model, batch)[0]
+    torch.testing.assert_close(merged, trained_losses, rtol=1e-4, atol=1e-4)
+    kinds = {type(module).__name__ for module in reporter.model.modules()}
+    assert "Linear4bit" not in kinds
+
+
+def test_a_batch_of_prompts_has_no_padding_on_either_side(reporter, images):
+    assert reporter.collator.prompts(images)["attention_mask"].all()
 
 
 def test_a_fresh_process_writes_the_same_report(trained, reporter, images):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from transformers import (
     AutoProcessor,
     BitsAndBytesConfig,
@@ -18,6 +17,8 @@ from transformers import (
 
 from radvision_utils.config import ModelSettings, RadVisionError
 from radvision_utils.environment import Device, require_device
+from radvision_utils.model.random_base import is_random, random_base
+from radvision_utils.model.vision import speed_up_vision
 
 TINY_BASE = Path(__file__).parent / "tiny_base"
 # Full paths: shorter names are silently ignored, and the vision tower and the merger would be quantized too.
@@ -50,40 +51,30 @@ def load_base(settings: ModelSettings, device: Device) -> PreTrainedModel:
     """
     require_device(settings, device)
     # One process computes on one card. "auto" would spread one model over all cards and break several processes.
-    place = {"": f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device.kind == "cuda" else "cpu"}
-    model = _from_pretrained(
-        Qwen2_5_VLForConditionalGeneration,
-        settings,
-        dtype=device.torch_dtype(),
-        quantization_config=quantization_config(settings, device),
-        attn_implementation=device.attention,
-        device_map=place,
-        use_safetensors=True,
-    )
+    place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device.kind == "cuda" else "cpu"
+    path, dtype, quantization = base_path(settings), device.torch_dtype(), quantization_config(settings, device)
+    if is_random(path):
+        model = random_base(Path(path), dtype, quantization, place, device.attention)
+    else:
+        model = _from_pretrained(
+            Qwen2_5_VLForConditionalGeneration,
+            settings,
+            dtype=dtype,
+            quantization_config=quantization,
+            attn_implementation=device.attention,
+            device_map={"": place},
+            use_safetensors=True,
+        )
     for module in model.modules():
         # On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first evaluation forward, and the next
         # training step fails on a view of a leaf variable. Its own switch turns the repacking off.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    patch_embedding_by_matmul(model)
+    speed_up_vision(model)
     model.requires_grad_(False)
     model.config.use_cache = True
     model.eval()
     return model
-
-
-def patch_embedding_by_matmul(model: PreTrainedModel) -> None:
-    """Compute the patch embedding as the matrix product that it is: its Conv3d has stride = kernel = one patch.
-
-    Same weights, same result to rounding; a training step of the tiny model on a CPU takes a seventh of the time.
-    """
-    embedding = model.model.visual.patch_embed
-
-    def forward(pixels: torch.Tensor) -> torch.Tensor:
-        weight = embedding.proj.weight.flatten(1)
-        return F.linear(pixels.to(weight.dtype), weight)
-
-    embedding.forward = forward
 
 
 def load_processor(settings: ModelSettings, image_size: int) -> ProcessorMixin:

@@ -5,6 +5,7 @@ The same class makes the inputs of training and of generation, so that no prompt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -34,16 +35,29 @@ class TrainingStudy(Protocol):
     def report(self) -> Report: ...
 
 
+class ImageFeatures(Protocol):
+    """What a frozen vision encoder gave for images."""
+
+    def of(self, studies: Sequence[TrainingStudy]) -> torch.Tensor: ...
+
+
 class Collator:
     """Makes batches. All prompts are equally long: the images are square and of one size, the text is one.
+
+    So nothing is padded on the left: a batch of prompts has no padding, a batch of training examples has it behind the
+    report.
 
     Args:
         processor: of the base model.
         settings: prompt, expected visual tokens and longest report.
+        features: what training batches hold in place of pixel values; no image is opened then.
     """
 
-    def __init__(self, processor: ProcessorMixin, settings: ModelSettings) -> None:
+    def __init__(
+        self, processor: ProcessorMixin, settings: ModelSettings, features: ImageFeatures | None = None
+    ) -> None:
         self.processor = processor
+        self.features = features
         self.tokenizer = processor.tokenizer
         self.settings = settings
         self.end = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -69,9 +83,9 @@ class Collator:
         """A training batch of B studies and L tokens.
 
         Returns:
-            input_ids, attention_mask, mm_token_type_ids, labels: (B, L) int64, padded on the right; pixel_values and
-            image_grid_thw as the processor gives them; logits_to_keep: how many last positions have a say in the loss
-            (one before the report to the end); uids: whose studies these are.
+            input_ids, attention_mask, mm_token_type_ids, labels: (B, L) int64, padded on the right; pixel_values (or
+            features in their place) and image_grid_thw as the processor gives them; logits_to_keep: how many last
+            positions have a say in the loss (one before the report to the end); uids: whose studies these are.
         """
         reports = [self.report_ids(study.report) for study in studies]
         length = len(self.prompt_ids) + max(map(len, reports))
@@ -86,7 +100,7 @@ class Collator:
             mask[row, :end] = 1
         return {
             **self._text_inputs(ids, mask),
-            **self._image_inputs([study.image for study in studies], [str(study.image) for study in studies]),
+            **self._study_inputs(studies),
             "labels": labels,
             "logits_to_keep": length - start + 1,
             "uids": [study.uid for study in studies],
@@ -121,6 +135,14 @@ class Collator:
         # Without mm_token_type_ids the model silently falls back to 1-D positions for the image.
         is_image = (ids == self.processor.image_token_id).long()
         return {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": is_image}
+
+    def _study_inputs(self, studies: Sequence[TrainingStudy]) -> dict[str, Any]:
+        if self.features is None:
+            images = [study.image for study in studies]
+            return self._image_inputs(images, [str(image) for image in images])
+        side = math.isqrt(self._image_tokens) * self.processor.image_processor.merge_size
+        grid = torch.tensor([[1, side, side]]).expand(len(studies), -1)
+        return {"pixel_values": self.features.of(studies), "image_grid_thw": grid}
 
     def _image_inputs(self, images: Sequence[Any], keys: Sequence[str | None]) -> dict[str, Any]:
         resized = [self._resize(image, key) for image, key in zip(images, keys, strict=True)]

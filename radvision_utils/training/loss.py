@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,23 +14,85 @@ from radvision_utils.training.collator import IGNORED, Collator, TrainingStudy
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw", "logits_to_keep")
 
+_CHUNK_BYTES = 128 << 20  # of float32 logits at a time: 220 tokens of a vocabulary of 152,000
+_SCALE = 1024.0  # float16 has nothing between 0 and 6e-8, where most of the vocabulary's probabilities lie
+
 
 def report_token_losses(model: torch.nn.Module, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of every report token of a collated batch.
 
-    Logits are made at the report's positions only: with 152,000 words in the vocabulary, those of the prompt and the
-    image would be most of the activation memory.
+    Logits are made at the report's own tokens only, some of them at a time, and never kept: with 152,000 words in the
+    vocabulary they would be most of the activation memory.
 
     Returns:
         (B, R) nats, 0 where the report has ended, and (B, R) bool, which positions count.
     """
-    logits = model(**{name: batch[name] for name in MODEL_INPUTS}, use_cache=False).logits
     # The logits at one position predict the next token; those at the last predict nothing that is known.
     targets = batch["labels"][:, 1 - batch["logits_to_keep"] :]
-    losses = F.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return losses.view(targets.shape), targets != IGNORED
+    with _losses_for_logits(model, targets):
+        losses: torch.Tensor = model(**{name: batch[name] for name in MODEL_INPUTS}, use_cache=False).logits
+    return losses, targets != IGNORED
+
+
+@contextmanager
+def _losses_for_logits(model: torch.nn.Module, targets: torch.Tensor) -> Iterator[None]:
+    """Within, the model gives (B, R) losses in place of (B, R + 1, V) logits.
+
+    The head is exchanged, not called from outside, so that whatever wraps the model (PEFT, DDP, FSDP, autocast) sees
+    one forward pass as always.
+    """
+    unwrapped: Any = getattr(model, "module", model)  # DDP's
+    head = unwrapped.get_output_embeddings()
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        counts = targets != IGNORED
+        losses = torch.zeros(targets.shape, device=hidden.device)
+        chosen, wanted = hidden[:, :-1][counts], targets[counts]
+        if head.weight.requires_grad:  # in no stage; where the tiny base itself is trained
+            logits = F.linear(chosen, head.weight).float()
+            losses[counts] = F.cross_entropy(logits, wanted, reduction="none")
+        else:
+            losses[counts] = _TokenLosses.apply(chosen, head.weight, wanted)
+        return losses
+
+    head.forward = forward
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+class _TokenLosses(torch.autograd.Function):
+    """Cross entropy of a frozen linear head: (N, H), (V, H) and (N,) to (N,), with float32 softmax.
+
+    The gradient of each chunk's hidden states is computed while its logits are there, as in Liger's fused linear cross
+    entropy (Hsu et al. 2024): no logits are kept for the backward pass, and none are computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        losses = torch.empty(len(hidden), device=hidden.device)
+        gradient = torch.empty(hidden.shape, device=hidden.device) if ctx.needs_input_grad[0] else None
+        rows = max(1, _CHUNK_BYTES // (4 * len(weight)))
+        for first in range(0, len(hidden), rows):
+            chunk = slice(first, first + rows)
+            logits, target = F.linear(hidden[chunk], weight).float(), targets[chunk, None]
+            total = logits.logsumexp(1, keepdim=True)
+            losses[chunk] = (total - logits.gather(1, target)).squeeze(1)
+            if gradient is not None:
+                # softmax minus one at the target, in the memory of the logits
+                slope = logits.sub_(total).exp_()
+                slope.scatter_add_(1, target, slope.new_full(target.shape, -1.0))
+                gradient[chunk] = slope.mul_(_SCALE).to(weight.dtype) @ weight
+        if gradient is not None:
+            ctx.save_for_backward(gradient.div_(_SCALE))
+        ctx.dtype = hidden.dtype
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (slopes[0][:, None] * gradient).to(ctx.dtype), None, None
 
 
 @torch.no_grad()

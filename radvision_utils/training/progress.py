@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from radvision_utils.environment import in_live_notebook
 from radvision_utils.figures import BLUE, VERMILION, new_figure, tidy
-from radvision_utils.runs import read_json_lines
+from radvision_utils.runs import read_json_lines, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,8 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 class StageLog(TrainerCallback):
     """Writes a line of `log.jsonl` at every optimizer step and validation, and tells the user how far it is.
+
+    Of several processes only the first does.
 
     Args:
         path: the log file; a resumed stage goes on in the same file.
@@ -34,24 +36,30 @@ class StageLog(TrainerCallback):
         self.path, self.title, self.batch, self.validate = path, title, batch, validate
         self.validation_losses: list[float] = []
         self.samples_per_second = 0.0
-        self._training_seconds, self._steps = 0.0, 0
+        self._training_seconds, self._steps, self._validated = 0.0, 0, -1
         self._clock = self._last_line = 0.0
         self._bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 0:
-            self.path.write_text("", encoding="utf-8")
-            self._validate(state)
-        else:
-            self._forget_steps_after(state.global_step)
+        self.begin(state)
         if in_live_notebook():
             from tqdm.auto import tqdm
 
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, unit="step")
         self._clock = time.perf_counter()
 
+    def begin(self, state: Any) -> None:
+        """Start the log, or take up that of an interrupted stage at the checkpoint's step."""
+        if not state.is_world_process_zero:
+            return
+        if state.global_step == 0:
+            write_text(self.path, "")
+        else:
+            self._forget_steps_after(state.global_step)
+        self._validate_if_due(state)
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
-        if "loss" not in logs:
+        if "loss" not in logs or not state.is_world_process_zero:
             return
         seconds, self._clock = time.perf_counter() - self._clock, time.perf_counter()
         self._training_seconds, self._steps = self._training_seconds + seconds, self._steps + 1
@@ -67,14 +75,30 @@ class StageLog(TrainerCallback):
         self._tell(state, logs["loss"])
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._validate(state)
+        if state.is_world_process_zero:
+            self._validate_if_due(state)
         self._clock = time.perf_counter()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar is not None:
             self._bar.close()
 
+    def train_loss(self) -> float:
+        """Mean loss of all steps, those before an interruption included."""
+        losses = [line["loss"] for line in read_json_lines(self.path, torn=True) if "loss" in line]
+        return round(sum(losses) / len(losses), 4)
+
+    def _validate_if_due(self, state: Any) -> None:
+        """Before the first step, after each epoch and after the last step; a stage may also pause in between.
+
+        The checkpoint of such a step is older than its validation: killed between the two, a stage resumes here.
+        """
+        epoch = state.epoch or 0.0
+        if (epoch == int(epoch) or state.global_step >= state.max_steps) and state.global_step != self._validated:
+            self._validate(state)
+
     def _validate(self, state: Any) -> None:
+        self._validated = state.global_step
         loss = round(self.validate(), 4)
         self.validation_losses.append(loss)
         self._write(step=state.global_step, epoch=round(state.epoch or 0.0, 4), validation_loss=loss)
@@ -86,9 +110,11 @@ class StageLog(TrainerCallback):
 
     def _forget_steps_after(self, step: int) -> None:
         """A stage killed between checkpoints repeats some steps: its log must not hold them twice."""
-        lines = [line for line in read_json_lines(self.path) if line["step"] <= step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        self.validation_losses = [line["validation_loss"] for line in lines if "validation_loss" in line]
+        lines = [line for line in read_json_lines(self.path, torn=True) if line["step"] <= step]
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+        validated = [line for line in lines if "validation_loss" in line]
+        self.validation_losses = [line["validation_loss"] for line in validated]
+        self._validated = max((line["step"] for line in validated), default=-1)
 
     def _tell(self, state: Any, loss: float) -> None:
         if self._bar is not None:

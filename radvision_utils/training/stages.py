@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.model.components import COMPONENTS, component_of, is_adapter
@@ -50,6 +53,31 @@ def select_stage(model: PeftModel, profile: Profile, number: int) -> list[str]:
         if trains:
             chosen.append(name)
     return chosen
+
+
+def checkpoint_layers(model: nn.Module, number: int, layers: int | None) -> None:
+    """Let layers compute their activations again in the backward pass instead of keeping them.
+
+    transformers' own switch takes all layers or every n-th, those of a frozen vision encoder too. Since 5.24 it also
+    makes what enters the vision encoder require gradients: stages 2 and 3 would go back through all of it for nothing.
+
+    Args:
+        model: in whatever wrapper.
+        number: of the stage; the vision encoder's blocks are checkpointed where they train.
+        layers: of the language model, counted from the first; None: all; 0: none at all. The first ones, because
+            what the last ones keep is used up before the first are computed again.
+    """
+    seen = 0
+    for name, module in model.named_modules():
+        if not isinstance(module, GradientCheckpointingLayer):
+            continue
+        if component_of(name + ".") == "vision_encoder":
+            chosen = number == 1 and layers != 0
+        else:
+            chosen, seen = layers is None or seen < layers, seen + 1
+        module.gradient_checkpointing = chosen
+        # Re-entrant checkpointing gives a LoRA whose inputs need no gradient (stage 1's first block) none at all.
+        module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
 
 def assert_gradients(model: nn.Module, number: int) -> None:

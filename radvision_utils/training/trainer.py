@@ -5,33 +5,63 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate import PartialState
 from peft import PeftModel
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
-from radvision_utils.config import Profile, RadVisionError, StageSettings
+from radvision_utils.config import Profile, StageSettings
 from radvision_utils.data.studies import PreparedDataset, open_prepared
 from radvision_utils.environment import (
     Device,
     choose_device,
     forget_peak_memory,
     peak_memory_gib,
+    process_rank,
     seed_everything,
     versions,
 )
+from radvision_utils.locks import working
 from radvision_utils.model.adapter import WEIGHTS, attach_adapter, load_adapter, save_adapter
-from radvision_utils.model.loading import load_base, load_processor
-from radvision_utils.runs import RunFolder, file_hash, is_current, now, read_json_lines, require, step_key, write_json
+from radvision_utils.model.audit import guard_fp16
+from radvision_utils.model.loading import compute_device, load_base, load_processor
+from radvision_utils.runs import (
+    RunFolder,
+    file_hash,
+    is_current,
+    now,
+    publish_finished,
+    read_json_lines,
+    require,
+    step_key,
+    write_json,
+)
+from radvision_utils.training.budget import MemoryBudget, Split, TimeBudget, pause_if_unfinished, train_in_memory
+from radvision_utils.training.checkpoints import (
+    CheckpointMark,
+    finished_state,
+    last_checkpoint,
+    load_weights,
+    start_or_resume,
+)
 from radvision_utils.training.collator import Collator
-from radvision_utils.training.loss import mean_report_loss, report_token_losses
+from radvision_utils.training.features import VisionLeaves, features_for_pixels, stage_features
+from radvision_utils.training.guards import other_processes_watched
+from radvision_utils.training.loss import MODEL_INPUTS, mean_report_loss, to_device
+from radvision_utils.training.plan import plan_record
+from radvision_utils.training.plan_table import beside_measured
 from radvision_utils.training.progress import StageLog, draw_losses
-from radvision_utils.training.stages import STAGES, assert_gradients, check_ledger, select_stage, weight_ledger
+from radvision_utils.training.report_trainer import GradientCheck, ReportTrainer, training_arguments
+from radvision_utils.training.stages import (
+    STAGES,
+    check_ledger,
+    checkpoint_layers,
+    select_stage,
+    weight_ledger,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,87 +79,65 @@ class StageResult:
         return read_json_lines(self.folder / "log.jsonl")
 
 
-class ReportTrainer(Trainer):
-    """transformers.Trainer with the loss on report tokens; a loss that is no number ends the training at once."""
-
-    def __init__(self, *, model: torch.nn.Module, args: TrainingArguments, collator: Collator, **options: Any) -> None:
-        args._n_gpu = min(args.n_gpu, 1)  # several cards in one process would mean DataParallel; use accelerate launch
-        super().__init__(model=model, args=args, data_collator=collator, **options)
-        # The loss below is already divided by the tokens of the whole accumulated batch.
-        self.model_accepts_loss_kwargs = True
-        self._loss_shifts_labels = False
-        self.remove_callback(PrinterCallback)  # StageLog tells the user, and less often
-
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: Mapping[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """Sum of the report tokens' losses over the number of report tokens in the whole (accumulated) batch."""
-        losses, counts = report_token_losses(model, inputs)
-        loss = losses.sum() / (counts.sum() if num_items_in_batch is None else num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise RadVisionError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1} on studies "
-                f"{', '.join(inputs['uids'])}: training stops and keeps the last checkpoint; "
-                "try half the learning rate, or look at these studies."
-            )
-        # Gradients are averaged over processes, tokens were counted over all of them.
-        return loss * self.accelerator.num_processes
-
-
-class GradientCheck(TrainerCallback):
-    """Asserts once, at the first optimizer step, that exactly the stage's tensors have gradients."""
-
-    def __init__(self, number: int) -> None:
-        self.number, self.done = number, False
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.done:
-            assert_gradients(kwargs["model"], self.number)
-            self.done = True
-
-
 def train_stage(profile: Profile, stage: int, force: bool = False) -> StageResult:
     """Train stage 1, 2 or 3 of a run, or give back its result where nothing that it depends on has changed.
 
-    Reads `data/` and the stage before; writes `stage<n>/`: `adapter/`, `log.jsonl`, `loss.png` and, last, `stage.json`.
-    An interrupted stage goes on from its last checkpoint.
+    Reads `data/` and the stage before; makes `stage<n>.partial/`: `adapter/`, `log.jsonl`, `loss.png` and, last,
+    `stage.json`; then it becomes `stage<n>/`. An interrupted stage goes on from its last checkpoint.
 
     Raises:
-        RadVisionError: the stage before is missing or stale, the machine cannot run the profile, or the loss stopped
-            being a number.
+        RunPaused: `max_minutes` are used up; the same call goes on.
+        RadVisionError: the stage before is missing or stale, the machine cannot run the profile, another process works
+            on the run, the disk or the memory is full, or the loss or the gradient norm stopped being a number.
     """
     profile.stage(stage)
-    folder = RunFolder.of(profile)
-    step = f"stage{stage}"
-    if not force and is_current(profile, step):
-        return StageResult(folder.stage(stage), require(profile, step))
-    key = step_key(profile, step)
+    folder, step, started = RunFolder.of(profile), f"stage{stage}", time.perf_counter()
+    if force or not is_current(profile, step):
+        key, device = step_key(profile, step), choose_device()
+        together = PartialState(cpu=device.kind == "cpu")  # of the processes that `accelerate launch` started
+        with working(folder, step):
+            if together.is_main_process and (force or not publish_finished(profile, step)):
+                folder.record_path(step).unlink(missing_ok=True)
+                start_or_resume(folder.partial(step), key, force)
+            together.wait_for_everyone()
+            if not is_current(profile, step):
+                _train(profile, stage, key, device, started)
+            together.wait_for_everyone()
+    return StageResult(folder.stage(stage), require(profile, step))
+
+
+def _train(profile: Profile, stage: int, key: str, device: Device, started: float) -> None:
+    folder, step = RunFolder.of(profile), f"stage{stage}"
+    work = folder.partial(step)
     dataset = open_prepared(profile)
-    device = choose_device()
-    _start_or_resume(folder.stage(stage), key, force)
     seed_everything(profile.seed + stage)
     forget_peak_memory(device)
 
     model = _stage_model(profile, stage, folder, device)
     collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
-    before, started = weight_ledger(model), time.perf_counter()
-    facts = _fit(model, profile, stage, folder.stage(stage), dataset, collator, device)
+    sample = to_device(collator(dataset.split("train")[:2]), compute_device(model))
+    kept = guard_fp16(model, {name: sample[name] for name in MODEL_INPUTS}, device)
+    before = weight_ledger(model)
+    features = stage_features(model, profile, stage, dataset, collator, before)
+    collator.features = features
+    with features_for_pixels(model) if features else nullcontext():
+        facts = _fit(model, profile, stage, work, dataset, collator, device, started)
+    if process_rank():
+        return  # the first process alone writes
     moved = check_ledger(before, weight_ledger(model), stage)
 
-    save_adapter(model, folder.adapter(stage))
+    save_adapter(model, work / "adapter")
     parent = require(profile, f"stage{stage - 1}")["hash"] if stage > 1 else None
     record = {
         "stage": stage,
         "component": STAGES[stage].component,
         "key": key,
-        "hash": file_hash(folder.adapter(stage) / WEIGHTS),
+        "hash": file_hash(work / "adapter" / WEIGHTS),
         "data_hash": dataset.summary["hash"],
         "parent_hash": parent,
         **facts,
+        "features": features.record if features else None,
+        "float32_blocks": kept,
         "moved": moved,
         "ledger": {"before": before, "after": weight_ledger(model)},
         "prompt": profile.model.prompt,
@@ -142,20 +150,12 @@ def train_stage(profile: Profile, stage: int, force: bool = False) -> StageResul
         "versions": versions(),
         "finished": now(),
     }
-    draw_losses(folder.stage(stage) / "log.jsonl", folder.stage(stage) / "loss.png", STAGES[stage].title)
-    write_json(folder.record_path(step), record)
+    logger.info("%s", beside_measured(record, card=device.kind == "cuda"))
+    draw_losses(work / "log.jsonl", work / "loss.png", STAGES[stage].title)
+    write_json(work / "stage.json", record)
+    folder.publish(step)
     shutil.rmtree(folder.stage(stage) / "checkpoints", ignore_errors=True)
     folder.note(profile, step, seconds=record["seconds"], device=device.title, versions=record["versions"])
-    return StageResult(folder.stage(stage), record)
-
-
-def _start_or_resume(folder: Path, key: str, force: bool) -> None:
-    """Leave checkpoints of this very stage in place, and nothing else."""
-    marker = folder / "checkpoints" / "key.txt"
-    if force or not marker.is_file() or marker.read_text() != key:
-        shutil.rmtree(folder, ignore_errors=True)
-        marker.parent.mkdir(parents=True)
-        marker.write_text(key)
 
 
 def _stage_model(profile: Profile, stage: int, folder: RunFolder, device: Device) -> PeftModel:
@@ -185,66 +185,73 @@ def _fit(
     dataset: PreparedDataset,
     collator: Collator,
     device: Device,
+    started: float,
 ) -> dict[str, Any]:
     """Train, with the loss on validation studies before, at each epoch's end and after; what there is to record."""
-    settings = profile.stage(stage)
+    whole = profile.stage(stage)
+    memory = MemoryBudget(folder / "memory.json", profile, stage)
+
+    def attempt(split: Split) -> dict[str, Any]:
+        settings = replace(whole, micro_batch=split.micro_batch, accumulation=split.accumulation)
+        return _fit_split(model, profile, settings, stage, folder, dataset, collator, device, started)
+
+    return {**train_in_memory(memory, model, attempt), "memory_events": memory.events}
+
+
+def _fit_split(
+    model: PeftModel,
+    profile: Profile,
+    settings: StageSettings,
+    stage: int,
+    folder: Path,
+    dataset: PreparedDataset,
+    collator: Collator,
+    device: Device,
+    started: float,
+) -> dict[str, Any]:
     train = dataset.split("train")
     held_out = dataset.split("validation")[: settings.validation_studies]
     model.config.use_cache = False
+    checkpoint_layers(model, stage, settings.checkpointed_layers)
 
     def validate() -> float:
         return mean_report_loss(model, collator, held_out, settings.micro_batch * 2, device.autocast)
 
-    log = StageLog(folder / "log.jsonl", f"stage {stage}", settings.micro_batch * settings.accumulation, validate)
+    batch = profile.stage(stage).micro_batch * profile.stage(stage).accumulation
+    log = StageLog(folder / "log.jsonl", f"stage {stage}", batch, validate)
     trainer = ReportTrainer(
         model=model,
         args=training_arguments(settings, device, folder / "checkpoints", profile.seed + stage),
         collator=collator,
         train_dataset=train,
-        callbacks=[GradientCheck(stage), log],
+        callbacks=[GradientCheck(stage), log, TimeBudget(settings.max_minutes, started), CheckpointMark()],
     )
-    checkpoint = get_last_checkpoint(str(folder / "checkpoints"))
-    outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    if collator.features:
+        trainer.add_callback(VisionLeaves())
+    checkpoint = last_checkpoint(folder / "checkpoints")
+    state = finished_state(checkpoint)
+    if checkpoint is not None and state is not None:
+        load_weights(model, checkpoint)
+        log.begin(state)
+    else:
+        with other_processes_watched(stage):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        state = trainer.state
+        pause_if_unfinished(stage, settings.max_minutes, state)
     return {
         "studies": {"train": len(train), "validation": len(held_out)},
-        "steps": outcome.global_step,
-        "resumed_from": Path(checkpoint).name if checkpoint else None,
+        "steps": state.global_step,
+        "resumed_from": checkpoint.name if checkpoint else None,
         "samples_per_second": round(log.samples_per_second, 2),
-        "train_loss": round(outcome.training_loss, 4),
+        "train_loss": log.train_loss(),
         "validation_loss": log.validation_losses,
+        "plan": plan_record(
+            profile,
+            stage,
+            settings,
+            len(collator.prompt_ids),
+            max(len(collator.report_ids(study.report)) for study in train),
+            cached=collator.features is not None,
+            card=device.kind == "cuda",
+        ),
     }
-
-
-def training_arguments(settings: StageSettings, device: Device, folder: Path, seed: int) -> TrainingArguments:
-    """The stage's settings in transformers' words."""
-    return TrainingArguments(
-        output_dir=str(folder),
-        learning_rate=settings.learning_rate,
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=settings.accumulation,
-        warmup_steps=settings.warmup_ratio,  # below 1 it is a share of all steps
-        lr_scheduler_type=settings.schedule,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        optim=settings.optimizer,
-        gradient_checkpointing=settings.checkpointing,
-        # Re-entrant checkpointing gives a LoRA whose inputs need no gradient (stage 1's first block) none at all.
-        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.checkpointing else None,
-        bf16=device.dtype == "bfloat16",
-        fp16=device.dtype == "float16",
-        use_cpu=device.kind == "cpu",
-        save_strategy="steps",
-        save_steps=settings.save_steps,
-        save_total_limit=2,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=device.kind == "cuda",
-        label_names=["labels"],
-        seed=seed,
-        data_seed=seed,
-    )

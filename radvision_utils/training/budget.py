@@ -1,0 +1,198 @@
+"""Time and memory of a stage: it stops in time at a checkpoint, and takes smaller micro-batches where memory ends.
+
+The studies of an optimizer step stay the same: micro-batch x accumulation x processes.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate.utils import broadcast_object_list
+from accelerate.utils.memory import should_reduce_batch_size
+from transformers import TrainerCallback
+
+from radvision_utils.config import Profile, RadVisionError, RunPaused, StageSettings
+from radvision_utils.environment import process_count
+from radvision_utils.runs import read_json, write_json
+from radvision_utils.training.cost import Card
+from radvision_utils.training.plan import first_change
+
+logger = logging.getLogger(__name__)
+
+
+class TimeBudget(TrainerCallback):
+    """Stops the training at a checkpoint before `minutes` are over, but never before one step of this call.
+
+    Args:
+        minutes: None for no limit.
+        started: when the stage's work began, as `time.perf_counter` gives it.
+    """
+
+    def __init__(self, minutes: float | None, started: float) -> None:
+        self.minutes, self.started, self.step_began = minutes, started, started
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.step_began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.minutes is None or state.global_step >= state.max_steps:
+            return
+        now = time.perf_counter()
+        over = [now - self.started + (now - self.step_began) >= 60 * self.minutes]  # the next step would end too late
+        if process_count() > 1:
+            broadcast_object_list(over)  # clocks differ; a process that stopped alone would leave the others waiting
+        control.should_save = control.should_training_stop = over[0] or control.should_training_stop
+
+
+def pause_if_unfinished(stage: int, minutes: float | None, state: Any) -> None:
+    """Say that the training ended before its last step, for want of time.
+
+    Raises:
+        RunPaused: it did.
+    """
+    if state.global_step < state.max_steps:
+        raise RunPaused(
+            f"stage {stage} used up its max_minutes ({minutes:g}) and stopped at step {state.global_step} of "
+            f"{state.max_steps}, where it left a checkpoint; the same command goes on from there."
+        )
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a process takes its studies of an optimizer step."""
+
+    micro_batch: int
+    accumulation: int
+
+
+def split_batch(settings: StageSettings, processes: int, at_most: int | None = None) -> Split:
+    """Each process's share of an optimizer step's studies, in micro-batches of at most `at_most` studies.
+
+    Args:
+        settings: micro_batch x accumulation studies are the step, micro_batch the largest micro-batch.
+        processes: that share the step.
+        at_most: what memory allows, if less.
+
+    Raises:
+        RadVisionError: the processes cannot share the step evenly.
+    """
+    whole = settings.micro_batch * settings.accumulation
+    share, rest = divmod(whole, processes)
+    if rest:
+        raise RadVisionError(
+            f"an optimizer step takes {whole} studies (micro_batch x accumulation), which {processes} processes cannot "
+            "share evenly: start another number of processes, or change the stage's accumulation."
+        )
+    limit = min(share, settings.micro_batch, at_most or share)
+    micro = max(size for size in range(1, limit + 1) if share % size == 0)
+    return Split(micro, share // micro)
+
+
+T = TypeVar("T")
+
+
+class MemoryBudget:
+    """The micro-batch that fits, found by halving it whenever memory ends; kept in a file, so that it is found once.
+
+    Args:
+        path: the file.
+        profile: the run's settings.
+        stage: 1, 2 or 3.
+    """
+
+    def __init__(self, path: Path, profile: Profile, stage: int) -> None:
+        self.path, self.profile, self.stage = path, profile, stage
+        known = read_json(path) if path.is_file() else {"at_most": None, "events": []}
+        self.at_most: int | None = known["at_most"]
+        self.events: list[dict[str, Any]] = known["events"]
+
+    @property
+    def split(self) -> Split:
+        """What the next attempt should use."""
+        return split_batch(self.profile.stage(self.stage), process_count(), self.at_most)
+
+    def reduce(self, problem: str) -> None:
+        """Halve the micro-batch.
+
+        Args:
+            problem: what the allocator said.
+
+        Raises:
+            RadVisionError: one study does not fit; or several processes must be started anew with the smaller one.
+        """
+        before = self.split
+        if before.micro_batch == 1:
+            raise RadVisionError(
+                f"stage {self.stage} ran out of memory with one study at a time ({problem}): "
+                f"{what_to_change(self.profile, self.stage)}"
+            )
+        self.at_most = before.micro_batch // 2
+        after = self.split
+        self.events.append(
+            {
+                "micro_batch": [before.micro_batch, after.micro_batch],
+                "accumulation": [before.accumulation, after.accumulation],
+                "problem": problem,
+            }
+        )
+        write_json(self.path, {"at_most": self.at_most, "events": self.events})
+        told = (
+            f"stage {self.stage} ran out of memory with {before.micro_batch} studies at a time; now "
+            f"{after.micro_batch}, accumulated {after.accumulation} times: an optimizer step takes the same studies"
+        )
+        if process_count() > 1:
+            raise RadVisionError(f"{told}: give the same command again, it goes on from the last checkpoint.")
+        logger.warning("%s", told)
+
+
+def what_to_change(profile: Profile, stage: int) -> str:
+    """For a stage that does not fit with one study at a time: the planner's figures and its first change."""
+    if not torch.cuda.is_available():
+        return "end other programs, or train on a computer with more memory."
+    card = Card(torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / 2**30)
+    settings = profile.stage(stage)
+    one: Any = {
+        f"stage{stage}": replace(settings, micro_batch=1, accumulation=settings.micro_batch * settings.accumulation)
+    }
+    return first_change(replace(profile, **one), stage, card)
+
+
+def train_in_memory(memory: MemoryBudget, model: torch.nn.Module, attempt: Callable[[Split], T]) -> T:
+    """What `attempt` gives, tried with smaller micro-batches while memory ends.
+
+    An attempt goes on from the last checkpoint; where there is none yet, from the weights that the model has now.
+
+    Raises:
+        RadVisionError: one study at a time does not fit.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    start = {name: parameter.detach().cpu().clone() for name, parameter in trained.items()}
+    while True:
+        try:
+            return attempt(memory.split)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            problem = (str(error).strip().splitlines() or ["no memory left"])[0]
+        # Not in the handler: there the error still holds the attempt's tensors.
+        for name, parameter in trained.items():
+            parameter.grad = None
+            parameter.data.copy_(start[name])
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        memory.reduce(problem)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ended, on the card or of the machine."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "CUBLAS_STATUS_ALLOC_FAILED" in str(error):
+        return True
+    return isinstance(error, RuntimeError) and should_reduce_batch_size(error)

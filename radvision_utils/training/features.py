@@ -1,0 +1,243 @@
+"""Frozen vision, once: what the vision encoder gives for each image, computed before stage 2 and kept on disk.
+
+Neither stage 2 nor stage 3 changes the vision encoder, so both read the same file, and its blocks leave the card. What
+is kept is what enters the projector; that costs a thousandth of a step and is computed anew each time.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import TrainerCallback
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from radvision_utils.config import Profile, RadVisionError
+from radvision_utils.data.studies import PreparedDataset
+from radvision_utils.environment import choose_device
+from radvision_utils.model.loading import compute_device
+from radvision_utils.progress import show_progress
+from radvision_utils.runs import RunFolder, fingerprint
+from radvision_utils.training.collator import Collator, TrainingStudy
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What enters the projector.
+
+    Attributes:
+        values: (images, visual tokens, merged patches x width), memory-mapped, in the format the encoder computed in.
+        rows: which row is whose image's.
+        seconds: it took to compute them now; 0 where they were there.
+    """
+
+    values: torch.Tensor
+    rows: dict[str, int]
+    seconds: float
+
+    def of(self, studies: Sequence[TrainingStudy]) -> torch.Tensor:
+        """(studies x visual tokens, merged patches x width), in place of pixel values."""
+        return self.values[[self.rows[str(study.image)] for study in studies]].flatten(0, 1)
+
+    @property
+    def record(self) -> dict[str, float]:
+        """For `stage.json`."""
+        return {"gib": round(self.values.numel() * self.values.element_size() / 2**30, 3), "seconds": self.seconds}
+
+
+def open_features(
+    model: Any,
+    collator: Collator,
+    studies: Sequence[TrainingStudy],
+    folder: Path,
+    key: str,
+    autocast: Callable[[], Any],
+    batch_size: int,
+) -> Features:
+    """The features of all studies: read where they are, else computed into `folder`, where they replace older ones.
+
+    Args:
+        model: whose vision encoder is frozen.
+        collator: makes the pixel values.
+        studies: training studies and those of validation that are measured.
+        folder: `features/` of the run.
+        key: changes with the vision encoder's weights, the studies and the image processing.
+        autocast: the context to compute in.
+        batch_size: images at a time.
+
+    Raises:
+        RadVisionError: the disk has no room for them.
+    """
+    together, started = PartialState(), time.perf_counter()
+    path = _find(folder, key)
+    if path is None:
+        path = _compute(model, collator, studies, folder, key, autocast, batch_size, together)
+        seconds = round(time.perf_counter() - started, 1)
+    else:
+        seconds = 0.0
+    dtype = getattr(torch, path.suffixes[-2][1:])
+    values = torch.from_file(str(path), shared=False, size=path.stat().st_size // dtype.itemsize, dtype=dtype)
+    shape = (len(studies), collator.settings.visual_tokens, -1)
+    return Features(values.view(shape), {str(study.image): row for row, study in enumerate(studies)}, seconds)
+
+
+def stage_features(
+    model: Any, profile: Profile, stage: int, dataset: PreparedDataset, collator: Collator, ledger: Mapping[str, str]
+) -> Features | None:
+    """The features for a stage whose vision encoder is frozen, None where they are not wanted or would not pay.
+
+    They pay where the stage sees every study at least once; a trial of a few steps computes what it needs as it goes.
+
+    Args:
+        ledger: of the model's weights, as `stages.weight_ledger` gives it.
+
+    Raises:
+        RadVisionError: the disk has no room for them.
+    """
+    settings, train = profile.stage(stage), dataset.split("train")
+    steps = settings.max_steps or math.inf
+    seen = min(settings.epochs * len(train), steps * settings.micro_batch * settings.accumulation)
+    if stage == 1 or not settings.cache_features or seen < len(train):
+        return None
+    # Validation as far as either stage measures it: both read the same file.
+    measured = max(profile.stage2.validation_studies, profile.stage3.validation_studies)
+    studies = [*train, *dataset.split("validation")[:measured]]
+    device = choose_device()
+    key = fingerprint(
+        [
+            {part: digest for part, digest in ledger.items() if part.startswith("vision_encoder")},
+            collator.processor.image_processor.to_dict(),
+            dataset.summary["hash"],
+            len(studies),
+            device.dtype,
+        ]
+    )
+    folder = RunFolder.of(profile).features
+    return open_features(model, collator, studies, folder, key, device.autocast, settings.micro_batch)
+
+
+@contextmanager
+def features_for_pixels(model: Any) -> Iterator[None]:
+    """Within, the model takes the projector's inputs where it took pixel values, and runs the projector alone."""
+    inner, home = _inner_model(model), compute_device(model)
+
+    def image_features(features: torch.Tensor, *_: Any, **__: Any) -> BaseModelOutputWithPooling:
+        patches = features.view(-1, inner.visual.config.hidden_size)
+        return BaseModelOutputWithPooling(pooler_output=(inner.visual.merger(patches),))
+
+    # Not visual.forward: pixel values are cast to 16 bits on their way there, which features need not survive.
+    inner.get_image_features = image_features
+    try:
+        yield
+    finally:
+        del inner.get_image_features
+        inner.visual.blocks.to(home)
+
+
+class VisionLeaves(TrainerCallback):
+    """The vision encoder's blocks wait in the machine's memory while the card trains; `features_for_pixels` ends it."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Not before: the Trainer puts the whole model on the card. FSDP has its parameters spread over all cards.
+        if args.device.type == "cuda" and not args.fsdp:
+            _inner_model(kwargs["model"]).visual.blocks.to("cpu")
+            torch.cuda.empty_cache()
+
+
+def _inner_model(model: Any) -> Any:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base.model
+
+
+def _find(folder: Path, key: str) -> Path | None:
+    return next(folder.glob(f"{key}.*.bin"), None)
+
+
+def _compute(
+    model: Any,
+    collator: Collator,
+    studies: Sequence[TrainingStudy],
+    folder: Path,
+    key: str,
+    autocast: Callable[[], Any],
+    batch_size: int,
+    together: PartialState,
+) -> Path:
+    """Write them, each process its part; the file gets its name when it is whole."""
+    partial = folder / f"{key}.partial"
+    encode = _encoder(model, collator, autocast)
+    example = encode(studies[:1])
+    size = example.numel() * example.element_size()
+    if together.is_main_process:
+        logger.info("the vision encoder is frozen: its features of %d images are computed once", len(studies))
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        _check_disk(folder, size * len(studies))
+        with partial.open("wb") as file:
+            file.truncate(size * len(studies))
+    together.wait_for_everyone()
+    share = -(-len(studies) // together.num_processes)
+    first = min(share * together.process_index, len(studies))
+    last = min(first + share, len(studies))
+    with partial.open("r+b") as file, show_progress(last - first) as step:
+        file.seek(first * size)
+        for start in range(first, last, batch_size):
+            chosen = [studies[i] for i in range(start, min(start + batch_size, last))]
+            file.write(encode(chosen).cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            step(start + len(chosen) - first)
+        file.flush()
+        os.fsync(file.fileno())
+    together.wait_for_everyone()
+    path = folder / f"{key}.{str(example.dtype).removeprefix('torch.')}.bin"
+    if together.is_main_process:
+        partial.rename(path)
+    together.wait_for_everyone()
+    return path
+
+
+def _encoder(
+    model: Any, collator: Collator, autocast: Callable[[], Any]
+) -> Callable[[Sequence[TrainingStudy]], torch.Tensor]:
+    """A function from studies to (studies, visual tokens, merged patches x width)."""
+    visual, device = _inner_model(model).visual, compute_device(model)
+    merged = visual.config.hidden_size * visual.config.spatial_merge_size**2
+
+    @torch.no_grad()
+    def encode(studies: Sequence[TrainingStudy]) -> torch.Tensor:
+        inputs = collator.prompts([study.image for study in studies])
+        # Behind the projector transformers brings the tokens from the order of windows back to that of the image;
+        # a projector that only joins patches lets what would have entered it through, in that order.
+        visual.merger.forward = lambda patches: patches.view(-1, merged)
+        was_training = visual.training
+        visual.eval()
+        try:
+            with autocast():
+                pixels = inputs["pixel_values"].to(device, visual.dtype)
+                features = visual(pixels, grid_thw=inputs["image_grid_thw"].to(device)).pooler_output
+        finally:
+            del visual.merger.forward
+            visual.train(was_training)
+        return features.view(len(studies), -1, merged)
+
+    return encode
+
+
+def _check_disk(folder: Path, need: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise RadVisionError(
+            f"the vision encoder's features need {need / 2**30:.1f} GiB in {folder}, where {free / 2**30:.1f} GiB are "
+            "free: make room, or set stage2.cache_features and stage3.cache_features to false."
+        )
