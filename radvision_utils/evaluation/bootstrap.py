@@ -6,7 +6,7 @@ Every estimate of one `Bootstrap` uses the same resamples, so that differences b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,3 +100,10 @@ def divide(above: Array, below: Array) -> Array:
 def rounded(value: float) -> float | None:
     """4 digits after the point; None for NaN."""
     return None if np.isnan(value) else round(float(value), 4)
+
+
+def figure_text(figure: Mapping[str, Any]) -> str:
+    """What `Estimate.to_json` gave, for people: "0.450 (0.373 to 0.524)"."""
+    if figure["value"] is None:
+        return "n/a"
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"

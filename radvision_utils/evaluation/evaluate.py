@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from radvision_utils.config import Profile, RadVisionError
-from radvision_utils.data.reports import Report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.data.summary import SPLITS
-from radvision_utils.environment import versions
+from radvision_utils.environment import process_rank, versions
 from radvision_utils.evaluation import image_use
+from radvision_utils.evaluation.addenda import FILES, add_clinical_to_evaluation, add_to_evaluation
 from radvision_utils.evaluation.baselines import BEST_CONSTANT, CONSTANT, NEAREST, ROWS, blind_reports
 from radvision_utils.evaluation.bootstrap import RESAMPLES
-from radvision_utils.evaluation.clinical import HEADING, add_clinical_scores
 from radvision_utils.evaluation.figures import save_figures
 from radvision_utils.evaluation.finding_labels import mesh_agreement
+from radvision_utils.evaluation.kept import help_first_process, write_reports
 from radvision_utils.evaluation.neighbors import neighbor_reports
 from radvision_utils.evaluation.phantom_accuracy import phantom_estimates
 from radvision_utils.evaluation.records import (
@@ -45,6 +46,7 @@ from radvision_utils.evaluation.table import (
 )
 from radvision_utils.evaluation.texts import check_references
 from radvision_utils.inference import Reporter, WrittenReport, reporter_of
+from radvision_utils.locks import working
 from radvision_utils.runs import (
     RunFolder,
     fingerprint,
@@ -80,7 +82,14 @@ class EvaluationResult:
         return rows
 
 
-def evaluate(profile: Profile, split: str = "test", force: bool = False, clinical: bool = False) -> EvaluationResult:
+def evaluate(
+    profile: Profile,
+    split: str = "test",
+    force: bool = False,
+    clinical: bool = False,
+    evidence: int = 0,
+    samples: int = 0,
+) -> EvaluationResult:
     """Write and score reports for a split, or give back the result where nothing has changed.
 
     Args:
@@ -88,6 +97,9 @@ def evaluate(profile: Profile, split: str = "test", force: bool = False, clinica
         split: "test", "validation" or "train".
         force: also where nothing has changed.
         clinical: add the scores of RadGraph, CheXbert, RaTEScore and GREEN where their packages are installed.
+        evidence: add maps of the last stage's reports for so many studies, the worst first; on phantoms also for some
+            drawn by lot, whose maps are compared with what was drawn.
+        samples: add confidence in every sentence, from so many sampled reports of the last stage for each study.
 
     Raises:
         RadVisionError: data or a stage is missing or stale, the split has no studies, or a reference is empty or not
@@ -99,33 +111,26 @@ def evaluate(profile: Profile, split: str = "test", force: bool = False, clinica
     path = folder / "metrics.json"
     metrics = read_json(path) if path.is_file() and not force else None
     if metrics is None or metrics["key"] != key:
-        metrics = _Evaluation(profile, split, folder).run(key)
-        if split == "test":
-            run.note(profile, "evaluation", seconds=metrics["seconds"])
+        with working(run, "evaluation"):
+            if process_rank():
+                metrics = help_first_process(profile, split, STAGE_ROWS, folder, key)
+            else:
+                metrics = _Evaluation(profile, split, folder, key).run()
+                shutil.rmtree(folder / "reports", ignore_errors=True)
+                if split == "test":
+                    run.note(profile, "evaluation", seconds=metrics["seconds"])
     if clinical:
-        _add_clinical(metrics, folder)
+        add_clinical_to_evaluation(metrics, folder)
+    if (evidence or samples) and not process_rank():
+        add_to_evaluation(metrics, profile, folder, evidence, samples)
     return EvaluationResult(folder, metrics)
-
-
-def _add_clinical(metrics: dict[str, Any], folder: Path) -> None:
-    """Scores the finished reports of the stages, and puts the figures into `metrics.json` and `table.md`."""
-    records = read_json_lines(folder / "predictions.jsonl")
-    reports = {}
-    for stage, row in STAGE_ROWS.items():
-        own = [record for record in records if record["model"]["stage"] == stage]
-        reports[row] = [Report(**record["generated"]) for record in own]
-    references = [Report(**record["reference"]) for record in own]
-    section = add_clinical_scores(metrics["rows"], reports, references, metrics["seed"])
-    told = (folder / "table.md").read_text(encoding="utf-8").split(HEADING)[0]
-    write_text(folder / "table.md", told + section)
-    write_json(folder / "metrics.json", metrics)
 
 
 class _Evaluation:
     """What the steps of one evaluation share."""
 
-    def __init__(self, profile: Profile, split: str, folder: Path) -> None:
-        self.profile, self.split, self.folder, self.seed = profile, split, folder, profile.seed
+    def __init__(self, profile: Profile, split: str, folder: Path, key: str) -> None:
+        self.profile, self.split, self.folder, self.key, self.seed = profile, split, folder, key, profile.seed
         self.dataset = open_prepared(profile)
         self.studies = list(self.dataset.split(split))
         if not self.studies:
@@ -145,7 +150,7 @@ class _Evaluation:
         self.some = [self.studies[i] for i in self.chosen]
         self.use: dict[str, Any] = {"gap": {}}
 
-    def run(self, key: str) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         started = time.perf_counter()
         blind = blind_reports(
             [study.report for study in self.train],
@@ -163,14 +168,14 @@ class _Evaluation:
             records += self._records(stage, scored[row], written)
             logger.info("%s", _told(row, scored[row]))
             del reporter  # before the next model is loaded: two would not fit a card
-        metrics = self._metrics(key, scored)
+        metrics = self._metrics(scored)
         metrics["seconds"] = round(time.perf_counter() - started, 1)
         self._write(metrics, scored, records)
         return metrics
 
     def _stage(self, reporter: Reporter, row: str) -> tuple[ScoredRow, list[WrittenReport]]:
         """Reports and loss of a stage; of the base and the last stage also how they depend on the image."""
-        written = list(reporter.write([study.image for study in self.studies]))
+        written = write_reports(reporter, [study.image for study in self.studies], self.folder / "reports" / self.key)
         losses = image_use.study_losses(reporter, self.studies)
         scored = self.scorer.score([w.report for w in written])
         scored.facts.update(_effort(written), loss=round(float(losses[:, 0].sum() / losses[:, 1].sum()), 4))
@@ -184,12 +189,12 @@ class _Evaluation:
             self.use["mirrored"] = image_use.mirrored(reporter, self.some, reports, self.seed)
         return scored, written
 
-    def _metrics(self, key: str, scored: Mapping[str, ScoredRow]) -> dict[str, Any]:
+    def _metrics(self, scored: Mapping[str, ScoredRow]) -> dict[str, Any]:
         rows = {name: row.to_json() for name, row in scored.items()}
         add_meteor(rows, {name: row.reports for name, row in scored.items()}, self.scorer.references)
         last = STAGE_ROWS[max(STAGE_ROWS)]
         return {
-            "key": key,
+            "key": self.key,
             "split": self.split,
             "n": len(self.studies),
             "seed": self.seed,
@@ -269,6 +274,8 @@ class _Evaluation:
         write_json(self.folder / "rexrank.json", rexrank_submission(last))
         write_text(self.folder / "table.md", page(f"{self.split.capitalize()} split", metrics, scored))
         save_figures(metrics, records, self.folder)
+        for name in FILES:  # of other reports
+            (self.folder / name).unlink(missing_ok=True)
         write_json(self.folder / "metrics.json", metrics)
 
 

@@ -62,7 +62,7 @@ def phantom_estimates(reports: Sequence[Report], truths: Sequence[str], bootstra
     """The same with intervals; the figures by the rule labels have the ending "_by_rule_labels"."""
     readers: dict[str, tuple[Callable[[Report], Pairs], Callable[[str], Pairs]]] = {
         "": (_read, truth_findings),
-        "_by_rule_labels": (_labeled, _observed),
+        "_by_rule_labels": (_labeled_pairs, drawn_pairs),
     }
     return {
         f"{name}{ending}": bootstrap.estimate(counts, figure)
@@ -105,11 +105,15 @@ def _read(report: Report) -> Pairs:
     return read_findings(f"{report.findings} {report.impression}")
 
 
-def _labeled(report: Report) -> Pairs:
-    """(observation, side) pairs that a report asserts by the rule labels."""
-    mentions = [m for m in find_mentions(f"{report.findings}\n{report.impression}") if m.status != "absent"]
+def _labeled_pairs(report: Report) -> Pairs:
+    return asserted_pairs(f"{report.findings}\n{report.impression}")
+
+
+def asserted_pairs(text: str) -> Pairs:
+    """(observation, side) pairs that a text asserts by the rule labels, in the names of `drawn_pairs`."""
+    mentions = [m for m in find_mentions(text) if m.status != "absent"]
     pairs = {
-        (_SAME.get(mention.observation, mention.observation), side)
+        (common_name(mention.observation), side)
         for mention in mentions
         for side in (("left", "right") if mention.side == "bilateral" else (mention.side or None,))
     }
@@ -117,5 +121,11 @@ def _labeled(report: Report) -> Pairs:
     return frozenset((name, side) for name, side in pairs if side or not any(n == name and s for n, s in pairs))
 
 
-def _observed(truth: str) -> Pairs:
+def common_name(observation: str) -> str:
+    """The observation as which a drawn finding counts, whichever of its names a text has for it."""
+    return _SAME.get(observation, observation)
+
+
+def drawn_pairs(truth: str) -> Pairs:
+    """The drawn findings of a study as (observation, side) pairs."""
     return frozenset((_OBSERVED[name], side) for name, side in truth_findings(truth))

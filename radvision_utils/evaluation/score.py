@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from radvision_utils.config import RadVisionError
+from radvision_utils.data.language import is_english
 from radvision_utils.data.reports import Report, parse_report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.evaluation.bootstrap import RESAMPLES
@@ -20,7 +21,7 @@ from radvision_utils.evaluation.clinical import add_clinical_scores
 from radvision_utils.evaluation.finding_labels import label
 from radvision_utils.evaluation.rows import Scorer, scoring_versions
 from radvision_utils.evaluation.table import CONVENTIONS, STAGE_ROWS, add_meteor, page, table_rows
-from radvision_utils.evaluation.texts import check_english, check_not_empty, check_references, is_english
+from radvision_utils.evaluation.texts import check_english, check_not_empty, check_references
 from radvision_utils.runs import RunFolder, read_json_lines
 
 SEED = 7

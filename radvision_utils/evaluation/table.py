@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from radvision_utils.data.reports import Report
-from radvision_utils.evaluation.bootstrap import Estimate
+from radvision_utils.evaluation.bootstrap import Estimate, figure_text
 from radvision_utils.evaluation.records import FLAGS, VERDICTS
 from radvision_utils.evaluation.rows import DRAWN, RULE_LABELS, ScoredRow
 from radvision_utils.evaluation.text_metrics import NEEDS_JAVA, PROTOCOLS, meteor_scores, text_pairs
@@ -70,7 +70,7 @@ def table_rows(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 def interval_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     """The table with intervals, for a notebook: `{"row": name, heading: "0.450 (0.373 to 0.524)"}`."""
     return [
-        {"row": name, **{c.heading: _cell(row[c.protocol][c.metric]) for c in COLUMNS if c.protocol in row}}
+        {"row": name, **{c.heading: figure_text(row[c.protocol][c.metric]) for c in COLUMNS if c.protocol in row}}
         for name, row in metrics["rows"].items()
     ]
 
@@ -94,7 +94,7 @@ def markdown_table(scored: Mapping[str, ScoredRow], rows: Mapping[str, Mapping[s
     facts = {name: heading for name, heading in FACTS.items() if any(name in row for row in rows.values())}
     lines = []
     for name, row in rows.items():
-        cells = [_cell(row[c.protocol][c.metric]) for c in columns]
+        cells = [figure_text(row[c.protocol][c.metric]) for c in columns]
         cells = [f"**{t}**" if _wins(scored, name, c) else t for t, c in zip(cells, columns, strict=True)]
         lines.append([name, *cells, *(str(row.get(fact, "")) for fact in facts)])
     return _markdown(["reports by", *(c.heading for c in columns), *facts.values()], lines)
@@ -171,9 +171,3 @@ def _wins(scored: Mapping[str, ScoredRow], name: str, column: Column) -> bool:
     others = [_estimate(row, column) for other, row in scored.items() if other != name]
     defined = [other for other in others if not np.isnan(other.value)]
     return bool(defined) and all(mine.minus(other).interval[0] > 0 for other in defined)
-
-
-def _cell(figure: Mapping[str, Any]) -> str:
-    if figure["value"] is None:
-        return "n/a"
-    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"

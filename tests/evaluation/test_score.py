@@ -11,9 +11,9 @@ import pytest
 from radvision_utils import RadVisionError, evaluate
 from radvision_utils.__main__ import main
 from radvision_utils.config import project_root
+from radvision_utils.data.language import is_english
 from radvision_utils.evaluation import clinical
 from radvision_utils.evaluation.score import score_file
-from radvision_utils.evaluation.texts import is_english
 from radvision_utils.runs import RunFolder
 
 HEAD = "uid,prediction,reference\n"

@@ -181,9 +181,14 @@ def difference(after: Image.Image, before: Image.Image) -> Plane:
     return np.abs(np.asarray(after, np.float32) - np.asarray(before, np.float32))
 
 
+def strong_part(region: Plane) -> NDArray[np.bool_]:
+    """What is more than 30 % of the region's maximum: the finding without the haze around it."""
+    return np.asarray(region > 0.3 * region.max())
+
+
 def box_of(region: Plane) -> Box:
-    """The box around what is at least 30 % of the region's maximum, in pixels of the full image."""
-    strong = region > 0.3 * region.max()
+    """The box around the strong part of a region, in pixels of the full image."""
+    strong = strong_part(region)
     scale = SIZE // region.shape[0]
     ys, xs = np.flatnonzero(strong.any(axis=1)), np.flatnonzero(strong.any(axis=0))
     return (

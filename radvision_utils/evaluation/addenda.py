@@ -1,0 +1,61 @@
+"""What a finished evaluation may be asked for beyond its scores: evidence, confidence, clinical models."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from radvision_utils.config import Profile
+from radvision_utils.data.reports import Report
+from radvision_utils.evaluation.clinical import HEADING, add_clinical_scores
+from radvision_utils.evaluation.confidence import add_confidence
+from radvision_utils.evaluation.evidence import add_evidence
+from radvision_utils.evaluation.evidence_figures import save_evidence_figures
+from radvision_utils.evaluation.table import STAGE_ROWS
+from radvision_utils.runs import read_json_lines, write_json, write_text
+
+FILES = ("evidence.jsonl", "confidence.jsonl")
+_HEADING, _NEXT = "## Evidence and confidence", "## Text metrics"
+
+
+def add_to_evaluation(metrics: dict[str, Any], profile: Profile, folder: Path, evidence: int, samples: int) -> None:
+    """Maps for `evidence` studies and `samples` drawn reports for each study, where they are not there yet.
+
+    Puts the sections into `metrics` and `metrics.json`, two lines into `table.md`, and draws the figures. 0 asks for
+    nothing and leaves what is there.
+
+    Raises:
+        RadVisionError: the data or the last stage are missing, or several processes are to sample.
+    """
+    records = read_json_lines(folder / "predictions.jsonl")
+    changed = bool(samples) and add_confidence(metrics, records, profile, folder, samples)
+    if changed:
+        write_json(folder / "metrics.json", metrics)  # what comes next may be interrupted
+    changed |= bool(evidence) and add_evidence(metrics, records, profile, folder, evidence)
+    if changed:
+        table = folder / "table.md"
+        write_text(table, with_sentences(table.read_text(encoding="utf-8"), metrics))
+        save_evidence_figures(metrics, folder)
+        write_json(folder / "metrics.json", metrics)
+
+
+def with_sentences(page: str, metrics: dict[str, Any]) -> str:
+    """`table.md` with a line each for evidence and confidence, in place of older ones."""
+    page = re.sub(rf"{_HEADING}\n.*?(?={_NEXT})", "", page, flags=re.DOTALL)
+    lines = [f"- {metrics[name]['sentence']}.\n" for name in ("evidence", "confidence") if name in metrics]
+    return page.replace(_NEXT, f"{_HEADING}\n\n{''.join(lines)}\n{_NEXT}", 1)
+
+
+def add_clinical_to_evaluation(metrics: dict[str, Any], folder: Path) -> None:
+    """Scores the finished reports of the stages, and puts the figures into `metrics.json` and `table.md`."""
+    records = read_json_lines(folder / "predictions.jsonl")
+    reports = {}
+    for stage, row in STAGE_ROWS.items():
+        own = [record for record in records if record["model"]["stage"] == stage]
+        reports[row] = [Report(**record["generated"]) for record in own]
+    references = [Report(**record["reference"]) for record in own]
+    section = add_clinical_scores(metrics["rows"], reports, references, metrics["seed"])
+    told = (folder / "table.md").read_text(encoding="utf-8").split(HEADING)[0]
+    write_text(folder / "table.md", told + section)
+    write_json(folder / "metrics.json", metrics)

@@ -1,0 +1,293 @@
+"""How sure one may be of a sentence: its probability, how many sampled reports say the same, calibrated on validation.
+
+Writes `evaluation/confidence.jsonl`, a line a study, and the section `confidence` of `metrics.json`. A sentence is
+right if the reference (on phantoms: what was drawn) asserts each finding that it asserts and none that it denies, by
+the rule labels. Sentences without an observation are neither right nor wrong and have no confidence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from radvision_utils.config import Profile, RadVisionError
+from radvision_utils.data.reports import Report
+from radvision_utils.data.studies import Study, open_prepared
+from radvision_utils.environment import process_count
+from radvision_utils.evaluation.bootstrap import Bootstrap, figure_text, share
+from radvision_utils.evaluation.calibration import Logistic, calibration_figures, fit_logistic
+from radvision_utils.evaluation.finding_labels import find_mentions
+from radvision_utils.evaluation.image_use import sample
+from radvision_utils.evaluation.kept import write_reports
+from radvision_utils.evaluation.phantom_accuracy import Pairs, asserted_pairs, common_name, drawn_pairs
+from radvision_utils.evaluation.table import STAGE_ROWS
+from radvision_utils.explain.passage import Part, parts_of, token_places
+from radvision_utils.inference import Reporter, Sampling, reporter_of
+from radvision_utils.model.loading import compute_device
+from radvision_utils.runs import fingerprint, write_text
+from radvision_utils.training.loss import report_token_losses, to_device
+
+TEMPERATURE = 1.0  # the model's own distribution
+CALIBRATED = 200  # validation studies at most: few sentences are wrong, and only these teach what to doubt
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a sentence says: (observation, side) pairs that it asserts, and that it denies; side None: any."""
+
+    asserted: Pairs
+    denied: Pairs
+
+    def hold(self, pairs: Pairs) -> bool:
+        """Whether all of it agrees with the pairs that another text asserts, or that were drawn."""
+        return all(_among(pair, pairs) for pair in self.asserted) and not any(_among(p, pairs) for p in self.denied)
+
+
+def claims_of(text: str) -> Claims | None:
+    """What a sentence says by the rule labels; None if it speaks of no observation."""
+    absent = [m for m in find_mentions(text) if m.status == "absent"]
+    sides = {"": (None,), "bilateral": ("left", "right")}
+    denied = frozenset((common_name(m.observation), side) for m in absent for side in sides.get(m.side, (m.side,)))
+    asserted = asserted_pairs(text)
+    # "A left effusion, no pneumothorax" denies no effusion, nor does "no right effusion" after a left one.
+    denied = frozenset(pair for pair in denied if not _among(pair, asserted))
+    return Claims(asserted, denied) if asserted or denied else None
+
+
+def _among(pair: tuple[str, str | None], pairs: Pairs) -> bool:
+    name, side = pair
+    return any(other == name and (side is None or there is None or side == there) for other, there in pairs)
+
+
+@dataclass(frozen=True)
+class JudgedSentence:
+    """A sentence of a generated report with what is known of it.
+
+    Attributes:
+        study: position in the split.
+        part: the sentence.
+        log_probability: mean over its tokens, nats.
+        claims: what it says; None if it speaks of no observation.
+        agreement: how many sampled reports say the same; None without claims.
+        right: whether the truth says the same; None without claims.
+    """
+
+    study: int
+    part: Part
+    log_probability: float
+    claims: Claims | None
+    agreement: int | None
+    right: bool | None
+
+    def features(self, samples: int) -> list[float]:
+        """What confidence is calibrated from: log-probability, share of samples, whether it asserts a finding."""
+        asserts = self.claims is not None and bool(self.claims.asserted)
+        return [self.log_probability, (self.agreement or 0) / samples, float(asserts)]
+
+
+def add_confidence(
+    metrics: dict[str, Any], records: Sequence[Mapping[str, Any]], profile: Profile, folder: Path, samples: int
+) -> bool:
+    """Samples reports of the last stage and puts the section `confidence` into `metrics`, in place.
+
+    Args:
+        metrics: of a finished evaluation.
+        records: its predictions.
+        profile: the run's settings.
+        folder: of that evaluation.
+        samples: reports to draw for each study, and for at most `CALIBRATED` validation studies.
+
+    Returns:
+        Whether there was something to do: False where the same was computed before.
+
+    Raises:
+        RadVisionError: called in several processes.
+    """
+    key = fingerprint([metrics["key"], metrics["hash"], samples, TEMPERATURE, CALIBRATED])
+    if metrics.get("confidence", {}).get("key") == key and (folder / "confidence.jsonl").is_file():
+        return False
+    if process_count() > 1:
+        raise RadVisionError("confidence is computed by one process: run `evaluate --samples` again without torchrun.")
+    started = time.perf_counter()
+    dataset = open_prepared(profile)
+    reporter = reporter_of(profile, max(STAGE_ROWS))
+    kept = folder / "samples" / key
+    validation = list(dataset.split("validation"))
+    validation = [validation[i] for i in sample(len(validation), profile.seed)[:CALIBRATED]]
+    greedy = [w.report for w in write_reports(reporter, [s.image for s in validation], kept / "validation")]
+    known = judge_sentences(reporter, validation, greedy, samples, kept / "validation")
+    studies = list(dataset.split(metrics["split"]))
+    own = {r["uid"]: Report(**r["generated"]) for r in records if r["model"]["stage"] == max(STAGE_ROWS)}
+    judged = judge_sentences(reporter, studies, [own[study.uid] for study in studies], samples, kept)
+    model = fit_logistic(*_table(known, samples))
+    lines = _lines(studies, judged, model, samples)
+    write_text(folder / "confidence.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    shutil.rmtree(folder / "samples", ignore_errors=True)
+    metrics["confidence"] = {
+        "key": key,
+        "samples": samples,
+        "temperature": TEMPERATURE,
+        "calibrated_on": {"split": "validation", "studies": len(validation), **model.to_json()},
+        **_figures(judged, model, samples, Bootstrap(len(studies), profile.seed), [_truth(s) for s in studies]),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    return True
+
+
+def judge_sentences(
+    reporter: Reporter, studies: Sequence[Study], reports: Sequence[Report], samples: int, folder: Path
+) -> list[JudgedSentence]:
+    """Every sentence of the reports, in order.
+
+    Args:
+        reporter: the model that wrote them.
+        studies: whose reports.
+        reports: one for each study.
+        samples: how many to draw for each study.
+        folder: where drawn reports are kept, so that an interrupted call goes on.
+    """
+    images = [study.image for study in studies]
+    drawn = [
+        write_reports(
+            reporter.drawing(Sampling(TEMPERATURE, reporter.profile.seed + number)), images, folder / str(number)
+        )
+        for number in range(samples)
+    ]
+    said = [
+        [asserted_pairs(f"{w.report.findings}\n{w.report.impression}") for w in each]
+        for each in zip(*drawn, strict=True)
+    ]
+    judged = []
+    for number, known in enumerate(sentence_log_probabilities(reporter, studies, reports)):
+        truth = _truth(studies[number])
+        for part, log_probability in known:
+            claims = claims_of(part.text)
+            agreement = None if claims is None else sum(claims.hold(pairs) for pairs in said[number])
+            right = None if claims is None else claims.hold(truth)
+            judged.append(JudgedSentence(number, part, log_probability, claims, agreement, right))
+    return judged
+
+
+@torch.no_grad()
+def sentence_log_probabilities(
+    reporter: Reporter, studies: Sequence[Study], reports: Sequence[Report]
+) -> list[list[tuple[Part, float]]]:
+    """For each study its report's sentences with the mean log-probability of their tokens, nats; teacher-forced."""
+    shown = [dataclasses.replace(study, report=report) for study, report in zip(studies, reports, strict=True)]
+    size = reporter.profile.generation.batch_size
+    found: list[list[tuple[Part, float]]] = []
+    for first in range(0, len(shown), size):
+        batch = to_device(reporter.collator(shown[first : first + size]), compute_device(reporter.model))
+        with reporter.device.autocast():
+            losses, _ = report_token_losses(reporter.model, batch)
+        for study, row in zip(shown[first : first + size], losses.double().cpu().numpy(), strict=True):
+            parts = parts_of(study.report)
+            places = token_places(reporter.collator, study.report, parts)
+            found.append([(p, -float(row[at].mean())) for p, at in zip(parts, places, strict=True) if at])
+    return found
+
+
+def _truth(study: Study) -> Pairs:
+    if study.truth is not None:
+        return drawn_pairs(study.truth)
+    return asserted_pairs(f"{study.reference.findings}\n{study.reference.impression}")
+
+
+def _table(judged: Sequence[JudgedSentence], samples: int) -> tuple[list[list[float]], list[bool]]:
+    known = [sentence for sentence in judged if sentence.right is not None]
+    return [sentence.features(samples) for sentence in known], [bool(sentence.right) for sentence in known]
+
+
+def _lines(
+    studies: Sequence[Study], judged: Sequence[JudgedSentence], model: Logistic, samples: int
+) -> list[dict[str, Any]]:
+    lines = [{"uid": study.uid, "samples": samples, "sentences": []} for study in studies]
+    for sentence in judged:
+        sure = None
+        if sentence.claims is not None:
+            sure = round(float(model.probabilities([sentence.features(samples)])[0]), 4)
+        told: Any = lines[sentence.study]["sentences"]
+        told.append(
+            {
+                "section": sentence.part.section,
+                "index": sentence.part.index,
+                "text": sentence.part.text,
+                "log_probability": round(sentence.log_probability, 4),
+                "agreement": sentence.agreement,
+                "confidence": sure,
+            }
+        )
+    return lines
+
+
+def _figures(
+    judged: Sequence[JudgedSentence], model: Logistic, samples: int, bootstrap: Bootstrap, truths: Sequence[Pairs]
+) -> dict[str, Any]:
+    known = [sentence for sentence in judged if sentence.right is not None]
+    study = np.array([sentence.study for sentence in known])
+    right = np.array([bool(sentence.right) for sentence in known])
+    features = np.array([sentence.features(samples) for sentence in known])
+    asserting = features[:, 2] > 0
+    scores = {
+        "calibrated": model.probabilities(features),
+        "token probability": np.exp(features[:, 0]),
+        "agreement of samples": features[:, 1],
+    }
+    figures = {
+        group: calibration_figures(
+            {name: values[some] for name, values in scores.items()}, right[some], study[some], bootstrap
+        )
+        for group, some in {"all sentences": right | True, "asserting sentences": asserting}.items()
+        if some.any()
+    }
+    curve = coverage_curve([s for s in known if s.claims is not None and s.claims.asserted], truths, samples, bootstrap)
+    ece = figures["all sentences"]["ece"]
+    return {"calibration": figures, "coverage": curve, "sentence": _sentence(ece, curve)}
+
+
+def coverage_curve(
+    asserting: Sequence[JudgedSentence], truths: Sequence[Pairs], samples: int, bootstrap: Bootstrap
+) -> list[dict[str, Any]]:
+    """What hiding asserting sentences costs and gains, for each agreement below which they are hidden.
+
+    Args:
+        asserting: sentences that assert a finding.
+        truths: the true pairs of every study.
+
+    Returns:
+        For each least agreement 0 to `samples`: shown, the share of asserting sentences that is left; unsupported, the
+        share of these that is wrong; told, the share of true findings that some shown sentence tells.
+    """
+    rows = []
+    for least in range(samples + 1):
+        sums = np.zeros((bootstrap.studies, 5))  # shown, asserting, wrong among the shown, told, true
+        told: list[set[tuple[str, str | None]]] = [set() for _ in truths]
+        for sentence in asserting:
+            shown = (sentence.agreement or 0) >= least
+            sums[sentence.study] += (shown, 1, shown and not sentence.right, 0, 0)
+            if shown and sentence.claims is not None:
+                told[sentence.study] |= {p for p in truths[sentence.study] if _among(p, sentence.claims.asserted)}
+        sums[:, 3], sums[:, 4] = [len(pairs) for pairs in told], [len(pairs) for pairs in truths]
+        columns = {"shown": [0, 1], "unsupported": [2, 0], "told": [3, 4]}
+        figures = {name: bootstrap.estimate(sums[:, pair], share).to_json() for name, pair in columns.items()}
+        rows.append({"agreement": least, **figures})
+    return rows
+
+
+def _sentence(ece: Mapping[str, Mapping[str, Any]], curve: Sequence[Mapping[str, Any]]) -> str:
+    half = curve[len(curve) // 2]
+    return (
+        f"confidence of a sentence: expected calibration error {figure_text(ece['calibrated'])} (token probability "
+        f"alone {figure_text(ece['token probability'])}); of asserting ones {figure_text(curve[0]['unsupported'])} "
+        f"are unsupported, of those that at least {half['agreement']} of {len(curve) - 1} samples repeat "
+        f"{figure_text(half['unsupported'])} ({figure_text(half['shown'])} of them are shown)"
+    )

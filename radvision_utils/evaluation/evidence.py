@@ -1,0 +1,280 @@
+"""Evidence of a run's reports: maps for chosen studies, and on phantoms whether they point at what was drawn.
+
+Writes `evaluation/evidence.jsonl`, a line a study, and the section `evidence` of `metrics.json`. Maps are made for the
+worst reports first; where the truth was drawn, also for `VALIDATED` studies drawn by lot, on which the figures rest.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from radvision_utils.config import Profile
+from radvision_utils.data.phantom import drawn_regions, read_findings
+from radvision_utils.data.reports import Report
+from radvision_utils.data.studies import Study, open_prepared
+from radvision_utils.evaluation.bootstrap import Bootstrap, figure_text, rounded
+from radvision_utils.evaluation.phantom_accuracy import asserted_pairs
+from radvision_utils.evaluation.pointing import (
+    Inside,
+    Pointed,
+    center_map,
+    curve_masks,
+    energy_inside,
+    estimate,
+    hit,
+    inside_cells,
+    pointing_figures,
+)
+from radvision_utils.evaluation.table import STAGE_ROWS
+from radvision_utils.explain import Neutral, PartEvidence, explain_passage, learn_neutral, occlusion_maps, open_passage
+from radvision_utils.explain.passage import Passage
+from radvision_utils.inference import Reporter, reporter_of
+from radvision_utils.progress import show_progress
+from radvision_utils.runs import fingerprint, read_json_lines, write_text
+
+logger = logging.getLogger(__name__)
+
+VALIDATED = 60  # phantoms whose maps are compared with what was drawn
+MAPS = ("occlusion", "gradient")
+
+
+def worst_first(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Records by contradictions, then by what was missed or invented, then by the lowest label F1."""
+
+    def badness(record: Mapping[str, Any]) -> tuple[float, ...]:
+        found = list(record["verdicts"].values())
+        wrong = found.count("missed") + found.count("unsupported")
+        return (-found.count("contradiction"), -wrong, record["scores"]["label_f1"], record["index"])
+
+    return sorted(records, key=badness)
+
+
+def evidence_record(uid: str, parts: Sequence[PartEvidence], seconds: float) -> dict[str, Any]:
+    """One line of `evidence.jsonl`; maps are cut at 0 and scaled to a maximum of 1."""
+    return {
+        "uid": uid,
+        "grid": list(parts[0].occlusion.shape) if parts else [],
+        "sentences": [
+            {
+                "section": part.section,
+                "index": part.index,
+                "text": part.text,
+                "contrast": part.contrast,
+                "gradient": _scaled(part.gradient),
+                "occlusion": _scaled(part.occlusion),
+                "supported": part.supported,
+                "side_consistent": side_consistent(part.text, part.occlusion),
+                "rank_correlation": rounded(rank_correlation(part.gradient, part.occlusion)),
+            }
+            for part in parts
+        ],
+        "seconds": round(seconds, 3),
+    }
+
+
+def _scaled(values: NDArray[np.float64]) -> list[list[float]]:
+    positive = np.maximum(values, 0)
+    scaled: list[list[float]] = (positive / positive.max() if positive.any() else positive).round(3).tolist()
+    return scaled
+
+
+def side_consistent(text: str, values: NDArray[np.float64]) -> bool | None:
+    """Whether a map lies mostly on the side that the sentence names; the patient's right is the image's left.
+
+    None where the sentence asserts nothing on one side only, or nothing in the map is positive.
+    """
+    sides = {side for _, side in asserted_pairs(text)}
+    positive = np.maximum(values, 0)
+    half = values.shape[1] // 2
+    left, right = float(positive[:, :half].sum()), float(positive[:, -half:].sum())
+    if len(sides) != 1 or None in sides or left == right:
+        return None
+    return (left > right) == (sides == {"right"})
+
+
+def rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Spearman's rank correlation of two maps, -1 to 1; NaN where one is even."""
+    ranks = [_ranks(values.ravel()) for values in (one, other)]
+    if any(np.ptp(rank) == 0 for rank in ranks):
+        return float("nan")
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(count) - (count - 1) / 2)[place])
+
+
+def add_evidence(
+    metrics: dict[str, Any], records: Sequence[Mapping[str, Any]], profile: Profile, folder: Path, count: int
+) -> bool:
+    """Explains the reports of the last stage and puts the section `evidence` into `metrics`, in place.
+
+    Args:
+        metrics: of a finished evaluation.
+        records: its predictions.
+        profile: the run's settings.
+        folder: of that evaluation.
+        count: how many studies to explain, the worst first; phantoms drawn by lot come on top.
+
+    Returns:
+        Whether there was something to do: False where the same maps were made before.
+    """
+    key = fingerprint([metrics["key"], metrics["hash"], count, VALIDATED])
+    if metrics.get("evidence", {}).get("key") == key and (folder / "evidence.jsonl").is_file():
+        return False
+    started = time.perf_counter()
+    work = _Work(profile, metrics["split"], [r for r in records if r["model"]["stage"] == max(STAGE_ROWS)], count)
+    lines, figures = work.run(folder / f"evidence.{key}.jsonl")
+    write_text(folder / "evidence.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    seconds = round(time.perf_counter() - started, 1)
+    metrics["evidence"] = {"key": key, "studies": len(lines), "seconds": seconds, **figures}
+    for partial in folder.glob("evidence.*.jsonl"):
+        partial.unlink()
+    return True
+
+
+class _Work:
+    """What the steps of explaining a split share."""
+
+    def __init__(self, profile: Profile, split: str, records: Sequence[Mapping[str, Any]], count: int) -> None:
+        self.profile = profile
+        dataset = open_prepared(profile)
+        self.train = dataset.split("train")
+        self.studies: dict[str, Study] = {study.uid: study for study in dataset.split(split)}
+        self.reports = {record["uid"]: Report(**record["generated"]) for record in records}
+        drawn = [uid for uid, study in self.studies.items() if study.truth and json.loads(study.truth)["findings"]]
+        lot = np.random.default_rng(profile.seed).permutation(len(drawn))[:VALIDATED]
+        self.judged = [drawn[i] for i in sorted(lot)]
+        worst = [str(record["uid"]) for record in worst_first(records)[:count]]
+        self.chosen = list(dict.fromkeys([*worst, *self.judged]))
+        self.lesions: list[Pointed] = []
+
+    def run(self, partial: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """The lines of `evidence.jsonl` and what `metrics.json` says of them."""
+        reporter = reporter_of(self.profile, max(STAGE_ROWS))
+        neutral = learn_neutral(reporter, self.train)
+        done = {line["uid"]: line for line in read_json_lines(partial, torn=True)} if partial.is_file() else {}
+        # What is judged is computed again: its figures are not in the lines.
+        write_text(partial, "".join(json.dumps(line) + "\n" for line in done.values()))
+        lines = []
+        with show_progress(len(self.chosen)) as step:
+            for number, uid in enumerate(self.chosen):
+                if uid not in done or uid in self.judged:
+                    done[uid] = self._explain(reporter, neutral, uid)
+                    with partial.open("a", encoding="utf-8") as stream:
+                        stream.write(json.dumps(done[uid]) + "\n")
+                lines.append(done[uid])
+                step(number + 1)
+        figures: dict[str, Any] = {"agreement": agreement(lines, self.profile.seed)}
+        if self.lesions:
+            self._judge_shuffled(reporter)
+            figures["pointing"] = pointing_figures(self.lesions, Bootstrap(len(self.judged), self.profile.seed))
+        figures["sentence"] = _sentence(figures)
+        return lines, figures
+
+    def _explain(self, reporter: Reporter, neutral: Neutral, uid: str) -> dict[str, Any]:
+        started = time.perf_counter()
+        passage = open_passage(reporter, neutral, self.studies[uid].image, self.reports[uid])
+        parts = explain_passage(passage) if passage is not None else ()
+        line = evidence_record(uid, parts, time.perf_counter() - started)
+        if passage is not None and uid in self.judged:
+            self.lesions += self._judge(passage, parts, uid)
+        return line
+
+    def _judge(self, passage: Passage, parts: Sequence[PartEvidence], uid: str) -> list[Pointed]:
+        rng = np.random.default_rng([self.profile.seed, self.judged.index(uid)])
+        found = []
+        for number, (finding, inside) in self._asserting(passage, uid).items():
+            maps = {name: getattr(parts[number], name).ravel() for name in MAPS}
+            maps |= {"random": rng.random(len(inside)), "center": center_map(passage.grid[0])}
+            masks = {name: curve_masks(values) for name, values in maps.items()}
+            scores = passage.scores(np.concatenate([mask for pair in masks.values() for mask in pair]))[:, number]
+            preferred = np.split(1 / (1 + np.exp(-scores)), 2 * len(maps))
+            hits = {name: hit(values, inside) for name, values in maps.items()}
+            energy = {name: energy_inside(maps[name], inside) for name in MAPS}
+            for values in (hits, energy):
+                values["random"] = float(inside.mean())  # expected, not one draw
+            deletion = dict(zip(maps, preferred[::2], strict=True))
+            insertion = dict(zip(maps, preferred[1::2], strict=True))
+            found.append(Pointed(self.judged.index(uid), finding, hits, energy, deletion, insertion))
+        return found
+
+    def _asserting(self, passage: Passage, uid: str) -> dict[int, tuple[str, Inside]]:
+        """For each drawn finding the first sentence that asserts it: part number -> its name and the cells inside.
+
+        A sentence on both sides has both regions. Later sentences say again what the words before them said.
+        """
+        regions = drawn_regions(int(uid), str(self.studies[uid].truth))
+        left = set(regions)
+        found = {}
+        for number, part in enumerate(passage.layout.parts):
+            told = sorted((pair for pair in read_findings(part.text) if pair in left), key=str)
+            if told:
+                left -= set(told)
+                region = np.any([inside_cells(regions[pair], passage.grid[0]) for pair in told], axis=0)
+                found[number] = (told[0][0], region)
+        return found
+
+    def _judge_shuffled(self, reporter: Reporter) -> None:
+        """The same maps of the model with shuffled weights (Adebayo et al. 2018, arXiv:1810.03292)."""
+        shuffle_weights(reporter.model, self.profile.seed)
+        neutral = learn_neutral(reporter, self.train)
+        lesions = iter(self.lesions)
+        for uid in self.judged:
+            passage = open_passage(reporter, neutral, self.studies[uid].image, self.reports[uid])
+            if passage is None:
+                continue
+            maps = dict(zip(MAPS, (occlusion_maps(passage), passage.gradients()), strict=True))
+            for number, (_, inside) in self._asserting(passage, uid).items():
+                lesion = next(lesions)
+                for name, values in maps.items():
+                    lesion.hit[f"{name}, shuffled weights"] = hit(values[number], inside)
+                    lesion.energy[f"{name}, shuffled weights"] = energy_inside(values[number], inside)
+
+
+@torch.no_grad()
+def shuffle_weights(model: torch.nn.Module, seed: int) -> None:
+    """Gives every weight tensor its own numbers in another order, in place; 4-bit ones in pairs, as they are stored."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+        parameter.data = parameter.data.flatten()[order].view(parameter.shape)
+
+
+def agreement(lines: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    """How the maps of asserting sentences agree, whether their side is right, and how many sentences are supported."""
+    bootstrap = Bootstrap(max(len(lines), 1), seed)
+    told = [(i, s, bool(asserted_pairs(s["text"]))) for i, line in enumerate(lines) for s in line["sentences"]]
+    kinds = {
+        "rank_correlation": [(i, s["rank_correlation"]) for i, s, asserts in told if asserts and s["rank_correlation"]],
+        "side_consistent": [(i, s["side_consistent"]) for i, s, _ in told if s["side_consistent"] is not None],
+        "supported, asserting": [(i, s["supported"]) for i, s, asserts in told if asserts],
+        "supported, other": [(i, s["supported"]) for i, s, asserts in told if not asserts],
+    }
+    return {name: {**estimate(pairs, bootstrap).to_json(), "sentences": len(pairs)} for name, pairs in kinds.items()}
+
+
+def _sentence(figures: Mapping[str, Any]) -> str:
+    if "pointing" not in figures:
+
+        def told(name: str) -> str:
+            return figure_text(figures["agreement"][name])
+
+        return (
+            f"maps, not validated, since nothing was drawn here: supported by occlusion {told('supported, asserting')} "
+            f"of sentences that assert a finding, {told('supported, other')} of others; the two maps agree by "
+            f"rank correlation {told('rank_correlation')}, side right {told('side_consistent')}"
+        )
+    hits, lesions = figures["pointing"]["hit"], figures["pointing"]["lesions"]
+    maps = ", ".join(f"{name} {figure_text(figure)}" for name, figure in hits.items())
+    return f"peak of the map in the drawn region, {lesions} lesions: {maps}"

@@ -1,0 +1,205 @@
+"""Figures of evidence and confidence: maps on radiographs, where they point, and what a probability is worth."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from radvision_utils.evaluation.bootstrap import figure_text
+from radvision_utils.evaluation.phantom_accuracy import asserted_pairs
+from radvision_utils.figures import BLUE, GRAY, GREEN, ORANGE, VERMILION, new_figure, tidy
+from radvision_utils.runs import read_json_lines
+
+_COLORS = {"occlusion": BLUE, "gradient": ORANGE, "center": GREEN, "random": GRAY}
+_SCORES = {"calibrated": BLUE, "token probability": ORANGE, "agreement of samples": GREEN}
+
+
+def save_evidence_figures(metrics: Mapping[str, Any], folder: Path) -> None:
+    """Writes the figures for which `metrics` has what they need as PNG into the evaluation's folder."""
+    figures = {}
+    if "evidence" in metrics:
+        figures["maps"] = show_maps(folder)
+        if "pointing" in metrics["evidence"]:
+            figures |= {"pointing": show_pointing(metrics), "deletion": show_curves(metrics)}
+    if "confidence" in metrics:
+        figures |= {"reliability": show_reliability(metrics), "coverage": show_coverage(metrics)}
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=120)
+
+
+def show_maps(folder: Path, count: int = 3) -> Figure:
+    """Radiograph, gradient map and occlusion map of a supported sentence of each of the first explained studies.
+
+    Args:
+        folder: of an evaluation, with `evidence.jsonl` and `predictions.jsonl`.
+        count: studies to show.
+    """
+    images = {
+        record["uid"]: (record["image"], record["split"]) for record in read_json_lines(folder / "predictions.jsonl")
+    }
+    found = _supported(read_json_lines(folder / "evidence.jsonl"))[:count]
+    figure = new_figure(8.4, 3.1 * max(len(found), 1) + 0.3)
+    if not found:
+        figure.subplots().text(0.5, 0.5, "no sentence has a supported map", ha="center")
+        return figure
+    grid, kinds = figure.subplots(len(found), 3, squeeze=False), ("radiograph", "gradient", "occlusion")
+    for axes, kind in zip(grid[0], kinds, strict=True):
+        axes.set_title(kind, fontsize=9)
+    for row, (uid, sentence) in zip(grid, found, strict=True):
+        name, split = images[uid]
+        picture = np.asarray(
+            Image.open((folder.parent if split == "test" else folder.parent.parent) / name).convert("L")
+        )
+        for axes, kind in zip(row, kinds, strict=True):
+            axes.imshow(picture, cmap="gray", extent=(0, 1, 1, 0))
+            if kind != "radiograph":
+                values = np.array(sentence[kind])
+                # See-through where the map is low: the radiograph stays readable.
+                axes.imshow(values, cmap="viridis", vmin=0, vmax=1, alpha=0.5 * np.sqrt(values), extent=(0, 1, 1, 0))
+            axes.set(xticks=(), yticks=())
+        row[0].set_ylabel(textwrap.fill(f"study {uid}: {sentence['text']}", 30), fontsize=8)
+    return figure
+
+
+def _supported(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    """For each study that has one its first supported sentence that asserts a finding."""
+    each = (
+        (line["uid"], [s for s in line["sentences"] if s["supported"] and asserted_pairs(s["text"])]) for line in lines
+    )
+    return [(uid, sentences[0]) for uid, sentences in each if sentences]
+
+
+def show_pointing(metrics: Mapping[str, Any]) -> Figure:
+    """The pointing game: every map over all lesions, and the two maps against chance by finding."""
+    found = metrics["evidence"]["pointing"]
+    figure = new_figure(9, 3.8)
+    left, right = figure.subplots(1, 2)
+    names = sorted(found["hit"], key=lambda name: found["hit"][name]["value"])
+    for place, name in enumerate(names):
+        _bar(left, place, found["hit"][name], _COLORS.get(name, GRAY), 0.8)
+    left.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 1.22))
+    left.set(xlabel=f"peak inside the drawn region\n(share of {found['lesions']} lesions, 95 % interval)")
+    findings = sorted(found["by_finding"], key=lambda name: found["counts"][name])
+    for place, finding in enumerate(findings):
+        for shift, name in enumerate(("random", "gradient", "occlusion")):
+            _bar(right, place + 0.27 * (shift - 1), found["by_finding"][finding][name], _COLORS[name], 0.25)
+    right.set(
+        yticks=range(len(findings)), yticklabels=[f"{n} ({found['counts'][n]})" for n in findings], xlim=(0, 1.22)
+    )
+    right.set(xlabel="by finding (lesions)")
+    for name in ("occlusion", "gradient", "random"):
+        right.barh([0], [0], color=_COLORS[name], label=name)
+    right.legend(frameon=False, ncols=3, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1))
+    for axes in (left, right):
+        axes.set_xticks(np.linspace(0, 1, 6))
+        tidy(axes)
+    return figure
+
+
+def _bar(axes: Axes, place: float, figure: Mapping[str, Any], color: str, height: float) -> None:
+    axes.barh([place], [figure["value"]], height=height, color=color)
+    axes.plot([figure["low"], figure["high"]], [place, place], color="black", linewidth=1, solid_capstyle="butt")
+    axes.text(figure["high"] + 0.02, place, f"{figure['value']:.2f}", va="center", fontsize=9 if height > 0.5 else 7)
+
+
+def show_curves(metrics: Mapping[str, Any]) -> Figure:
+    """What becomes of a sentence as its image is taken away, or put into a neutral image, in the order of a map."""
+    found = metrics["evidence"]["pointing"]
+    figure = new_figure(9, 3.6)
+    for axes, kind, words in zip(
+        figure.subplots(1, 2, sharey=True), ("deletion", "insertion"), ("taken away", "put in"), strict=True
+    ):
+        for name, curve in found[kind].items():
+            at = np.linspace(0, 1, len(curve["curve"]))
+            label = f"{name}, area {curve['area']['value']:.2f}"
+            style = {"linestyle": "--"} if name == "gradient" else {}  # it often lies on that of occlusion
+            axes.plot(at, curve["curve"], color=_COLORS[name], marker="o", markersize=3, label=label, **style)
+        axes.set(xlabel=f"share of visual tokens {words}, the map's highest first", title=kind, ylim=(-0.03, 1.03))
+        axes.legend(frameon=False, fontsize=8)
+        tidy(axes)
+    figure.axes[0].set_ylabel("probability of the sentence\nagainst its neutral one")
+    return figure
+
+
+def show_reliability(metrics: Mapping[str, Any]) -> Figure:
+    """How often sentences of a confidence are right: on the diagonal, a probability is what it says."""
+    groups = metrics["confidence"]["calibration"]
+    figure = new_figure(4.6 * len(groups), 4.2)
+    for axes, (group, found) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
+        axes.plot([0, 1], [0, 1], color=GRAY, linewidth=1, linestyle="--")
+        for name, bins in found["bins"].items():
+            sizes = [12 + 200 * b["n"] / found["sentences"] for b in bins]
+            ece = f"{name}, error {found['ece'][name]['value']:.3f}"
+            axes.plot(
+                [b["score"] for b in bins], [b["right"] for b in bins], color=_SCORES[name], linewidth=1, alpha=0.4
+            )
+            axes.scatter(
+                [b["score"] for b in bins],
+                [b["right"] for b in bins],
+                s=sizes,
+                color=_SCORES[name],
+                alpha=0.8,
+                label=ece,
+            )
+        axes.set(
+            xlabel="confidence", ylabel="share of sentences that are right", xlim=(-0.03, 1.05), ylim=(-0.03, 1.05)
+        )
+        axes.set_title(f"{group}: {found['sentences']}, {found['right']['value']:.0%} right", fontsize=10)
+        legend = axes.legend(frameon=False, fontsize=8, loc="lower right")
+        for handle in legend.legend_handles:
+            handle.set_sizes([24])
+        tidy(axes)
+    return figure
+
+
+def show_coverage(metrics: Mapping[str, Any]) -> Figure:
+    """What hiding sentences that few samples repeat costs in true findings, and gains in unsupported ones."""
+    curve = metrics["confidence"]["coverage"]
+    samples = metrics["confidence"]["samples"]
+    figure = new_figure(5.6, 4.0)
+    axes = figure.subplots()
+    x, y = ([row[name]["value"] for row in curve] for name in ("shown", "unsupported"))
+    axes.plot(x, y, color=VERMILION, marker="o", label="unsupported, of the sentences shown")
+    axes.plot(x, [1 - row["told"]["value"] for row in curve], color=BLUE, marker="s", label="true findings not told")
+    for row in curve:
+        axes.plot(
+            [row["shown"]["value"]] * 2,
+            [row["unsupported"]["low"], row["unsupported"]["high"]],
+            color=VERMILION,
+            linewidth=1,
+            alpha=0.5,
+        )
+    for shown in sorted(set(x)):
+        same = [row for row in curve if row["shown"]["value"] == shown]  # several numbers may hide the same sentences
+        least = ", ".join(str(row["agreement"]) for row in same)
+        where = (shown, same[0]["unsupported"]["value"])
+        axes.annotate(least, where, (5, 4), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="share of asserting sentences that is shown", ylabel="share", ylim=(0, None))
+    axes.set_title(f"numbers: least agreement of {samples} samples", fontsize=9)
+    axes.legend(frameon=False, fontsize=8)
+    tidy(axes)
+    return figure
+
+
+def evidence_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The pointing game as a table for a notebook: a row a map, with intervals."""
+    found = metrics["evidence"]["pointing"]
+    return [
+        {
+            "map": name,
+            "peak in the drawn region": figure_text(found["hit"][name]),
+            "energy inside": figure_text(found["energy"][name]) if name in found["energy"] else "",
+            **{
+                f"area, {kind}": figure_text(found[kind][name]["area"]) if name in found[kind] else ""
+                for kind in ("deletion", "insertion")
+            },
+        }
+        for name in found["hit"]
+    ]

@@ -1,0 +1,94 @@
+"""Reports are kept as they are written, so that an interrupted evaluation goes on, and several processes share it.
+
+Each process appends its batches to a file of its own. A batch is written whole or again, always of the same studies:
+how many processes there are, and where one was interrupted, changes no report.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from radvision_utils.config import Profile
+from radvision_utils.data.reports import parse_report
+from radvision_utils.data.studies import open_prepared
+from radvision_utils.environment import process_count, process_rank
+from radvision_utils.inference import ImageLike, Reporter, WrittenReport, reporter_of
+from radvision_utils.runs import read_json, read_json_lines, write_text
+
+logger = logging.getLogger(__name__)
+
+Batches = dict[int, list[WrittenReport]]
+
+
+def write_reports(reporter: Reporter, images: Sequence[ImageLike], folder: Path) -> list[WrittenReport]:
+    """Reports in the order of the images; those that an earlier call wrote into `folder` are not written again.
+
+    Of several processes each writes its share, and the first waits for the others.
+
+    Args:
+        reporter: the model of a stage.
+        images: of all studies, the same at every call with this folder.
+        folder: for these images, this model and these settings alone.
+    """
+    size = reporter.profile.generation.batch_size
+    firsts = range(0, len(images), size)
+    name = f"stage{reporter.stage}"
+    done = _read(folder, name)
+    if done:
+        logger.info("%s: the reports of %d of %d batches were there", name, len(done), len(firsts))
+    own = folder / f"{name}.{process_rank()}.jsonl"
+    _begin(own)
+    # By number, not by what is left: the processes look at different moments.
+    mine = [first for first in firsts[process_rank() :: process_count()] if first not in done]
+    written = reporter.write([image for first in mine for image in images[first : first + size]])
+    for first in mine:
+        _append(own, first, [next(written) for _ in images[first : first + size]])
+    next(written, None)  # lets the progress end
+    while process_rank() == 0 and len(done := _read(folder, name)) < len(firsts):
+        time.sleep(0.5)
+    return [report for first in sorted(done) for report in done[first]]
+
+
+def help_first_process(profile: Profile, split: str, stages: Iterable[int], folder: Path, key: str) -> dict[str, Any]:
+    """What every process but the first does in an evaluation: its share of the reports, then wait for the figures."""
+    images = [study.image for study in open_prepared(profile).split(split)]
+    for stage in stages:
+        write_reports(reporter_of(profile, stage), images, folder / "reports" / key)
+    while True:
+        path = folder / "metrics.json"
+        metrics: dict[str, Any] = read_json(path) if path.is_file() else {}
+        if metrics.get("key") == key:
+            return metrics
+        time.sleep(0.5)
+
+
+def _begin(path: Path) -> None:
+    """A line that a killed process did not finish is dropped: nothing may be appended to it."""
+    write_text(path, "".join(json.dumps(line) + "\n" for line in _lines(path)))
+
+
+def _append(path: Path, first: int, reports: list[WrittenReport]) -> None:
+    keys = ("text", "tokens", "finished", "seconds")
+    line = {"first": first, "reports": [{key: getattr(report, key) for key in keys} for report in reports]}
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return read_json_lines(path, torn=True) if path.is_file() else []
+
+
+def _read(folder: Path, name: str) -> Batches:
+    return {
+        line["first"]: [WrittenReport(parse_report(values["text"]), **values) for values in line["reports"]]
+        for path in sorted(folder.glob(f"{name}.*.jsonl"))
+        for line in _lines(path)
+    }

@@ -1,0 +1,234 @@
+"""A report under its image, to be asked how the odds of its sentences depend on what is kept of the image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from radvision_utils.data.reports import Report, format_report
+from radvision_utils.evaluation.finding_labels import sentences
+from radvision_utils.explain.neutral import Neutral, core_of, visual_tokens
+from radvision_utils.inference import ImageLike, Reporter
+from radvision_utils.model.loading import compute_device
+from radvision_utils.training.collator import Collator
+
+Array = NDArray[np.float64]
+Kept = NDArray[np.bool_]
+SECTIONS = ("findings", "impression")
+_SCALE = 1024.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """A sentence of a report, or words of it: the `index`-th sentence of a section begins at character `start`."""
+
+    section: str
+    index: int
+    text: str
+    start: int
+
+
+def parts_of(report: Report) -> list[Part]:
+    """The sentences of a report in reading order, as the finding labels cut them."""
+    return [
+        Part(section, index, text[start:end], start)
+        for section in SECTIONS
+        for text in (getattr(report, section),)
+        for index, (start, end) in enumerate(sentences(text))
+    ]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Prompt, report and neutral sentences as one sequence of L tokens, T of which are scored.
+
+    A neutral sentence is a branch behind the report: it sees the prompt, the report up to the sentence that it stands
+    for, and itself, at the positions that it would have in that place.
+
+    Attributes:
+        ids: (L,) tokens.
+        line: how many of them are prompt and report.
+        places: (L,) the place in the prompt and report that each has or takes.
+        sees: (L, L) bool.
+        predicted_at, target, owner: (T,) where each scored token is predicted, which it is, and of which part.
+        sign: (T,) 1 for the part's own tokens, -1 for those of its neutral sentence.
+        parts: those that have tokens; training would have cut off the others.
+        contrasts: their neutral sentences; "" for none.
+    """
+
+    ids: list[int]
+    line: int
+    places: list[int]
+    sees: Kept
+    predicted_at: list[int]
+    target: list[int]
+    owner: list[int]
+    sign: list[float]
+    parts: tuple[Part, ...]
+    contrasts: tuple[str, ...]
+
+
+def lay_out(collator: Collator, report: Report, parts: Sequence[Part], contrasts: Sequence[str]) -> Layout:
+    """The sequence in which all parts of a report are scored in one pass.
+
+    Args:
+        collator: prompt, tokenizer and longest report.
+        report: what the parts are of.
+        parts: sentences or words of it.
+        contrasts: the neutral sentence of each; "" for none.
+    """
+    before, report_ids = len(collator.prompt_ids), collator.report_ids(report)
+    ids = [*collator.prompt_ids, *report_ids]
+    line = len(ids)
+    places, branches, scored = list(range(line)), [], []
+    kept: list[tuple[Part, str]] = []
+    for part, contrast, within in zip(parts, contrasts, token_places(collator, report, parts), strict=True):
+        own = [before + place for place in within]
+        if not own:
+            continue
+        scored += [(at - 1, ids[at], len(kept), 1.0) for at in own]
+        if contrast:
+            # Behind a heading or a sentence; only a report without headings begins with a sentence, and no blank.
+            blank = " " if within[0] else ""
+            branch = collator.tokenizer(blank + contrast, add_special_tokens=False)["input_ids"]
+            at = [own[0] - 1, *range(len(ids), len(ids) + len(branch) - 1)]
+            scored += [(place, token, len(kept), -1.0) for place, token in zip(at, branch, strict=True)]
+            branches.append((len(ids), len(branch), own[0]))
+            places += range(own[0], own[0] + len(branch))
+            ids += branch
+        kept.append((part, contrast))
+    sees = np.tri(len(ids), dtype=bool)
+    for begin, length, start in branches:
+        sees[begin : begin + length, start:begin] = False
+    return Layout(
+        ids,
+        line,
+        places,
+        sees,
+        predicted_at=[at for at, *_ in scored],
+        target=[token for _, token, *_ in scored],
+        owner=[number for *_, number, _ in scored],
+        sign=[sign for *_, sign in scored],
+        parts=tuple(part for part, _ in kept),
+        contrasts=tuple(contrast for _, contrast in kept),
+    )
+
+
+def token_places(collator: Collator, report: Report, parts: Sequence[Part]) -> list[list[int]]:
+    """For each part the places of its tokens in `collator.report_ids`; none for what is cut off there."""
+    text = format_report(report)
+    spans = collator.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    known = spans[: len(collator.report_ids(report))]
+    first = text.index(report.findings)
+    starts = {"findings": first, "impression": text.index(report.impression, first + len(report.findings))}
+    places = []
+    for part in parts:
+        begin = starts[part.section] + part.start
+        places.append([i for i, (a, b) in enumerate(known) if b > begin and a < begin + len(part.text)])
+    return places
+
+
+class Passage:
+    """A report under its image.
+
+    Args:
+        reporter: the model.
+        neutral: what is put in the place of what is taken from the image.
+        image: as `Reporter.report` takes it.
+        layout: from `lay_out`.
+    """
+
+    def __init__(self, reporter: Reporter, neutral: Neutral, image: ImageLike, layout: Layout) -> None:
+        self.reporter, self.neutral, self.layout = reporter, neutral, layout
+        self.core: Any = core_of(reporter)
+        self.tokens = visual_tokens(reporter, [image])[0]
+        side = math.isqrt(len(self.tokens))
+        self.grid = (side, side)
+        device = compute_device(self.core)
+        self._ids = torch.tensor([layout.ids], device=device)
+        self._is_image = self._ids == reporter.collator.processor.image_token_id
+        self._sees = torch.tensor(layout.sees, device=device)[None, None]
+        self._positions = self._rotary_positions()
+        self._at, self._target, self._owner = (
+            torch.tensor(column, device=device) for column in (layout.predicted_at, layout.target, layout.owner)
+        )
+        self._sign = torch.tensor(layout.sign, device=device)
+
+    def _rotary_positions(self) -> torch.Tensor:
+        line, merge = self.layout.line, self.reporter.collator.processor.image_processor.merge_size
+        grid = torch.tensor([[1, self.grid[0] * merge, self.grid[1] * merge]], device=self._ids.device)
+        known, _ = self.core.model.get_rope_index(
+            self._ids[:, :line], self._is_image[:, :line].long(), image_grid_thw=grid
+        )
+        places = torch.tensor(self.layout.places, device=self._ids.device)
+        # A branch may be longer than what is left of the report; positions of text go on by one a token.
+        beyond = (places - (line - 1)).clamp(min=0)
+        return known[:, :, places.clamp(max=line - 1)] + beyond
+
+    @torch.no_grad()
+    def scores(self, kept: Kept) -> Array:
+        """Log-odds of each part against its neutral sentence (log-probability where it has none), nats.
+
+        Args:
+            kept: (n, V) which tokens of the image are kept; the others are replaced by the neutral ones.
+
+        Returns:
+            (n, parts)
+        """
+        size = self.reporter.profile.generation.batch_size
+        known = [
+            self._log_probabilities(self._mixed(kept[first : first + size])) for first in range(0, len(kept), size)
+        ]
+        return self._by_part(torch.cat(known) * self._sign).double().cpu().numpy()
+
+    @torch.no_grad()
+    def log_probabilities(self) -> Array:
+        """(parts,) mean log-probability of each part's tokens under the whole image, nats."""
+        own = (self._sign > 0).float()
+        known = self._log_probabilities(self.tokens[None]) * own
+        return (self._by_part(known) / self._by_part(own[None]))[0].double().cpu().numpy()
+
+    def gradients(self) -> Array:
+        """(parts, V) nats: gradient of the scores times (image - neutral image), summed over a token's numbers.
+
+        The gradient is taken halfway between the two images: at the image itself a model that is sure has hardly any.
+        """
+        away = self.tokens - self.neutral.tokens
+        point = (self.neutral.tokens + away / 2)[None].requires_grad_()
+        scores = self._by_part(self._log_probabilities(point) * self._sign)[0]
+        found = []
+        for number, score in enumerate(scores):
+            # float16 has nothing between 0 and 6e-8
+            (slope,) = torch.autograd.grad(score * _SCALE, point, retain_graph=number + 1 < len(scores))
+            found.append((slope[0] / _SCALE * away).sum(-1))
+        return torch.stack(found).double().cpu().numpy()
+
+    def _mixed(self, kept: Kept) -> torch.Tensor:
+        keep = torch.tensor(kept, device=self.tokens.device)[..., None]
+        return torch.where(keep, self.tokens, self.neutral.tokens)
+
+    def _by_part(self, values: torch.Tensor) -> torch.Tensor:
+        sums = torch.zeros(len(values), len(self.layout.parts), device=values.device)
+        return sums.index_add(1, self._owner, values)
+
+    def _log_probabilities(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(n, T) of the scored tokens under (n, V, D) visual tokens."""
+        rows = len(tokens)
+        words = self.core.get_input_embeddings()(self._ids)
+        image = self._is_image[..., None].expand(rows, -1, words.shape[-1])
+        with self.reporter.device.autocast():
+            states = self.core.model.language_model(
+                inputs_embeds=words.expand(rows, -1, -1).masked_scatter(image, tokens.to(words.dtype)),
+                position_ids=self._positions.expand(-1, rows, -1),
+                attention_mask=self._sees.expand(rows, -1, -1, -1),
+                use_cache=False,
+            ).last_hidden_state[:, self._at]
+            # A row at a time: the logits of a batch at 152,000 words would fill gigabytes.
+            found = [self.core.lm_head(row).float().log_softmax(-1) for row in states]
+        return torch.stack([row.gather(1, self._target[:, None])[:, 0] for row in found])

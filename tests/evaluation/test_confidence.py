@@ -1,0 +1,182 @@
+"""Confidence: what a sentence says, when it is right, and probabilities that are what they say."""
+
+import json
+
+import numpy as np
+import pytest
+
+from radvision_utils import evaluate
+from radvision_utils.evaluation import confidence, evidence
+from radvision_utils.evaluation.bootstrap import Bootstrap
+from radvision_utils.evaluation.calibration import auroc, calibration_figures, fit_logistic
+from radvision_utils.evaluation.confidence import JudgedSentence, claims_of, coverage_curve
+from radvision_utils.evaluation.evidence_figures import evidence_rows, show_maps
+from radvision_utils.evaluation.phantom_accuracy import asserted_pairs
+from radvision_utils.inference import Sampling, reporter_of
+from radvision_utils.runs import read_json_lines
+
+EFFUSION = frozenset({("Pleural Effusion", "left")})
+
+
+@pytest.mark.parametrize(
+    ("sentence", "pairs", "holds"),
+    [
+        ("There is a left pleural effusion.", EFFUSION, True),
+        ("There is a right pleural effusion.", EFFUSION, False),
+        ("There is a pleural effusion.", EFFUSION, True),
+        ("There are bilateral pleural effusions.", EFFUSION, False),
+        ("No pleural effusion or pneumothorax.", EFFUSION, False),
+        ("No pleural effusion or pneumothorax.", frozenset(), True),
+        ("No pneumothorax.", EFFUSION, True),
+        ("There is a left consolidation.", frozenset({("Lung Opacity", "left")}), True),
+    ],
+)
+def test_a_sentence_holds_where_all_that_it_says_does(sentence, pairs, holds):
+    assert claims_of(sentence).hold(pairs) is holds
+
+
+def test_a_sentence_without_an_observation_claims_nothing():
+    assert claims_of("The patient is rotated.") is None
+
+
+def test_calibration_finds_the_probability_behind_the_features():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(4000, 2))
+    right = rng.random(4000) < 1 / (1 + np.exp(-(0.5 + 2 * x[:, 0])))
+    model = fit_logistic(x.tolist(), right.tolist())
+    assert model.probabilities([[1.0, 0.0]])[0] == pytest.approx(1 / (1 + np.exp(-2.5)), abs=0.03)
+    known = calibration_figures({"model": model.probabilities(x)}, right, np.arange(4000), Bootstrap(4000, seed=1))
+    assert known["ece"]["model"]["value"] < 0.02
+
+
+def test_calibration_has_an_answer_where_all_are_right_or_features_never_vary():
+    model = fit_logistic([[0.0, 1.0]] * 20, [True] * 20)
+    assert 0.9 < model.probabilities([[0.0, 1.0]])[0] <= 1
+
+
+def test_the_calibration_error_of_what_is_always_sure_is_its_share_of_errors():
+    right = np.array([True, True, True, False])
+    known = calibration_figures({"sure": np.ones(4)}, right, np.arange(4), Bootstrap(4, seed=1))
+    assert known["ece"]["sure"]["value"] == 0.25
+    assert known["bins"]["sure"] == [{"from": 0.9, "n": 4, "score": 1.0, "right": 0.75}]
+
+
+def test_auroc_counts_ties_half():
+    assert auroc(np.array([0.9, 0.5, 0.5, 0.1]), np.array([True, True, False, False])) == 0.875
+    assert auroc(np.ones(2), np.array([True, True])) is None
+
+
+def test_hiding_what_few_samples_repeat_trades_coverage_for_truth():
+    def sentence(study, text, agreement, right):
+        return JudgedSentence(study, None, -0.1, claims_of(text), agreement, right)
+
+    said = [sentence(0, "Left effusion.", 3, True), sentence(1, "Left effusion.", 1, False)]
+    curve = coverage_curve(said, [EFFUSION, frozenset()], 3, Bootstrap(2, seed=1))
+    assert [row["shown"]["value"] for row in curve] == [1, 1, 0.5, 0.5]
+    assert [row["unsupported"]["value"] for row in curve] == [0.5, 0.5, 0, 0]
+    assert [row["told"]["value"] for row in curve] == [1, 1, 1, 1]
+
+
+def test_drawn_reports_are_the_same_again_whatever_was_drawn_before(trained, dataset):
+    reporter = reporter_of(trained, 0).drawing(Sampling(1.0, seed=3))
+    images = [study.image for study in dataset.split("train")][:3]
+    first = reporter.report(images)
+    assert reporter.report(images[2]) == reporter.report(images[2])
+    assert reporter.report(images) == first
+    assert reporter.drawing(Sampling(1.0, seed=4)).report(images) != first
+
+
+@pytest.fixture(scope="module")
+def result(trained):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evidence, "VALIDATED", 4)
+        patch.setattr(confidence, "CALIBRATED", 4)
+        yield evaluate(trained, evidence=2, samples=2)
+
+
+def test_every_sentence_of_every_study_has_a_confidence_or_none_to_have(result):
+    lines = {line["uid"]: line for line in read_json_lines(result.folder / "confidence.jsonl")}
+    for record in result.predictions:
+        if record["model"]["stage"] == 3:
+            told = lines[record["uid"]]["sentences"]
+            for sentence in told:
+                assert sentence["text"] in record["generated"][sentence["section"]]
+                assert sentence["log_probability"] <= 0
+                assert (sentence["agreement"] is None) == (claims_of(sentence["text"]) is None)
+                if sentence["agreement"] is not None:
+                    assert 0 <= sentence["agreement"] <= 2
+                    assert 0 < sentence["confidence"] < 1
+
+
+def test_maps_are_written_for_the_worst_studies_and_join_with_their_reports(result):
+    own = {r["uid"]: r for r in result.predictions if r["model"]["stage"] == 3}
+    lines = read_json_lines(result.folder / "evidence.jsonl")
+    assert [line["uid"] for line in lines[:2]] == [r["uid"] for r in evidence.worst_first(own.values())[:2]]
+    for line in lines:
+        for sentence in line["sentences"]:
+            assert sentence["text"] in own[line["uid"]]["generated"][sentence["section"]]
+            for kind in ("gradient", "occlusion"):
+                values = np.array(sentence[kind])
+                assert values.shape == tuple(line["grid"]) == (4, 4)
+                assert values.min() >= 0
+                assert values.max() in (0, 1)
+
+
+def test_metrics_and_table_say_what_maps_and_confidence_are_worth(result):
+    assert {"key", "studies", "seconds", "agreement", "sentence"} <= set(result.metrics["evidence"])
+    assert {"calibration", "coverage", "temperature", "seconds"} <= set(result.metrics["confidence"])
+    page = (result.folder / "table.md").read_text()
+    assert page.count("## Evidence and confidence") == 1
+    for name in ("evidence", "confidence"):
+        assert result.metrics[name]["sentence"] in page
+    json.dumps(result.metrics)
+
+
+def test_asked_again_nothing_is_computed(result, trained, monkeypatch):
+    monkeypatch.setattr(evidence, "VALIDATED", 4)
+    monkeypatch.setattr(confidence, "CALIBRATED", 4)
+    monkeypatch.setattr(evidence, "reporter_of", lambda *_: pytest.fail("explained again"))
+    monkeypatch.setattr(confidence, "reporter_of", lambda *_: pytest.fail("sampled again"))
+    assert evaluate(trained, evidence=2, samples=2).metrics["evidence"] == result.metrics["evidence"]
+
+
+def test_an_interrupted_explanation_goes_on_where_it_was(result, trained, monkeypatch):
+    monkeypatch.setattr(evidence, "VALIDATED", 0)
+    done = []
+    record = evidence.evidence_record
+
+    def interrupted(uid, *rest):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(uid)
+        return record(uid, *rest)
+
+    monkeypatch.setattr(evidence, "evidence_record", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(trained, evidence=3)
+    monkeypatch.setattr(evidence, "evidence_record", lambda uid, *rest: done.append(uid) or record(uid, *rest))
+    again = evaluate(trained, evidence=3)
+    assert len(done) == len(set(done)) == again.metrics["evidence"]["studies"] == 3
+
+
+def test_shuffled_weights_are_the_same_numbers_elsewhere(trained):
+    import torch
+
+    model = reporter_of(trained, 3).model
+    before = [parameter.clone() for parameter in model.parameters()]
+    evidence.shuffle_weights(model, seed=1)
+    moved = 0
+    for old, new in zip(before, model.parameters(), strict=True):
+        assert torch.equal(old.flatten().sort().values, new.flatten().sort().values)
+        moved += not torch.equal(old, new)
+    assert moved > len(before) / 2
+
+
+def test_figures_are_drawn(result):
+    assert show_maps(result.folder).axes
+    if "pointing" in result.metrics["evidence"]:
+        assert evidence_rows(result.metrics)[0]["map"] == "occlusion"
+
+
+def test_asserted_pairs_use_the_names_of_drawn_findings():
+    assert asserted_pairs("There is a left consolidation.") == {("Lung Opacity", "left")}
