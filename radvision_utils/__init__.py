@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from radvision_utils.data.reports import Report
     from radvision_utils.data.studies import PreparedDataset, Study
     from radvision_utils.evaluation.evaluate import evaluate
+    from radvision_utils.explain import explain_report
     from radvision_utils.inference import Reporter, load_reporter
     from radvision_utils.training.trainer import train_stage
 
@@ -27,6 +28,7 @@ __all__ = [
     "Reporter",
     "Study",
     "evaluate",
+    "explain_report",
     "load_profile",
     "load_reporter",
     "predict_beautiful",
@@ -41,6 +43,7 @@ _HOMES = {
     "data.reports": ("Report",),
     "data.studies": ("PreparedDataset", "Study"),
     "evaluation.evaluate": ("evaluate",),
+    "explain": ("explain_report",),
     "inference": ("Reporter", "load_reporter"),
     "training.trainer": ("train_stage",),
 }

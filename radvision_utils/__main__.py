@@ -1,4 +1,4 @@
-"""The command line: `python -m radvision_utils run | predict | evaluate | score | label | build-base`."""
+"""The command line: `python -m radvision_utils run | predict | evaluate | score | label | plan | build-base`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from radvision_utils.config import DISCLAIMER, PROFILES, RadVisionError, load_profile
-from radvision_utils.environment import quiet_libraries
+from radvision_utils.config import DISCLAIMER, PROFILES, STAGES, RadVisionError, RunPaused, load_profile
+from radvision_utils.environment import process_rank, quiet_libraries
 from radvision_utils.runs import RunFolder
 
 
@@ -21,14 +21,24 @@ def _parser() -> argparse.ArgumentParser:
     run = verbs.add_parser("run", help="prepare, train three stages, evaluate: the five notebooks in order")
     run.add_argument("--profile", default="tiny", choices=list(PROFILES))
     run.add_argument("--run", default="", metavar="NAME", help="folder below outputs/ (default: the profile's name)")
-    run.add_argument("--source", default="", help="phantom, a hub id, a parquet file or folder, or a Kaggle folder")
+    run.add_argument("--source", default="", help="phantom, a hub id, parquet, or a folder of images with tables")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, e.g. stage3.epochs=2")
     run.add_argument("--from", type=int, default=1, dest="first", metavar="N", help="begin with notebook N (1 to 5)")
     run.add_argument("--force", action="store_true", help="run also what is finished and unchanged")
     _output_root(run)
 
+    train = verbs.add_parser("train", help="one stage without its notebook; also under `accelerate launch`")
+    train.add_argument("--stage", type=int, required=True, choices=STAGES)
+    train.add_argument("--profile", default="tiny", choices=list(PROFILES))
+    train.add_argument("--run", default="", metavar="NAME", help="folder below outputs/ (default: the profile's name)")
+    train.add_argument("--source", default="", help="as for run")
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for run")
+    train.add_argument("--force", action="store_true", help="also if it is finished and unchanged")
+    _output_root(train)
+
     predict = verbs.add_parser("predict", help="report on radiographs of your own (PNG, JPEG, DICOM)")
-    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER|CSV")
+    predict.add_argument("--to", type=Path, default=None, metavar="DIR", help="write JSONL and a page there, resumable")
     predict.add_argument("--stage", type=int, default=3, choices=(0, 1, 2, 3), help="0: the untuned base")
     _run_name(predict)
 
@@ -36,6 +46,10 @@ def _parser() -> argparse.ArgumentParser:
     _run_name(judge)
     judge.add_argument("--split", default="test", metavar="SPLIT", help="train, validation or test (default)")
     judge.add_argument("--force", action="store_true", help="also where nothing has changed")
+    judge.add_argument(
+        "--evidence", type=int, default=0, metavar="N", help="maps of what sentences rest on, N studies, worst first"
+    )
+    judge.add_argument("--samples", type=int, default=0, metavar="K", help="confidence of sentences, from K reports")
     _clinical(judge)
 
     score = verbs.add_parser("score", help="score predictions of any system; needs no torch")
@@ -46,8 +60,24 @@ def _parser() -> argparse.ArgumentParser:
     _clinical(score)
     _output_root(score)
 
+    plan = verbs.add_parser("plan", help="memory, hours and disk of the three stages on a card, by arithmetic")
+    plan.add_argument("--profile", default="lingshu-7b", choices=list(PROFILES))
+    plan.add_argument("--gpu", default="t4", metavar="CARD", help="t4 (default), p100, l4, 3090, 4090, a100 or h100")
+    plan.add_argument(
+        "--gib", type=float, default=None, metavar="N", help="instead: any card, with N GiB that torch can use"
+    )
+    plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for run")
+
     label = verbs.add_parser("label", help="the 14 finding labels of a text, by this project's rules")
     label.add_argument("text", help="a report or a sentence of one")
+
+    export = verbs.add_parser("export", help="adapter, merged 16-bit weights and model card in a folder")
+    _run_name(export)
+    export.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new folder")
+    export.add_argument("--push-to-hub", default="", metavar="REPO", help="also upload, private if REPO is new")
+
+    check = verbs.add_parser("gpu-check", help="the 7B with random weights on this card: 10 minutes, no download")
+    _output_root(check)
 
     base = verbs.add_parser("build-base", help="train the embedded tiny base anew (minutes on a CPU)")
     base.add_argument("--to", type=Path, default=None, metavar="DIR", help="default: inside the package")
@@ -99,17 +129,34 @@ def _run(options: argparse.Namespace) -> None:
     print(f"Dashboard           {folder.dashboard / 'index.html'}\n{DISCLAIMER}")
 
 
+def _train(options: argparse.Namespace) -> None:
+    from radvision_utils.training.trainer import train_stage
+
+    source = _absolute(options.source)
+    overrides = parse_settings(options.set)
+    profile = load_profile(options.profile, overrides, run=options.run, source=source, output_root=options.output_root)
+    result = train_stage(profile, options.stage, options.force)
+    if process_rank() == 0:
+        print(f"{result.folder}\n{DISCLAIMER}")
+
+
 def _absolute(path: str) -> str:
     return str(Path(path).resolve()) if path and Path(path).exists() else path
 
 
 def _predict(options: argparse.Namespace) -> None:
+    root = options.output_root or "outputs"
+    if options.to or any(path.is_dir() or path.suffix.lower() == ".csv" for path in options.images):
+        from radvision_utils.batch_predict import predict_files, told
+
+        print(f"{told(predict_files(options.images, options.run, options.stage, options.to, root))}\n{DISCLAIMER}")
+        return
     from radvision_utils.inference import load_reporter
 
     for image in options.images:
         if not image.is_file():
             raise RadVisionError(f"image {image} does not exist: give paths of PNG, JPEG or DICOM files.")
-    reporter = load_reporter(options.run, options.stage, options.output_root or "outputs")
+    reporter = load_reporter(options.run, options.stage, root)
     for image, report in zip(options.images, reporter.report(options.images), strict=True):
         print(f"{image}\n  Findings: {report.findings}\n  Impression: {report.impression}\n")
     print(DISCLAIMER)
@@ -119,7 +166,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     from radvision_utils.evaluation.evaluate import evaluate
 
     profile = RunFolder(options.run, options.output_root or "outputs").profile()
-    result = evaluate(profile, options.split, options.force, options.clinical_models)
+    result = evaluate(profile, options.split, options.force, options.clinical_models, options.evidence, options.samples)
+    if process_rank():
+        return
     print((result.folder / "table.md").read_text(encoding="utf-8"))
     print(f"{result.folder}\n{DISCLAIMER}")
 
@@ -135,10 +184,40 @@ def _score(options: argparse.Namespace) -> None:
         write_json(options.json, metrics)
 
 
+def _plan(options: argparse.Namespace) -> None:
+    from radvision_utils.training.cost import open_card
+    from radvision_utils.training.plan_table import plan_text
+
+    profile = load_profile(options.profile, parse_settings(options.set))
+    print(plan_text(profile, open_card(options.gpu, options.gib)))
+
+
 def _label(options: argparse.Namespace) -> None:
     from radvision_utils.evaluation.score import label_lines
 
     print(label_lines(options.text))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from radvision_utils.export import export_run, push_to_hub
+
+    profile = RunFolder(options.run, options.output_root or "outputs").profile()
+    record = export_run(profile, options.to)
+    print(json.dumps(record["check"], indent=2))
+    print(f"For PEFT          {options.to / 'adapter'}\nFor all others    {options.to / 'merged'}")
+    if options.push_to_hub:
+        print(f"Uploaded to       {push_to_hub(options.to, options.push_to_hub)}")
+    print(DISCLAIMER)
+
+
+def _gpu_check(options: argparse.Namespace) -> None:
+    from radvision_utils.gpu_check import check_table, gpu_check
+
+    folder = RunFolder("gpu-check", options.output_root or "outputs").path
+    record = gpu_check(folder)
+    print(f"{record['device']}, random weights\n\n{check_table(record)}\n{folder / 'gpu_check.json'}\n{DISCLAIMER}")
+    if not record["ok"]:
+        raise RadVisionError(f"not every part of the check went well: {folder / 'gpu_check.json'} has the tracebacks.")
 
 
 def _build_base(options: argparse.Namespace) -> None:
@@ -150,20 +229,29 @@ def _build_base(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb; 0 if it went well, 1 with one sentence on standard error if it did not."""
+    """Run one verb; 0 if it went well or paused as told to, 1 with one sentence on standard error if it did not."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    level = logging.WARNING if process_rank() else logging.INFO  # of several processes the first speaks
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
     quiet_libraries()
     verbs = {
         "run": _run,
+        "train": _train,
         "predict": _predict,
         "evaluate": _evaluate,
         "score": _score,
+        "plan": _plan,
         "label": _label,
+        "export": _export,
+        "gpu-check": _gpu_check,
         "build-base": _build_base,
     }
     try:
         verbs[options.verb](options)
+    except RunPaused as pause:
+        if process_rank() == 0:
+            print(f"{pause}\n{DISCLAIMER}")
+        return 0
     except RadVisionError as error:
         print(f"radvision: {error}", file=sys.stderr)
         return 1

@@ -29,7 +29,7 @@ from radvision_utils.runs import write_text
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import mean_report_loss
 from radvision_utils.training.progress import StageLog
-from radvision_utils.training.trainer import ReportTrainer
+from radvision_utils.training.report_trainer import ReportTrainer
 
 logger = logging.getLogger(__name__)
 

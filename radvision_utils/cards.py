@@ -108,7 +108,7 @@ def _generate(profile: Profile, studies: Studies, position: int, stage: int) -> 
     from radvision_utils.inference import reporter_of
 
     study = studies[position]
-    written = list(reporter_of(profile, stage).write([study.image]))
+    written = list(reporter_of(profile, stage).write([study]))
     [record] = prediction_records(profile, stage, [study], written)
     return {**record, "index": position}
 
@@ -120,8 +120,8 @@ def _explain(profile: Profile, study: Study, record: dict[str, Any], stage: int)
     from radvision_utils.explain import explain_report
     from radvision_utils.inference import reporter_of
 
-    found = explain_report(reporter_of(profile, stage), study.image, Report(**record["generated"]))
-    return evidence_record(study.uid, found.parts, found.seconds)
+    found = explain_report(reporter_of(profile, stage), study, Report(**record["generated"]))
+    return evidence_record(study.uid, found.parts, found.seconds, profile.views)
 
 
 class _LiveModel:

@@ -31,6 +31,14 @@ class RadVisionError(Exception):
     """An error whose message is meant for the user: what was wrong, where, and what to do."""
 
 
+class RunPaused(RadVisionError):
+    """No failure: a stage used up its `max_minutes` and stopped at a checkpoint; the same command goes on."""
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython shows this in place of a traceback: in a notebook the pause reads as a sentence.
+        return [str(self)]
+
+
 def _setting(
     default: Any, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
 ) -> Any:
@@ -42,11 +50,12 @@ def _setting(
 class DataSettings:
     """From source rows to prepared studies."""
 
-    source: str = "phantom"  # "phantom", a hub id, a parquet file or folder, or a folder in the Kaggle layout
+    source: str = "phantom"  # "phantom", a hub id, a parquet file or folder, or a folder of images with tables
     limit: int | None = _setting(None, low=1)  # read at most this many rows
     phantoms: int = _setting(3000, low=10)  # embedded studies to draw, where source is "phantom"
-    hospital: str = _setting("B", choices=("A", "B"))  # whose look and reporting habits the phantoms have
+    hospital: str = _setting("B", choices=("A", "B", "C"))  # whose look and reporting habits the phantoms have
     image_size: int = _setting(512, low=56, high=4096)  # side of the stored square image, pixels
+    lateral: bool = False  # the lateral view as a second image, black where a study has none
     required: str = _setting("both", choices=("both", "either"))  # report sections that a study must have
     deidentified: str = _setting("drop", choices=("drop", "keep"))  # sentences with XXXX in training targets
     priors: str = _setting("drop", choices=("drop", "keep"))  # sentences that refer to earlier studies
@@ -62,11 +71,12 @@ class ModelSettings:
     visual_tokens: int = _setting(16, low=1)  # tokens that one prepared image must become; asserted
     max_report_tokens: int = _setting(320, low=8)  # longer reports are cut at the end, never the image
     prompt: str = PROMPT
+    indication: bool = False  # why the examination was made stands behind the prompt
 
 
 @dataclass(frozen=True)
 class StageSettings:
-    """How one stage trains. Effective batch = micro_batch x accumulation x processes."""
+    """How one stage trains. An optimizer step takes micro_batch x accumulation studies, over all processes together."""
 
     learning_rate: float = _setting(1e-4, low=0.0)
     epochs: float = _setting(1.0, low=0.0)
@@ -78,8 +88,11 @@ class StageSettings:
     weight_decay: float = _setting(0.0, low=0.0)
     max_grad_norm: float = _setting(1.0, low=0.0)
     optimizer: str = _setting("paged_adamw_8bit", choices=("paged_adamw_8bit", "adamw_torch"))
-    checkpointing: bool = True  # gradient checkpointing
+    # Language model layers under gradient checkpointing; null: all; 0: none, also in the vision encoder.
+    checkpointed_layers: int | None = _setting(None, low=0)
+    cache_features: bool = True  # stages 2 and 3: compute the frozen vision encoder once for each image, on disk
     save_steps: int = _setting(100, low=1)  # optimizer steps between checkpoints
+    max_minutes: float | None = _setting(None, low=0.0)  # of one call; then it stops at a checkpoint and can go on
     validation_studies: int = _setting(200, low=1)  # validation studies whose loss is measured
     lora_rank: int = _setting(16, low=1)  # of this stage's component; the projector has no LoRA
     lora_alpha: int = _setting(32, low=1)
@@ -119,6 +132,11 @@ class Profile:
             raise RadVisionError(f"stage {number!r} does not exist: choose 1, 2 or 3.")
         settings: StageSettings = getattr(self, f"stage{number}")
         return settings
+
+    @property
+    def views(self) -> int:
+        """Images of a study: the frontal one, or the lateral one too."""
+        return 2 if self.data.lateral else 1
 
     def to_dict(self) -> dict[str, Any]:
         """The profile as plain JSON values; `profile_from_dict` reads it back."""
@@ -236,9 +254,9 @@ def setting_names(values: Mapping[str, Any] | None = None, prefix: str = "") -> 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     if key == "name":
         raise RadVisionError("setting 'name' cannot be overridden: choose another profile.")
-    if key not in setting_names(values):
-        near = difflib.get_close_matches(key, setting_names(values), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"settings are {', '.join(setting_names(values))}."
+    if key not in setting_names():
+        near = difflib.get_close_matches(key, setting_names(), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"settings are {', '.join(setting_names())}."
         raise RadVisionError(f"setting {key!r} does not exist: {hint}")
     *parents, leaf = key.split(".")
     for parent in parents:

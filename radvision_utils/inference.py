@@ -20,9 +20,9 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from radvision_utils.config import Profile, RadVisionError
-from radvision_utils.data.images import letterbox, load_image
+from radvision_utils.data.images import letterbox, load_image, stack_views, views_of
 from radvision_utils.data.reports import Report, parse_report
-from radvision_utils.data.studies import open_prepared
+from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import Device, choose_device
 from radvision_utils.model.adapter import load_adapter, merge_adapter
 from radvision_utils.model.audit import keep_in_float32
@@ -32,7 +32,7 @@ from radvision_utils.runs import RunFolder, require
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import to_device
 
-ImageLike = Image.Image | Path | str | bytes
+ImageLike = Image.Image | Path | str | bytes | Study
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,14 @@ class Reporter:
     @overload
     def report(self, images: Sequence[ImageLike]) -> list[Report]: ...
     def report(self, images: ImageLike | Sequence[ImageLike]) -> Report | list[Report]:
-        """Report on one image or several: a `PIL.Image`, a path (PNG, JPEG, DICOM) or the bytes of such a file.
+        """Report on one image or several: a `PIL.Image`, a path (PNG, JPEG, DICOM), the bytes of such a file, a study.
+
+        Where the model was trained with indications or lateral views, only a study can give them.
 
         Raises:
             RadVisionError: an image cannot be read; the sentence names it.
         """
-        if isinstance(images, (Image.Image, Path, str, bytes)):
+        if isinstance(images, (Image.Image, Path, str, bytes, Study)):
             return next(self.write([images])).report
         return [written.report for written in self.write(images)]
 
@@ -98,20 +100,36 @@ class Reporter:
         size = self.profile.generation.batch_size
         with show_progress(len(images), progress) as step:
             for first in range(0, len(images), size):
-                yield from self._write_batch([self.prepare(image) for image in images[first : first + size]])
+                yield from self._write_batch(images[first : first + size])
                 step(min(first + size, len(images)))
 
     def prepare(self, image: ImageLike) -> Image.Image:
-        """An image as the model was trained on them: read, gray, letterboxed to `data.image_size`."""
+        """An image as the model was trained on them: read, gray, letterboxed to `data.image_size`.
+
+        With `data.lateral` an image twice as high as wide is a frontal view above a lateral one; another gets a black
+        one.
+        """
+        size = self.profile.data.image_size
+        if isinstance(image, Study):
+            image = image.image
         if not isinstance(image, Image.Image):
-            image = load_image(image if isinstance(image, bytes) else Path(image), self.profile.data.image_size)
-        return letterbox(image, self.profile.data.image_size)
+            image = load_image(image if isinstance(image, bytes) else Path(image), size)
+        if self.profile.views == 1:
+            return letterbox(image, size)
+        views = views_of(image) if image.height == 2 * image.width else [image, Image.new("L", (size, size))]
+        return stack_views([letterbox(view, size) for view in views])
+
+    def prompt(self, image: ImageLike) -> list[int]:
+        """Token numbers of the prompt for an image; a study brings its indication."""
+        return self.collator.prompt(self.profile.views, image.indication if isinstance(image, Study) else "")
 
     @torch.inference_mode()
-    def _write_batch(self, images: list[Image.Image]) -> Iterator[WrittenReport]:
+    def _write_batch(self, images: Sequence[ImageLike]) -> Iterator[WrittenReport]:
         start = time.perf_counter()
-        inputs = to_device(self.collator.prompts(images), compute_device(self.model))
-        with self.device.autocast(), self._lot(images) as lot:
+        squares = [self.prepare(image) for image in images]
+        indications = [image.indication if isinstance(image, Study) else "" for image in images]
+        inputs = to_device(self.collator.prompts(squares, indications), compute_device(self.model))
+        with self.device.autocast(), self._lot(squares) as lot:
             output: Any = self.model.generate(
                 **inputs,
                 max_new_tokens=self.profile.generation.max_new_tokens,
@@ -184,7 +202,7 @@ def compare_stages(profile: Profile, stages: Sequence[int], count: int = 3) -> l
     studies = open_prepared(profile).split("validation")[:count]
     rows = [{"study": study.uid} for study in studies]
     for stage in stages:
-        reports = reporter_of(profile, stage).report([study.image for study in studies])
+        reports = reporter_of(profile, stage).report(studies)
         for row, report in zip(rows, reports, strict=True):
             row["base, untuned" if stage == 0 else f"after stage {stage}"] = _in_one(report)
     for row, study in zip(rows, studies, strict=True):

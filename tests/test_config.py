@@ -36,7 +36,7 @@ def test_a_profile_survives_being_written_and_read(name):
         ({"stage1.micro_batch": 1.5}, "setting 'stage1.micro_batch' must be a whole number, not 1.5."),
         ({"stage1.micro_batch": True}, "setting 'stage1.micro_batch' must be a whole number, not True."),
         ({"stage1.micro_batch": 0}, "setting 'stage1.micro_batch' must be at least 1, not 0."),
-        ({"stage1.checkpointing": 1}, "setting 'stage1.checkpointing' must be true or false, not 1."),
+        ({"stage2.cache_features": 1}, "setting 'stage2.cache_features' must be true or false, not 1."),
         ({"model.quantization": "int8"}, "setting 'model.quantization' must be one of nf4, none, not 'int8'."),
         ({"stage1.learning_rate": float("nan")}, "setting 'stage1.learning_rate' must be a finite number, not nan."),
         ({"name": "other"}, "setting 'name' cannot be overridden: choose another profile."),

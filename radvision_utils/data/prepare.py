@@ -7,15 +7,13 @@ only when it is whole.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,11 +22,24 @@ import pyarrow as pa
 
 from radvision_utils import runs
 from radvision_utils.config import DataSettings, Profile, RadVisionError
-from radvision_utils.data.images import letterbox, load_image, store_squares
-from radvision_utils.data.reports import DEIDENTIFIED, PRIORS, Report, clean_section, drop_sentences
-from radvision_utils.data.sources import Row, Source, open_source
+from radvision_utils.data.images import Stored, letterbox, load_image, store_squares
+from radvision_utils.data.language import is_english
+from radvision_utils.data.reports import (
+    DEIDENTIFIED,
+    LONGEST,
+    PRIORS,
+    Report,
+    clean_section,
+    drop_sentences,
+    oddities,
+)
+from radvision_utils.data.rows import Row, Source
+from radvision_utils.data.sources import open_source
+from radvision_utils.data.splits import TWIN, Shared, Verdicts, group_of, split_of
 from radvision_utils.data.studies import PreparedDataset, Studies, Study, open_prepared
-from radvision_utils.data.summary import SPLITS, Tally
+from radvision_utils.data.summary import DOUBTED, LEFT_OUT, MENDED, REMARKS, Remarks, Tally
+from radvision_utils.data.views import LATERAL_BELOW
+from radvision_utils.locks import working
 from radvision_utils.progress import Progress, show_progress
 
 __all__ = ["PreparedDataset", "Studies", "Study", "letterbox", "load_image", "open_prepared", "prepare_dataset"]
@@ -36,7 +47,7 @@ __all__ = ["PreparedDataset", "Studies", "Study", "letterbox", "load_image", "op
 log = logging.getLogger(__name__)
 
 _TEXTS = (
-    *("uid", "split", "image", "pixels", "findings", "impression"),
+    *("uid", "split", "group", "image", "pixels", "findings", "impression"),
     *("reference_findings", "reference_impression", "indication", "mesh", "problems", "truth"),
 )
 _SCHEMA = pa.schema([(name, pa.string()) for name in _TEXTS])
@@ -56,38 +67,41 @@ def prepare_dataset(profile: Profile, progress: Progress | None = None) -> Prepa
     if runs.is_current(profile, "data"):
         return open_prepared(profile)
     run = runs.RunFolder.of(profile)
-    source = open_source(profile.data.source, profile.data, profile.seed)
-    partial = run.path / "data.partial"
+    with working(run, "data"):
+        if not runs.publish_finished(profile, "data"):
+            source = open_source(profile.data.source, profile.data, profile.seed)
+            _prepare_anew(profile, source, run, progress)
+    return open_prepared(profile)
+
+
+def _prepare_anew(profile: Profile, source: Source, run: runs.RunFolder, progress: Progress | None) -> None:
+    partial = run.partial("data")
     if partial.exists():
         log.info("removing %s, left by a preparation that did not finish", partial)
         shutil.rmtree(partial)
     (partial / "images").mkdir(parents=True)
     try:
         summary = _prepare(profile, source, partial, progress)
-        if run.data.exists():
-            shutil.rmtree(run.data)
-        partial.rename(run.data)
-    finally:
+        run.publish("data")
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        raise
     run.note(profile, "data", seconds=summary["seconds"], studies=summary["counts"]["kept"])
-    return open_prepared(profile)
 
 
 def _prepare(profile: Profile, source: Source, folder: Path, progress: Progress | None) -> dict[str, Any]:
-    started, tally, settings = time.monotonic(), Tally(), profile.data
+    started, tally, shared = time.monotonic(), Tally(), Shared()
     log.info("preparing %s studies of %s", "the" if source.count is None else source.count, source.name)
-    with show_progress(source.count, progress) as step:
-
-        def split(uid: str) -> str:
-            return split_of(uid, source.is_open_i, profile.seed)
-
-        candidates = _screen(_counted(source.rows(), tally, step), settings, tally, split)
-        jobs = ((candidate, candidate.picture, folder / candidate.image) for candidate in candidates)
-        stored = store_squares(jobs, settings.image_size, settings.workers, source.count)
-        _write_studies(folder / "studies.arrow", _kept(stored, tally))
-    for reason, count in tally.drops().items():
-        log.info("left out %d: %s", count, reason)
-    _check_splits(tally, source, settings)
+    with show_progress(source.count, progress) as step, (folder / REMARKS).open("w", encoding="utf-8") as listing:
+        remarks = Remarks(listing)
+        candidates = _screen(_counted(source.rows(), tally, step), profile, source.is_open_i, remarks)
+        jobs = ((candidate, candidate.views, folder / candidate.image) for candidate in candidates)
+        stored = store_squares(jobs, profile.data.image_size, profile.data.workers, source.count)
+        _write_studies(folder / "studies.arrow", _kept(stored, tally, shared, remarks))
+        if verdicts := shared.judge():
+            _part_splits(folder, _unwanted(profile.data), tally, verdicts, remarks)
+    remarks.tell()
+    _check_splits(tally, remarks, source, profile.data)
     runs.write_json(folder / "split.json", tally.splits)
     seconds = time.monotonic() - started
     summary = {
@@ -97,8 +111,8 @@ def _prepare(profile: Profile, source: Source, folder: Path, progress: Progress 
         "kind": source.kind,
         "citation": source.citation,
         "license": source.license,
-        "split_by": "R2Gen" if source.is_open_i else "hash of the uid",
-        **tally.summary(),
+        "split_by": source.split_by,
+        **tally.summary(remarks),
         "seconds": round(seconds, 2),
         "studies_per_second": round(tally.read / seconds, 1),
     }
@@ -112,8 +126,9 @@ class _Candidate:
 
     uid: str
     split: str
+    group: str  # stands for the patient
     image: str  # path in the data folder
-    picture: bytes
+    views: tuple[bytes | None, ...]  # encoded: frontal, and lateral if it is wanted
     report: Report
     reference: Report
     sentences: Counter[str]  # dropped from the report, by reason
@@ -127,41 +142,60 @@ def _counted(rows: Iterable[Row], tally: Tally, step: Callable[[int], None]) -> 
         yield row
 
 
-def _screen(
-    rows: Iterable[Row], settings: DataSettings, tally: Tally, split_of_uid: Callable[[str], str]
-) -> Iterator[_Candidate]:
-    """The rows that are new, have a picture and the sections required.
+def _screen(rows: Iterable[Row], profile: Profile, is_open_i: bool, remarks: Remarks) -> Iterator[_Candidate]:
+    """The rows that are new, have a picture, and a report with the sections required.
 
-    A test study is never left out for its words: nothing trains on it, and a benchmark that sheds its awkward studies
-    is another benchmark. A section of it that cleaning would empty stays as it is.
+    A test study is never left out for sentences that cleaning drops: nothing trains on it, and a benchmark that sheds
+    its awkward studies is another benchmark. A section of it that would be emptied stays as it is.
     """
-    unwanted = {name for name in (DEIDENTIFIED, PRIORS) if getattr(settings, name) == "drop"}
+    settings, unwanted = profile.data, _unwanted(profile.data)
     seen: set[str] = set()
     for row in rows:
         uid = "" if row["uid"] is None else str(row["uid"]).strip()
         reference = Report(row["findings"] or "", row["impression"] or "")
+        if fault := _fault(uid, seen, row, reference):
+            remarks.add(LEFT_OUT, uid or "(none)", fault)
+            seen.add(uid)
+            continue
+        seen.add(uid)
         clean = Report(clean_section(reference.findings), clean_section(reference.impression))
         (findings, lost), (impression, lost_too) = (
             drop_sentences(text, unwanted) for text in (clean.findings, clean.impression)
         )
-        split = split_of_uid(uid)
+        patient = str(row.get("patient") or "")
+        split = row.get("split") or split_of(patient or uid, is_open_i, profile.seed)
         report = Report(findings, impression)
         if split == "test":
             report = Report(findings or clean.findings, impression or clean.impression)
-        if not uid:
-            tally.drop("(none)", "no uid")
-        elif uid in seen:
-            tally.drop(uid, "uid seen before")
-        elif not row["img_frontal"]:
-            tally.drop(uid, "no frontal image")
-        elif missing := _missing(clean, settings.required):
-            tally.drop(uid, f"no {missing}")
+        if missing := _missing(clean, settings.required):
+            remarks.add(LEFT_OUT, uid, f"no {missing}")
+        elif not is_english(f"{clean.findings} {clean.impression}"):
+            remarks.add(LEFT_OUT, uid, "report is not English")
         elif missing := _missing(report, settings.required):
-            tally.drop(uid, f"no {missing} left after cleaning")
+            remarks.add(LEFT_OUT, uid, f"no {missing} left after cleaning")
         else:
-            image = f"images/{safe_name(uid)}.png"
-            yield _Candidate(uid, split, image, row["img_frontal"], report, reference, lost + lost_too, row)
-        seen.add(uid)
+            for oddity in oddities(f"{reference.findings}\n{reference.impression}"):
+                remarks.add(MENDED, uid, f"report with {oddity}")
+            image, group = f"images/{safe_name(uid)}.png", group_of(patient, profile.seed)
+            views = (row["img_frontal"], *((row["img_lateral"],) if settings.lateral else ()))
+            yield _Candidate(uid, split, group, image, views, report, reference, lost + lost_too, row)
+
+
+def _unwanted(settings: DataSettings) -> set[str]:
+    return {name for name in (DEIDENTIFIED, PRIORS) if getattr(settings, name) == "drop"}
+
+
+def _fault(uid: str, seen: Set[str], row: Row, reference: Report) -> str:
+    """Why a row cannot be used, as far as that is plain before its report is cleaned; "" if it can."""
+    if not uid:
+        return "no uid"
+    if uid in seen:
+        return "uid seen before"
+    if not row["img_frontal"]:
+        return "no frontal image"
+    if max(len(reference.findings), len(reference.impression)) > LONGEST:
+        return f"report longer than {LONGEST:,} characters"
+    return ""
 
 
 def _missing(report: Report, required: str) -> str:
@@ -169,20 +203,28 @@ def _missing(report: Report, required: str) -> str:
     return " and no ".join(absent) if len(absent) == 2 or required == "both" else ""
 
 
-def _kept(stored: Iterable[tuple[_Candidate, str, str]], tally: Tally) -> Iterator[dict[str, str | None]]:
+def _kept(
+    stored: Iterable[tuple[_Candidate, Stored]], tally: Tally, shared: Shared, remarks: Remarks
+) -> Iterator[dict[str, str | None]]:
     """The records of the candidates whose picture was stored."""
-    for candidate, pixels, error in stored:
-        if error:
-            log.warning("study %s: %s", candidate.uid, error)
-            tally.drop(candidate.uid, "image cannot be decoded")
+    for candidate, picture in stored:
+        uid, row = candidate.uid, candidate.row
+        if picture.fault:
+            remarks.add(LEFT_OUT, uid, picture.reason, picture.fault)
             continue
-        row, mesh = candidate.row, (candidate.row["MeSH"] or "").strip()
-        tally.keep(candidate.uid, candidate.split, candidate.report, mesh, candidate.sentences)
+        for oddity in picture.oddities:
+            remarks.add(MENDED, uid, f"image: {oddity}")
+        if picture.symmetry < LATERAL_BELOW:
+            remarks.add(DOUBTED, uid, "frontal image that looks lateral")
+        shared.add(candidate.split, picture.pixels, candidate.group)
+        mesh = (row["MeSH"] or "").strip()
+        tally.keep(uid, candidate.split, candidate.report, mesh, candidate.sentences)
         yield {
-            "uid": candidate.uid,
+            "uid": uid,
             "split": candidate.split,
+            "group": candidate.group,
             "image": candidate.image,
-            "pixels": pixels,
+            "pixels": picture.pixels,
             "findings": candidate.report.findings,
             "impression": candidate.report.impression,
             "reference_findings": candidate.reference.findings,
@@ -200,6 +242,33 @@ def _write_studies(path: Path, records: Iterator[dict[str, str | None]]) -> None
             stream.write_batch(pa.RecordBatch.from_pylist(batch, schema=_SCHEMA))
 
 
+def _part_splits(folder: Path, unwanted: Set[str], tally: Tally, verdicts: Verdicts, remarks: Remarks) -> None:
+    """Take out of the written studies those whose picture or patient belongs to another split; name other twins."""
+    written, parted = folder / "studies.arrow", folder / "parted.arrow"
+
+    def staying() -> Iterator[dict[str, str | None]]:
+        with pa.memory_map(str(written)) as file, pa.ipc.open_stream(file) as batches:
+            for row in (row for batch in batches for row in batch.to_pylist()):
+                if reason := verdicts.must_leave(row):
+                    tally.forget(*_counted_of(row, unwanted))
+                    remarks.add(LEFT_OUT, row["uid"], reason)
+                    (folder / row["image"]).unlink()
+                    continue
+                if verdicts.is_twin(row):
+                    remarks.add(DOUBTED, row["uid"], TWIN)
+                yield row
+
+    _write_studies(parted, staying())
+    parted.replace(written)
+
+
+def _counted_of(row: Row, unwanted: Set[str]) -> tuple[str, str, Report, str, Counter[str]]:
+    """What `Tally.keep` was told of a written study. What cleaning dropped is not written: it is dropped once more."""
+    sections = [clean_section(row[f"reference_{name}"]) for name in ("findings", "impression")]
+    sentences = sum((drop_sentences(text, unwanted)[1] for text in sections), Counter[str]())
+    return row["uid"], row["split"], Report(row["findings"], row["impression"]), row["mesh"], sentences
+
+
 def safe_name(uid: str) -> str:
     """A file name for a uid: only [A-Za-z0-9._-], never outside its folder, different for different uids.
 
@@ -212,29 +281,13 @@ def safe_name(uid: str) -> str:
     return f"{stem}-H{hashlib.sha256(uid.encode()).hexdigest()[:12]}"
 
 
-def split_of(uid: str, is_open_i: bool, seed: int) -> str:
-    """The split of a study: R2Gen's for Open-I, else 80/10/10 by a seeded hash of the uid.
-
-    Depends on nothing but the uid, so a study keeps its split when others come or go. Open-I studies that R2Gen left
-    out (no findings) go to train: nothing that is trained on is ever in the benchmark's test split.
-    """
-    if is_open_i:
-        return _r2gen().get(uid, "train")
-    share = int.from_bytes(hashlib.sha256(f"{seed}:{uid}".encode()).digest()[:8], "big") / 2**64
-    return "train" if share < 0.8 else "validation" if share < 0.9 else "test"
-
-
-@cache
-def _r2gen() -> dict[str, str]:
-    ids = json.loads((Path(__file__).parent / "r2gen_split.json").read_text(encoding="utf-8"))
-    return {str(uid): split for split in SPLITS for uid in ids[split]}
-
-
-def _check_splits(tally: Tally, source: Source, settings: DataSettings) -> None:
+def _check_splits(tally: Tally, remarks: Remarks, source: Source, settings: DataSettings) -> None:
     empty = [split for split, size in tally.sizes().items() if size == 0]
     if not empty:
         return
-    reasons = ", ".join(f"{count} {reason}" for reason, count in tally.drops().items()) or "none was left out"
+    reasons = (
+        ", ".join(f"{count} {reason}" for reason, count in remarks.counts(LEFT_OUT).items()) or "none was left out"
+    )
     if settings.limit is not None and tally.read == settings.limit:
         remedy = "Raise data.limit"
     else:

@@ -12,8 +12,19 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 DEIDENTIFIED, PRIORS = "deidentified", "priors"
+LONGEST = 20_000
+"""Characters of a section; a longer text is no report. The longest section of Open-I has 1,054."""
 
-_HEADING = re.compile(r"[*_#]*\b(findings?|impressions?|conclusions?)\b[ \t*_]*:[ \t*_]*", re.IGNORECASE)
+# Control characters, marks of writing direction and characters without width: unseen, and no part of a report.
+_UNSEEN = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]+")
+# Known names only: in "[<The heart is normal.>]" the brackets stand for something else.
+_TAG = re.compile(
+    r"</?(?:p|br|hr|div|span|b|i|u|em|strong|small|font|a|img|ul|ol|li|h[1-6]|table|tbody|thead|tr|td|th|pre|code|sup"
+    r"|sub|html|head|body|title|script|style)(?:\s[^<>]{0,500}=[^<>]{0,500})?\s?/?>",
+    re.IGNORECASE,
+)
+
+_HEADING = re.compile(r"[*_#]{0,9}\b(findings?|impressions?|conclusions?)\b[ \t*_]*:[ \t*_]*", re.IGNORECASE)
 
 # The number of a point in a list: "1. ", "2.No", "3) ". What stands before it rules out "T12." and "2.5".
 _NUMBER = re.compile(r"(?<![\w.,/-])(\d{1,2})\s?[.)](?!\d)\s*(?=[\w(])")
@@ -25,8 +36,9 @@ _ABBREVIATION = re.compile(
 _BREAK = re.compile(r"(?<=[.!?])\s+")
 
 _NAME = 3  # words at most in the name of a body part that heads a list
+_NEAR = 200  # characters; more than such a name has
 
-_DEIDENTIFIED = re.compile(r"X{3,}")
+_DEIDENTIFIED = re.compile(r"X{3,}|_{3,}")  # of Open-I, and of MIMIC-CXR
 
 # What the image itself shows of the past may stay: "prior granulomatous disease", "clips from previous surgery".
 _HISTORY = (
@@ -73,13 +85,15 @@ class Report:
 def clean_section(text: str | None) -> str:
     """A section without the dirt of the collection: one line of sentences, each ended by a stop.
 
-    Mends white space, HTML entities and tags ("&lt;", "<BR>"), brackets, stray stops (". .", ".."), the numbering of
-    points, stops without a space behind them, headings inside the section, and a lower-case beginning.
+    Mends white space, control characters, HTML entities and tags ("&lt;", "<BR>"), brackets, stray stops (". .", ".."),
+    the numbering of points, stops without a space behind them, headings inside the section, and a lower-case beginning.
+    What has no letter or digit is empty.
     """
-    text = html.unescape(text or "")
-    text = re.sub(r"<br\s*/?>", " ", text, flags=re.IGNORECASE)
-    text = _HEADING.sub(" ", re.sub(r"[\[\]]|[<>](?!\s?\d)", " ", text))
+    text = _TAG.sub(" ", html.unescape(_UNSEEN.sub(" ", text or "")))
+    text = _HEADING.sub(" ", re.sub(r"[\[\]]|[<>](?!\s?\d)", " ", _UNSEEN.sub(" ", text)))
     text = re.sub(r"\s+", " ", text).strip()
+    if not re.search(r"\w", text):
+        return ""
     text = re.sub(r"(?<=[a-z)])\.(?=[A-Z][a-z])", ". ", _without_numbers(text))
     text = re.sub(r"\s+([.,;:?!])", r"\1", text)
     text = re.sub(r"([.!?])(?:\s*\.)+", r"\1", text)
@@ -87,6 +101,12 @@ def clean_section(text: str | None) -> str:
     if text and text[-1] not in ".!?":
         text += "."
     return " ".join(s[0].upper() + s[1:] for s in split_sentences(text))
+
+
+def oddities(text: str) -> list[str]:
+    """What `clean_section` takes out of an untouched section that no report should hold, in words."""
+    found = {"HTML tags": _TAG.search(html.unescape(text)), "control characters": _UNSEEN.search(text)}
+    return [name for name, match in found.items() if match]
 
 
 def _without_numbers(text: str) -> str:
@@ -98,11 +118,13 @@ def _without_numbers(text: str) -> str:
     parts: list[str] = []
     end = last = 0
     for match in _NUMBER.finditer(text):
-        before, number = text[end : match.start()].rstrip(), int(match[1])
-        fresh = not (parts or before) or (before or parts[-1])[-1] in ".:;?!"
-        named = number == 1 and len(re.split(r"[.:;?!]\s", before)[-1].split()) <= _NAME
+        # Not the whole text before: in a long text full of numbers that would be looked at again for each.
+        near, number = text[max(end, match.start() - _NEAR) : match.start()].rstrip(), int(match[1])
+        fresh = (near or (parts[-1] if parts else ""))[-1:] in ".:;?!"
+        named = number == 1 and len(re.split(r"[.:;?!]\s", near)[-1].split()) <= _NAME
         if not (fresh or named or number == last + 1):
             continue
+        before = text[end : match.start()].rstrip()
         parts.append(before if fresh else f"{before}.")
         end, last = match.end(), number
     return " ".join([*filter(None, parts), text[end:]])
@@ -110,14 +132,14 @@ def _without_numbers(text: str) -> str:
 
 def split_sentences(text: str) -> list[str]:
     """The sentences of a cleaned section. "Dr.", "vs.", "2.5 cm" and "1. " end none."""
-    sentences: list[str] = []
-    for piece in _BREAK.split(text.strip()):
-        joins = sentences and (_ABBREVIATION.search(sentences[-1]) or re.fullmatch(r"\d{1,2}\.", sentences[-1]))
-        if joins:
-            sentences[-1] += f" {piece}"
-        elif piece:
-            sentences.append(piece)
-    return sentences
+    sentences: list[list[str]] = []
+    for piece in filter(None, _BREAK.split(text.strip())):
+        before = sentences[-1] if sentences else [""]
+        if _ABBREVIATION.search(before[-1]) or (len(before) == 1 and re.fullmatch(r"\d{1,2}\.", before[0])):
+            before.append(piece)
+        else:
+            sentences.append([piece])
+    return [" ".join(pieces) for pieces in sentences]
 
 
 def drop_sentences(text: str, reasons: Set[str]) -> tuple[str, Counter[str]]:
@@ -125,8 +147,8 @@ def drop_sentences(text: str, reasons: Set[str]) -> tuple[str, Counter[str]]:
 
     Args:
         text: a cleaned section.
-        reasons: any of "deidentified" (a word was replaced by XXXX) and "priors" (refers to an earlier study, or to
-            change since then).
+        reasons: any of "deidentified" (a word was replaced by XXXX or ___) and "priors" (refers to an earlier study, or
+            to change since then).
 
     Returns:
         The text that is left, and how many sentences went for each reason. A sentence with both counts as

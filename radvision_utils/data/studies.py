@@ -12,7 +12,8 @@ import pyarrow as pa
 from radvision_utils import runs
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.data.reports import Report
-from radvision_utils.data.summary import SPLITS
+from radvision_utils.data.rows import inside
+from radvision_utils.data.splits import SPLITS
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Study:
     Attributes:
         uid: its number in the source.
         split: "train", "validation" or "test".
-        image: the frontal radiograph, an 8-bit grayscale PNG of `data.image_size` pixels square.
+        image: the frontal radiograph, an 8-bit grayscale PNG of `data.image_size` pixels square; with `data.lateral`
+            the lateral one stands below it.
         report: the cleaned report, the training target.
         reference: the report as it stands in the source, for evaluation.
         indication: why the examination was made.
@@ -70,6 +72,10 @@ class Studies(Sequence[Study]):
 
     def _study(self, row: int) -> Study:
         values = self.table.slice(row, 1).to_pylist()[0]
+        if inside(self.folder, values["image"]) is None:
+            raise RadVisionError(
+                f"image {values['image']!r} of study {values['uid']!r} is not in {self.folder}: prepare the data again."
+            )
         return Study(
             uid=values["uid"],
             split=values["split"],

@@ -123,7 +123,7 @@ def add_confidence(
     kept = folder / "samples" / key
     validation = list(dataset.split("validation"))
     validation = [validation[i] for i in sample(len(validation), profile.seed)[:CALIBRATED]]
-    greedy = [w.report for w in write_reports(reporter, [s.image for s in validation], kept / "validation")]
+    greedy = [w.report for w in write_reports(reporter, validation, kept / "validation")]
     known = judge_sentences(reporter, validation, greedy, samples, kept / "validation")
     studies = list(dataset.split(metrics["split"]))
     own = {r["uid"]: Report(**r["generated"]) for r in records if r["model"]["stage"] == max(STAGE_ROWS)}
@@ -155,10 +155,9 @@ def judge_sentences(
         samples: how many to draw for each study.
         folder: where drawn reports are kept, so that an interrupted call goes on.
     """
-    images = [study.image for study in studies]
     drawn = [
         write_reports(
-            reporter.drawing(Sampling(TEMPERATURE, reporter.profile.seed + number)), images, folder / str(number)
+            reporter.drawing(Sampling(TEMPERATURE, reporter.profile.seed + number)), studies, folder / str(number)
         )
         for number in range(samples)
     ]

@@ -11,7 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,7 @@ class _Evaluation:
 
     def _stage(self, reporter: Reporter, row: str) -> tuple[ScoredRow, list[WrittenReport]]:
         """Reports and loss of a stage; of the base and the last stage also how they depend on the image."""
-        written = write_reports(reporter, [study.image for study in self.studies], self.folder / "reports" / self.key)
+        written = write_reports(reporter, self.studies, self.folder / "reports" / self.key)
         losses = image_use.study_losses(reporter, self.studies)
         scored = self.scorer.score([w.report for w in written])
         scored.facts.update(_effort(written), loss=round(float(losses[:, 0].sum() / losses[:, 1].sum()), 4))
@@ -187,7 +187,19 @@ class _Evaluation:
             empty = image_use.empty_images(self.train, self.folder, self.seed)
             self.use["without its image"] = image_use.without_image(reporter, self.some, reports, own, empty, self.seed)
             self.use["mirrored"] = image_use.mirrored(reporter, self.some, reports, self.seed)
+            if self.profile.model.indication:
+                self.use["without the indication"] = self._without_indication(reporter)
         return scored, written
+
+    def _without_indication(self, reporter: Reporter) -> dict[str, str]:
+        """Whether the image is used, asked once more where nothing but the image can tell."""
+        bare = [replace(study, indication="") for study in self.studies]
+        matrix = self.scorer.score(reporter.report(bare)).matrix
+        drops = image_use.exchange_drops(matrix, self.scorer.matrix, self.scorer.bootstrap, self.seed)
+        some = [bare[i] for i in self.chosen]
+        gap = image_use.exchanged_gap(reporter, some, image_use.study_losses(reporter, some), self.seed)
+        word, sentence = image_use.verdict(gap, drops["any study"])
+        return {"verdict": word, "sentence": sentence}
 
     def _metrics(self, scored: Mapping[str, ScoredRow]) -> dict[str, Any]:
         rows = {name: row.to_json() for name, row in scored.items()}

@@ -58,19 +58,23 @@ def worst_first(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]
     return sorted(records, key=badness)
 
 
-def evidence_record(uid: str, parts: Sequence[PartEvidence], seconds: float) -> dict[str, Any]:
-    """One line of `evidence.jsonl`; maps are cut at 0 and scaled to a maximum of 1."""
+def evidence_record(uid: str, parts: Sequence[PartEvidence], seconds: float, views: int = 1) -> dict[str, Any]:
+    """One line of `evidence.jsonl`; maps are cut at 0 and scaled to a maximum of 1.
+
+    They cover the stored picture: a lateral view below the frontal one, of which no map is made, is 0.
+    """
+    height, width = parts[0].occlusion.shape if parts else (0, 0)
     return {
         "uid": uid,
-        "grid": list(parts[0].occlusion.shape) if parts else [],
+        "grid": [height * views, width] if parts else [],
         "sentences": [
             {
                 "section": part.section,
                 "index": part.index,
                 "text": part.text,
                 "contrast": part.contrast,
-                "gradient": _scaled(part.gradient),
-                "occlusion": _scaled(part.occlusion),
+                "gradient": _scaled(part.gradient, views),
+                "occlusion": _scaled(part.occlusion, views),
                 "supported": part.supported,
                 "side_consistent": side_consistent(part.text, part.occlusion),
                 "rank_correlation": rounded(rank_correlation(part.gradient, part.occlusion)),
@@ -81,10 +85,11 @@ def evidence_record(uid: str, parts: Sequence[PartEvidence], seconds: float) -> 
     }
 
 
-def _scaled(values: NDArray[np.float64]) -> list[list[float]]:
+def _scaled(values: NDArray[np.float64], views: int) -> list[list[float]]:
     positive = np.maximum(values, 0)
-    scaled: list[list[float]] = (positive / positive.max() if positive.any() else positive).round(3).tolist()
-    return scaled
+    scaled = (positive / positive.max() if positive.any() else positive).round(3)
+    rows: list[list[float]] = np.pad(scaled, ((0, (views - 1) * len(scaled)), (0, 0))).tolist()
+    return rows
 
 
 def side_consistent(text: str, values: NDArray[np.float64]) -> bool | None:
@@ -184,9 +189,9 @@ class _Work:
 
     def _explain(self, reporter: Reporter, neutral: Neutral, uid: str) -> dict[str, Any]:
         started = time.perf_counter()
-        passage = open_passage(reporter, neutral, self.studies[uid].image, self.reports[uid])
+        passage = open_passage(reporter, neutral, self.studies[uid], self.reports[uid])
         parts = explain_passage(passage) if passage is not None else ()
-        line = evidence_record(uid, parts, time.perf_counter() - started)
+        line = evidence_record(uid, parts, time.perf_counter() - started, self.profile.views)
         if passage is not None and uid in self.judged:
             self.lesions += self._judge(passage, parts, uid)
         return line
@@ -231,7 +236,7 @@ class _Work:
         neutral = learn_neutral(reporter, self.train)
         lesions = iter(self.lesions)
         for uid in self.judged:
-            passage = open_passage(reporter, neutral, self.studies[uid].image, self.reports[uid])
+            passage = open_passage(reporter, neutral, self.studies[uid], self.reports[uid])
             if passage is None:
                 continue
             maps = dict(zip(MAPS, (occlusion_maps(passage), passage.gradients()), strict=True))

@@ -57,7 +57,7 @@ def write_reports(reporter: Reporter, images: Sequence[ImageLike], folder: Path)
 
 def help_first_process(profile: Profile, split: str, stages: Iterable[int], folder: Path, key: str) -> dict[str, Any]:
     """What every process but the first does in an evaluation: its share of the reports, then wait for the figures."""
-    images = [study.image for study in open_prepared(profile).split(split)]
+    images = list(open_prepared(profile).split(split))
     for stage in stages:
         write_reports(reporter_of(profile, stage), images, folder / "reports" / key)
     while True:

@@ -106,7 +106,7 @@ def open_passage(
     parts = [_find(report, words)] if words else parts_of(report)
     # A single word has no other that could stand in its place.
     contrasts = ["" if words else neutral.sentence(part.text) for part in parts]
-    layout = lay_out(reporter.collator, report, parts, contrasts)
+    layout = lay_out(reporter.collator, reporter.prompt(image), report, parts, contrasts)
     return Passage(reporter, neutral, image, layout) if layout.parts else None
 
 

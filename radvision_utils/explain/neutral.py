@@ -48,7 +48,7 @@ def learn_neutral(reporter: Reporter, train: Sequence[Study]) -> Neutral:
     size = reporter.profile.generation.batch_size
     total: Any = 0.0
     for first in range(0, len(chosen), size):
-        images = [train[int(i)].image for i in chosen[first : first + size]]
+        images = [train[int(i)] for i in chosen[first : first + size]]
         total = total + visual_tokens(reporter, images).sum(0)
     normals, denials = _normal_sentences(train)
     return Neutral(total / len(chosen), denials, normals)
@@ -72,7 +72,7 @@ def _normal_sentences(train: Sequence[Study]) -> tuple[tuple[str, ...], dict[str
 
 @torch.no_grad()
 def visual_tokens(reporter: Reporter, images: Sequence[ImageLike]) -> torch.Tensor:
-    """(n, V, D) what the projector gives the language model for each image, float32.
+    """(n, V, D) what the projector gives the language model for each image, float32; a second view behind the first.
 
     The tokens lie row by row: the encoder works in windows, and puts its tokens back in order before it ends.
     """
@@ -80,7 +80,7 @@ def visual_tokens(reporter: Reporter, images: Sequence[ImageLike]) -> torch.Tens
     inputs = to_device(reporter.collator.prompts([reporter.prepare(image) for image in images]), compute_device(core))
     with reporter.device.autocast():
         found = core.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
-    return torch.stack(list(found)).float()
+    return torch.stack(list(found)).float().view(len(images), -1, found[0].shape[-1])
 
 
 def core_of(reporter: Reporter) -> torch.nn.Module:

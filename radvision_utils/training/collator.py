@@ -6,6 +6,7 @@ The same class makes the inputs of training and of generation, so that no prompt
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -18,10 +19,13 @@ from transformers import ProcessorMixin
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from radvision_utils.config import ModelSettings, RadVisionError
+from radvision_utils.data.images import views_of
 from radvision_utils.data.reports import Report, format_report
 
 IGNORED = -100  # label of a position that the loss skips
 _CACHE_BYTES = 1 << 30
+_LONGEST_INDICATION = 300  # characters
+_MARKS = re.compile(r"<\|[^|]*\|>")
 
 
 class TrainingStudy(Protocol):
@@ -33,6 +37,8 @@ class TrainingStudy(Protocol):
     def image(self) -> Any: ...
     @property
     def report(self) -> Report: ...
+    @property
+    def indication(self) -> str: ...
 
 
 class ImageFeatures(Protocol):
@@ -42,10 +48,9 @@ class ImageFeatures(Protocol):
 
 
 class Collator:
-    """Makes batches. All prompts are equally long: the images are square and of one size, the text is one.
+    """Makes batches. The images are square and of one size, so that prompts are equally long but for the indications.
 
-    So nothing is padded on the left: a batch of prompts has no padding, a batch of training examples has it behind the
-    report.
+    Training examples are padded behind the report, prompts for generation on the left.
 
     Args:
         processor: of the base model.
@@ -62,16 +67,30 @@ class Collator:
         self.settings = settings
         self.end = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
         self.pad = self.tokenizer.convert_tokens_to_ids("<|endoftext|>")
-        self.prompt_ids = self._prompt_ids()
-        self._resized: dict[str, torch.Tensor] = {}
+        self.prompt()  # an image token in model.prompt is refused before anything else is done
+        self._resized: dict[str, list[torch.Tensor]] = {}
 
-    def _prompt_ids(self) -> list[int]:
-        turn = [{"type": "image"}, {"type": "text", "text": self.settings.prompt}]
+    def prompt(self, views: int = 1, indication: str = "") -> list[int]:
+        """Token numbers of the prompt.
+
+        Args:
+            views: images of a study.
+            indication: why it was made; has a say only with `model.indication`, and is cut at 300 characters.
+
+        Raises:
+            RadVisionError: `model.prompt` holds an image token.
+        """
+        words = self.settings.prompt
+        if self.settings.indication:
+            # A mark of the chat format in a stranger's text would end our turn.
+            said = _MARKS.sub(" ", indication).strip()[:_LONGEST_INDICATION]
+            words += f" Indication: {said or 'not given.'}"
+        turn = [*[{"type": "image"}] * views, {"type": "text", "text": words}]
         text = self.processor.apply_chat_template(
             [{"role": "user", "content": turn}], add_generation_prompt=True, tokenize=False
         )
         token = self.processor.image_token
-        if text.count(token) != 1:
+        if text.count(token) != views:
             raise RadVisionError(f"model.prompt must not contain the image token {token!r}: remove it.")
         return self._ids(text.replace(token, token * self._image_tokens))
 
@@ -87,40 +106,50 @@ class Collator:
             features in their place) and image_grid_thw as the processor gives them; logits_to_keep: how many last
             positions have a say in the loss (one before the report to the end); uids: whose studies these are.
         """
+        images = self._study_inputs(studies)
+        views = len(images["image_grid_thw"]) // len(studies)
+        prompts = [self.prompt(views, study.indication) for study in studies]
         reports = [self.report_ids(study.report) for study in studies]
-        length = len(self.prompt_ids) + max(map(len, reports))
+        length = max(len(prompt) + len(report) for prompt, report in zip(prompts, reports, strict=True))
         ids = torch.full((len(studies), length), self.pad)
         labels = torch.full((len(studies), length), IGNORED)
         mask = torch.zeros((len(studies), length), dtype=torch.int64)
-        start = len(self.prompt_ids)
-        for row, report in enumerate(reports):
-            end = start + len(report)
-            ids[row, :end] = torch.tensor(self.prompt_ids + report)
+        for row, (prompt, report) in enumerate(zip(prompts, reports, strict=True)):
+            start, end = len(prompt), len(prompt) + len(report)
+            ids[row, :end] = torch.tensor(prompt + report)
             labels[row, start:end] = torch.tensor(report)
             mask[row, :end] = 1
         return {
             **self._text_inputs(ids, mask),
-            **self._study_inputs(studies),
+            **images,
             "labels": labels,
-            "logits_to_keep": length - start + 1,
+            "logits_to_keep": length - min(map(len, prompts)) + 1,
             "uids": [study.uid for study in studies],
         }
 
-    def prompts(self, images: Sequence[Any]) -> dict[str, Any]:
+    def prompts(self, images: Sequence[Any], indications: Sequence[str] = ()) -> dict[str, Any]:
         """Inputs for generation: the prompt with each image (a path or a prepared `PIL.Image`), no report."""
-        ids = torch.tensor([self.prompt_ids] * len(images))
-        return {**self._text_inputs(ids, torch.ones_like(ids)), **self._image_inputs(images, [None] * len(images))}
+        inputs = self._image_inputs(images, [None] * len(images))
+        views = len(inputs["image_grid_thw"]) // len(images)
+        prompts = [self.prompt(views, indication) for indication in indications or [""] * len(images)]
+        length = max(map(len, prompts))
+        # Left: the first word of a report must come right behind its prompt.
+        ids = torch.tensor([[self.pad] * (length - len(prompt)) + prompt for prompt in prompts])
+        mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        return {**self._text_inputs(ids, mask), **inputs}
 
     def describe(self, study: TrainingStudy) -> list[dict[str, Any]]:
         """The parts of a training example in order: `{"part", "tokens", "text", "in the loss"}`."""
-        before, after = self.tokenizer.decode(self.prompt_ids).split(self.processor.image_token * self._image_tokens)
+        views = len(self._views(study.image, None))
+        prompt = self.tokenizer.decode(self.prompt(views, study.indication))
+        before, *_, after = prompt.split(self.processor.image_token * self._image_tokens)
         report = self.tokenizer.decode(self.report_ids(study.report))
         parts = [("system and user turn", before), ("prompt", after), ("report", report)]
         rows = [
             {"part": part, "tokens": len(self._ids(text)), "text": text, "in the loss": part == "report"}
             for part, text in parts
         ]
-        image = {"part": "image", "tokens": self._image_tokens, "text": "(visual tokens)", "in the loss": False}
+        image = {"part": "image", "tokens": self._image_tokens * views, "text": "(visual tokens)", "in the loss": False}
         return [rows[0], image, *rows[1:]]
 
     @property
@@ -141,11 +170,12 @@ class Collator:
             images = [study.image for study in studies]
             return self._image_inputs(images, [str(image) for image in images])
         side = math.isqrt(self._image_tokens) * self.processor.image_processor.merge_size
-        grid = torch.tensor([[1, side, side]]).expand(len(studies), -1)
-        return {"pixel_values": self.features.of(studies), "image_grid_thw": grid}
+        features = self.features.of(studies)
+        grid = torch.tensor([[1, side, side]]).expand(len(features) // self._image_tokens, -1)
+        return {"pixel_values": features, "image_grid_thw": grid}
 
     def _image_inputs(self, images: Sequence[Any], keys: Sequence[str | None]) -> dict[str, Any]:
-        resized = [self._resize(image, key) for image, key in zip(images, keys, strict=True)]
+        resized = [view for image, key in zip(images, keys, strict=True) for view in self._views(image, key)]
         pixels = self.processor.image_processor(images=resized, do_resize=False, return_tensors="pt")
         tokens = pixels["image_grid_thw"].prod(1) // self.processor.image_processor.merge_size**2
         if not (tokens == self._image_tokens).all():
@@ -155,14 +185,21 @@ class Collator:
             )
         return {"pixel_values": pixels["pixel_values"], "image_grid_thw": pixels["image_grid_thw"]}
 
-    def _resize(self, image: Any, key: str | None) -> torch.Tensor:
-        """The image as the processor would resize it, (3, H, W) uint8; decoded and resized once per training image."""
+    def _views(self, image: Any, key: str | None) -> list[torch.Tensor]:
+        """Each view as the processor would resize it, (3, H, W) uint8; decoded and resized once per training image."""
         if key is not None and key in self._resized:
-            return self._resized[key].expand(3, -1, -1)
+            return [view.expand(3, -1, -1) for view in self._resized[key]]
         if not isinstance(image, Image.Image):
             with Image.open(image) as file:
                 image = file.convert("L")
-        gray = torch.from_numpy(np.array(image.convert("L"), dtype=np.uint8))[None]
+        views = [self._resize(view) for view in views_of(image.convert("L"))]
+        pixels = sum(view.numel() for view in views)
+        if key is not None and (len(self._resized) + 1) * pixels <= _CACHE_BYTES:
+            self._resized[key] = views
+        return [view.expand(3, -1, -1) for view in views]
+
+    def _resize(self, image: Image.Image) -> torch.Tensor:
+        gray = torch.from_numpy(np.array(image, dtype=np.uint8))[None]
         # The three channels are one, and the processor resizes each alike: resizing one is exact (and tested).
         shape = self.processor.image_processor
         side = smart_resize(
@@ -172,7 +209,5 @@ class Collator:
             min_pixels=shape.size["shortest_edge"],
             max_pixels=shape.size["longest_edge"],
         )
-        resized = resize(gray, list(side), InterpolationMode.BICUBIC, antialias=True)
-        if key is not None and (len(self._resized) + 1) * resized.numel() <= _CACHE_BYTES:
-            self._resized[key] = resized
-        return resized.expand(3, -1, -1)
+        resized: torch.Tensor = resize(gray, list(side), InterpolationMode.BICUBIC, antialias=True)
+        return resized

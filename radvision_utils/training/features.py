@@ -38,7 +38,8 @@ class Features:
     """What enters the projector.
 
     Attributes:
-        values: (images, visual tokens, merged patches x width), memory-mapped, in the format the encoder computed in.
+        values: (studies, visual tokens of all views, merged patches x width), memory-mapped, in the format the encoder
+            computed in.
         rows: which row is whose image's.
         seconds: it took to compute them now; 0 where they were there.
     """
@@ -89,8 +90,9 @@ def open_features(
         seconds = 0.0
     dtype = getattr(torch, path.suffixes[-2][1:])
     values = torch.from_file(str(path), shared=False, size=path.stat().st_size // dtype.itemsize, dtype=dtype)
-    shape = (len(studies), collator.settings.visual_tokens, -1)
-    return Features(values.view(shape), {str(study.image): row for row, study in enumerate(studies)}, seconds)
+    width = 4 * model.config.vision_config.hidden_size
+    rows = {str(study.image): row for row, study in enumerate(studies)}
+    return Features(values.view(len(studies), -1, width), rows, seconds)
 
 
 def stage_features(

@@ -249,7 +249,7 @@ def _fit_split(
             profile,
             stage,
             settings,
-            len(collator.prompt_ids),
+            len(collator.prompt(profile.views)),
             max(len(collator.report_ids(study.report)) for study in train),
             cached=collator.features is not None,
             card=device.kind == "cuda",

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ import pytest
 from PIL import Image
 
 from radvision_utils.config import DISCLAIMER, Profile, RadVisionError, load_profile, project_root
-from radvision_utils.data import images, prepare
+from radvision_utils.data import images, pixels, prepare
 from radvision_utils.data.figures import show_findings, show_lengths, show_studies
-from radvision_utils.data.prepare import load_image, open_prepared, prepare_dataset, safe_name, split_of
+from radvision_utils.data.prepare import load_image, open_prepared, prepare_dataset, safe_name
+from radvision_utils.data.splits import SPLITS, split_of
 from radvision_utils.runs import RunFolder
 
 REAL = project_root().parent / "shared" / "data" / "open-i" / "open-i-mini.parquet"
@@ -29,8 +31,14 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return stream.getvalue()
 
 
-def gray(shade: int = 128, size: tuple[int, int] = (24, 16)) -> bytes:
+def gray(shade: int = 128, size: tuple[int, int] = (40, 32)) -> bytes:
     return encoded(Image.new("L", size, shade))
+
+
+def picture(seed: int, size: tuple[int, int] = (40, 32)) -> bytes:
+    """Noise that is its own mirror image, as a frontal chest nearly is; another for every seed."""
+    half = np.random.default_rng(seed).integers(0, 256, (size[1], size[0] // 2), dtype=np.uint8)
+    return encoded(Image.fromarray(np.hstack([half, half[:, ::-1]])))
 
 
 def row(uid: object, **changes: object) -> dict[str, object]:
@@ -43,7 +51,7 @@ def row(uid: object, **changes: object) -> dict[str, object]:
         "comparison": None,
         "findings": f"The lungs are clear in study {uid}.",
         "impression": "No acute disease.",
-        "img_frontal": gray(),
+        "img_frontal": picture(zlib.crc32(str(uid).encode())),
         "img_lateral": None,
         "truth": "{}",  # so that it is not taken for Open-I
     }
@@ -176,26 +184,26 @@ def test_letterboxing_keeps_the_aspect_and_pads_with_black(width, height):
 
 
 def test_16_bit_pixels_are_scaled_and_not_cut_off():
-    ramp = np.linspace(1000, 5000, 256, dtype=np.uint16).reshape(16, 16)
+    ramp = np.linspace(1000, 5000, 4096, dtype=np.uint16).reshape(64, 64)
     image = load_image(encoded(Image.fromarray(ramp)))
-    pixels = np.asarray(image).ravel()
-    assert (pixels[0], pixels[-1]) == (0, 255)
-    assert (np.diff(pixels.astype(int)) >= 0).all()
-    assert 126 <= pixels[128] <= 129
-    assert not np.asarray(load_image(encoded(Image.fromarray(np.full((4, 4), 900, np.uint16))))).any()
+    levels = np.asarray(image).ravel()
+    assert (levels[0], levels[-1]) == (0, 255)
+    assert (np.diff(levels.astype(int)) >= 0).all()
+    assert 126 <= levels[2048] <= 129
+    assert not np.asarray(load_image(encoded(Image.fromarray(np.full((40, 40), 900, np.uint16))))).any()
 
 
 @pytest.mark.parametrize(
     ("picture", "kind", "expected"),
     [
-        (Image.new("RGB", (8, 8), (90, 90, 90)), "PNG", 90),
-        (Image.new("RGBA", (8, 8), (200, 200, 200, 255)), "PNG", 200),
-        (Image.new("RGBA", (8, 8), (200, 200, 200, 0)), "PNG", 0),
-        (Image.new("LA", (8, 8), (200, 255)), "PNG", 200),
-        (Image.new("CMYK", (8, 8), (0, 0, 0, 155)), "JPEG", 100),
-        (Image.new("RGB", (8, 8), (70, 70, 70)).quantize(4), "PNG", 70),
-        (Image.new("F", (8, 8), 3.5), "TIFF", 0),
-        (Image.new("1", (8, 8), 1), "PNG", 255),
+        (Image.new("RGB", (40, 40), (90, 90, 90)), "PNG", 90),
+        (Image.new("RGBA", (40, 40), (200, 200, 200, 255)), "PNG", 200),
+        (Image.new("RGBA", (40, 40), (200, 200, 200, 0)), "PNG", 0),
+        (Image.new("LA", (40, 40), (200, 255)), "PNG", 200),
+        (Image.new("CMYK", (40, 40), (0, 0, 0, 155)), "JPEG", 100),
+        (Image.new("RGB", (40, 40), (70, 70, 70)).quantize(4), "PNG", 70),
+        (Image.new("F", (40, 40), 3.5), "TIFF", 0),
+        (Image.new("1", (40, 40), 1), "PNG", 255),
     ],
     ids=lambda value: getattr(value, "mode", None),
 )
@@ -206,24 +214,24 @@ def test_pictures_of_any_mode_become_gray(picture, kind, expected):
 
 
 def test_the_exif_orientation_is_applied():
-    picture = Image.new("L", (40, 20), 0)
-    picture.paste(255, (0, 0, 20, 20))
+    picture = Image.new("L", (80, 40), 0)
+    picture.paste(255, (0, 0, 40, 40))
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees to the right
     image = load_image(encoded(picture, "JPEG", exif=exif))
-    assert image.size == (20, 40)
-    assert image.getpixel((10, 5)) > 200
-    assert image.getpixel((10, 35)) < 50
+    assert image.size == (40, 80)
+    assert image.getpixel((20, 10)) > 200
+    assert image.getpixel((20, 70)) < 50
 
 
 def test_of_an_animation_the_first_frame_is_taken():
-    frames = [Image.new("L", (8, 8), shade) for shade in (50, 200)]
+    frames = [Image.new("L", (40, 40), shade) for shade in (50, 200)]
     image = load_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
     assert image.getpixel((4, 4)) == pytest.approx(50, abs=3)
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 1_000_000)
+    monkeypatch.setattr(pixels, "MAX_PIXELS", 1_000_000)
     with pytest.raises(RadVisionError, match="1001 x 1000 pixels, more than 1 million"):
         load_image(gray(size=(1001, 1000)))
 
@@ -258,7 +266,7 @@ def dicom(pixels: np.ndarray, photometric: str, frames: int = 1) -> bytes:
 
 
 def test_dicom_is_windowed_and_monochrome1_is_inverted():
-    pixels = np.array([[0, 1000, 2000, 3000, 4095]])
+    pixels = np.tile([0, 1000, 2000, 3000, 4095], (40, 8))
     plain = np.asarray(load_image(dicom(pixels, "MONOCHROME2")))[0]
     inverted = np.asarray(load_image(dicom(pixels, "MONOCHROME1")))[0]
     assert plain[[0, 1, 3, 4]] == pytest.approx([0, 0, 255, 255], abs=2)
@@ -287,9 +295,9 @@ def test_hostile_uids_stay_in_the_folder_and_stay_apart(tmp_path):
 
 def test_open_i_gets_the_split_of_r2gen(tmp_path):
     ids = json.loads((Path(prepare.__file__).parent / "r2gen_split.json").read_text())
-    assert {name: len(ids[name]) for name in prepare.SPLITS} == {"train": 2069, "validation": 296, "test": 590}
-    assert len({uid for name in prepare.SPLITS for uid in ids[name]}) == 2955
-    wanted = {str(ids[name][0]): name for name in prepare.SPLITS} | {"999999": "train"}
+    assert {name: len(ids[name]) for name in SPLITS} == {"train": 2069, "validation": 296, "test": 590}
+    assert len({uid for name in SPLITS for uid in ids[name]}) == 2955
+    wanted = {str(ids[name][0]): name for name in SPLITS} | {"999999": "train"}
     rows = [{k: v for k, v in row(uid).items() if k != "truth"} for uid in wanted]
     data = prepare_dataset(profile_for(tmp_path, rows))
     assert {uid: study.split for uid, study in all_studies(data).items()} == wanted
@@ -299,7 +307,7 @@ def test_open_i_gets_the_split_of_r2gen(tmp_path):
 def test_the_hash_split_is_80_10_10_seeded_and_stable_when_data_grow(tmp_path):
     uids = [str(uid) for uid in range(5000)]
     splits = [split_of(uid, False, 7) for uid in uids]
-    shares = [splits.count(name) / len(uids) for name in prepare.SPLITS]
+    shares = [splits.count(name) / len(uids) for name in SPLITS]
     assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.02)
     assert splits != [split_of(uid, False, 8) for uid in uids]
     small = all_studies(prepare_dataset(profile_for(tmp_path, ENOUGH)))
@@ -311,7 +319,7 @@ def test_the_hash_split_is_80_10_10_seeded_and_stable_when_data_grow(tmp_path):
 def test_no_uid_is_in_two_splits(tmp_path):
     rows = [*ENOUGH, *(row(uid, findings="Again the same uid.") for uid in range(100, 130))]
     data = prepare_dataset(profile_for(tmp_path, rows))
-    members = [{study.uid for study in data.split(name)} for name in prepare.SPLITS]
+    members = [{study.uid for study in data.split(name)} for name in SPLITS]
     assert sum(map(len, members)) == len(set.union(*members)) == 60
     stored = json.loads((data.folder / "split.json").read_text())
     assert stored == {uid: study.split for uid, study in all_studies(data).items()}
@@ -348,7 +356,7 @@ def test_a_killed_preparation_is_not_taken_for_finished(tmp_path, monkeypatch):
     partial = run.path / "data.partial" / "images"
     partial.mkdir(parents=True)
     (partial / "stale.png").write_bytes(b"half")
-    with pytest.raises(RadVisionError, match="has not been made"):
+    with pytest.raises(RadVisionError, match="is not finished"):
         open_prepared(profile)
     data = prepare_dataset(profile)
     assert not partial.exists()

@@ -229,3 +229,47 @@ def test_the_real_sample_is_open_i():
     assert (source.is_open_i, source.count) == (True, 1400)
     assert isinstance(first["image"], str)
     assert first["img_frontal"][:2] == b"\xff\xd8"
+
+
+def test_a_parquet_cut_in_half_or_damaged_inside_is_named_in_one_sentence(tmp_path):
+    rows = [row(uid, img_frontal=png(uid % 256)) for uid in range(2000)]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "cannot be read as parquet" in sentence_of(str(path))
+    path.write_bytes(whole[:1000] + bytes(len(whole) // 2) + whole[1000 + len(whole) // 2 :])
+    assert "is damaged" in sentence_of(str(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"findings": 5}, "study 1 has int in findings: it must hold a text"),
+        ({"impression": ["No", "disease"]}, "study 1 has list in impression: it must hold a text"),
+        ({"img_frontal": [1, 2, 3]}, "study 1 has list in img_frontal: it must hold the bytes of an image file"),
+        ({"uid": True}, "study True has bool in uid: it must hold a text or a whole number"),
+        ({"split": "holdout"}, "study 1 is in split 'holdout': use train, validation or test"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named_with_study_and_column(tmp_path, change, told):
+    assert told in sentence_of(str(write_parquet(tmp_path / "a.parquet", [{**row(1), **change}])))
+
+
+def test_texts_that_are_no_utf8_are_read_with_replacement_signs(tmp_path):
+    texts = pa.array([b"Lungs are clear \xff\xfe.", None], pa.binary()).view(pa.string())
+    table = pa.Table.from_pylist([row(1), row(2)]).set_column(6, "findings", texts)
+    pq.write_table(table, tmp_path / "a.parquet")
+    first, second = open_source(str(tmp_path / "a.parquet"), SETTINGS, 0).rows()
+    assert first["findings"] == "Lungs are clear \ufffd\ufffd."
+    assert second["findings"] is None
+    assert first["img_frontal"] == png()
+
+
+def test_a_hub_id_without_network_is_one_sentence(monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    message = sentence_of("nobody/no-such-collection")
+    assert "could not be loaded from the hub" in message
+    assert "parquet" in message

@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
@@ -13,6 +15,7 @@ from radvision_utils.environment import Device
 from radvision_utils.model.adapter import attach_adapter
 from radvision_utils.model.components import component_of, count_parameters
 from radvision_utils.model.loading import NOT_QUANTIZED, quantization_config
+from radvision_utils.model.merge import hub_name, module_name
 from radvision_utils.training.stages import select_stage
 
 CONFIG = project_root() / "radvision_utils" / "model" / "qwen2_5_vl_7b.json"
@@ -48,6 +51,29 @@ def test_each_stage_trains_exactly_its_component(adapted, stage, component, para
     assert {component_of(name) for name in names} == {component}
     assert len(names) == tensors
     assert sum(adapted.get_parameter(name).numel() for name in names) == parameters
+
+
+def test_lora_sits_on_the_intended_linears_and_nothing_else_is_adapted(adapted):
+    vision = [f"attn.{name}" for name in ("qkv", "proj")] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+    language = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+    intended = {f"model.visual.blocks.{n}.{name}" for n in range(32) for name in vision}
+    intended |= {f"model.language_model.layers.{n}.{name}" for n in range(28) for name in language}
+    modules = dict(adapted.get_base_model().named_modules())
+    assert {name for name, module in modules.items() if isinstance(module, BaseTunerLayer)} == intended
+    replaced = [name for name, module in modules.items() if isinstance(module, ModulesToSaveWrapper)]
+    assert replaced == ["model.visual.merger"]
+
+
+def test_names_on_disk_are_those_of_the_hub():
+    # 729 tensors and 16,584,333,312 bytes: the index of Qwen2.5-VL-7B-Instruct.
+    parameters = dict(build().named_parameters())
+    names = {hub_name(name): name for name in parameters}
+    assert len(names) == 729
+    assert sum(2 * parameter.numel() for parameter in parameters.values()) == 16_584_333_312
+    assert {name.split(".")[0] for name in names} == {"visual", "model", "lm_head"}
+    assert "model.layers.27.self_attn.q_proj.bias" in names
+    assert "visual.merger.mlp.2.weight" in names
+    assert all(module_name(key) == name for key, name in names.items())
 
 
 def test_the_4_bit_layers_are_the_language_models_linears_and_no_others():

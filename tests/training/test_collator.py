@@ -30,7 +30,7 @@ def test_labels_are_the_report_with_its_end_mark_and_nothing_else(collator, data
 
 
 def test_prompt_and_image_carry_no_labels(collator, batch):
-    start = len(collator.prompt_ids)
+    start = len(collator.prompt())
     assert (batch["labels"][:, :start] == IGNORED).all()
     assert (batch["labels"][:, start] != IGNORED).all()
 
@@ -44,7 +44,7 @@ def test_padding_stands_on_the_right_and_is_masked(batch):
 
 
 def test_logits_are_kept_from_one_position_before_the_report_to_the_end(collator, batch):
-    assert batch["logits_to_keep"] == batch["input_ids"].shape[1] - len(collator.prompt_ids) + 1
+    assert batch["logits_to_keep"] == batch["input_ids"].shape[1] - len(collator.prompt()) + 1
 
 
 def test_training_and_generation_have_the_same_prompt(collator, dataset, batch):

@@ -1,0 +1,243 @@
+"""Hand a trained run over: its adapter for PEFT, merged 16-bit weights for everything else, and a model card.
+
+`python -m radvision_utils export --run NAME --to DIR` runs it. `DIR/merged` loads with plain transformers and serves
+with vLLM; nothing in it needs this project.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from radvision_utils.config import Profile, RadVisionError
+from radvision_utils.data.studies import open_prepared
+from radvision_utils.environment import Device, choose_device
+from radvision_utils.model.adapter import WEIGHTS, load_adapter
+from radvision_utils.model.loading import base_path, compute_device, load_base, load_processor
+from radvision_utils.model.merge import base_bytes, merge_into_files
+from radvision_utils.model_card import model_card
+from radvision_utils.runs import RunFolder, now, read_json, require, write_json, write_text
+from radvision_utils.training.collator import IGNORED, Collator
+from radvision_utils.training.loss import MODEL_INPUTS, to_device
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = 0.1  # merged against adapter, relative to merged against base (root mean square of the logits' differences)
+_CHECKED = 2  # validation studies whose logits are compared
+_SMALL_FILES = (".json", ".jinja", ".txt", ".model")  # of a base: settings, tokenizer, processor
+
+
+def export_run(profile: Profile, to: Path) -> dict[str, Any]:
+    """Write `adapter/`, `merged/`, `README.md` and `export.json` into a new folder; it appears when it is whole.
+
+    The adapter is merged into the base's 16-bit files, never into 4-bit weights. The result is loaded again and its
+    logits are compared with the adapter's and with the untuned base's.
+
+    Returns:
+        What `export.json` holds: where the parts come from, sizes, and the comparison.
+
+    Raises:
+        RadVisionError: the run is not finished, `to` is not empty, the disk is full, or the merged model does not
+            give the adapter's logits.
+    """
+    last = require(profile, "stage3")
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise RadVisionError(f"{to} is there and not empty: give --to a folder that does not exist yet.")
+    base, adapter = base_folder(profile), RunFolder.of(profile).adapter(3)
+    collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
+    _require_disk(to, base_bytes(base) + (adapter / WEIGHTS).stat().st_size)
+    partial = to.with_name(to.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "merged").mkdir(parents=True)
+
+    _copy_adapter(profile, adapter, partial / "adapter")
+    logger.info("merging the adapter into %s, tensor by tensor", base)
+    counts = merge_into_files(base, adapter, partial / "merged")
+    _copy_settings(profile, base, collator, partial / "merged")
+    logger.info("comparing logits of base, adapter and merged model")
+    record = {
+        "run": profile.run,
+        "adapter_hash": last["hash"],
+        "base": _public_name(profile),
+        "tensors": {name: counts[name] for name in ("merged", "replaced", "copied")},
+        "gib": round(counts["bytes"] / 2**30, 3),
+        "check": check_merge(profile, collator, base, adapter, partial / "merged"),
+        "finished": now(),
+    }
+    write_json(partial / "export.json", record)
+    card = model_card(profile, _records(profile), record)
+    for folder in (partial, partial / "merged"):
+        write_text(folder / "README.md", card)
+    if to.is_dir():
+        to.rmdir()
+    partial.rename(to)
+    return record
+
+
+def check_merge(profile: Profile, collator: Collator, base: Path, adapter: Path, merged: Path) -> dict[str, Any]:
+    """Logits at the report positions of validation studies: merged against adapter, and against the untuned base.
+
+    Adapter and base are in 16 bits here. `over_4_bit` is the adapter over the quantized base that it was trained on:
+    what leaving 4-bit changes.
+
+    Returns:
+        Root mean squares of the logits' differences; or, where the machine cannot hold the model, `{"skipped": why}`.
+
+    Raises:
+        RadVisionError: merged differs from the adapter by more than `TOLERANCE` of what it differs from the base.
+    """
+    device, needed = choose_device(), base_bytes(base) / 2**30
+    if device.dtype == "float32" and needed * 2.2 > _free_gib(device):
+        device = replace(device, dtype="bfloat16", dtype_reason="in float32 the model does not fit this machine")
+    needed *= 2.2 if device.dtype == "float32" else 1.2
+    if needed > _free_gib(device):
+        return {"skipped": f"needs {needed:.0f} GiB of memory, {_free_gib(device):.0f} GiB are free"}
+    studies = open_prepared(profile).split("validation")[:_CHECKED]
+    batch = collator(studies)
+    whole = replace(profile.model, base=str(base), quantization="none")
+    untuned = _report_logits(load_base(whole, device), batch, device)
+    tuned = _report_logits(load_adapter(load_base(whole, device), adapter), batch, device)
+    given = _report_logits(load_base(replace(whole, base=str(merged)), device), batch, device)
+    figures = {"adapter": _rms(given - tuned), "base": _rms(given - untuned)}
+    if profile.model.quantization != "none":
+        quantized = load_base(replace(profile.model, base=str(base)), device)
+        figures["over_4_bit"] = _rms(given - _report_logits(load_adapter(quantized, adapter), batch, device))
+    if not figures["adapter"] <= TOLERANCE * figures["base"]:
+        raise RadVisionError(
+            f"the merged model does not give the adapter's logits: they differ by {figures['adapter']:.4f} (root mean "
+            f"square), and from the untuned base's by {figures['base']:.4f}; nothing was exported. Use the adapter of "
+            "the run, and please report this with your library versions."
+        )
+    return {"dtype": device.dtype, "studies": [study.uid for study in studies], "tolerance": TOLERANCE, **figures}
+
+
+def _report_logits(model: torch.nn.Module, batch: dict[str, Any], device: Device) -> torch.Tensor:
+    """(report tokens, vocabulary) float32 on the CPU."""
+    inputs = to_device({name: batch[name] for name in MODEL_INPUTS}, compute_device(model))
+    with torch.inference_mode(), device.autocast():
+        logits = model(**inputs, use_cache=False).logits[:, :-1]
+    return logits[batch["labels"][:, 1 - batch["logits_to_keep"] :] != IGNORED].float().cpu()
+
+
+def _rms(difference: torch.Tensor) -> float:
+    return round(difference.pow(2).mean().sqrt().item(), 6)
+
+
+def _free_gib(device: Device) -> float:
+    if device.kind == "cuda":
+        return float(torch.cuda.mem_get_info()[0]) / 2**30
+    import psutil
+
+    return float(psutil.virtual_memory().available) / 2**30
+
+
+def push_to_hub(folder: Path, repository: str) -> str:
+    """Upload an exported folder: the merged model at the root of the repository, the adapter below `adapter/`.
+
+    A repository that does not exist is made private; one that does keeps its visibility.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        RadVisionError: the hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    hub = HfApi()
+    try:
+        address = hub.create_repo(repository, private=True, exist_ok=True)
+        hub.upload_folder(repo_id=repository, folder_path=folder / "merged", commit_message="Merged 16-bit weights")
+        hub.upload_folder(
+            repo_id=repository, folder_path=folder / "adapter", path_in_repo="adapter", commit_message="Adapter"
+        )
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RadVisionError(
+            f"{folder} is written but could not be uploaded to {repository!r} ({first}): log in with "
+            "`hf auth login`, check the name, and give --push-to-hub again."
+        ) from error
+    return str(address)
+
+
+def base_folder(profile: Profile) -> Path:
+    """The folder with the base's 16-bit files, fetched from the hub if they are not here yet.
+
+    Raises:
+        RadVisionError: the base cannot be found.
+    """
+    path = Path(base_path(profile.model))
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.safetensors", *(f"*{suffix}" for suffix in _SMALL_FILES)]
+    try:
+        return Path(snapshot_download(profile.model.base, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        raise RadVisionError(
+            f"base model {profile.model.base!r} is neither a folder here nor could it be fetched from the model hub: "
+            "check the name and the network, or give a folder with `--set model.base=PATH`."
+        ) from error
+
+
+def _public_name(profile: Profile) -> str:
+    """The base as others may know it: no path of this machine."""
+    path = Path(base_path(profile.model))
+    return path.name if path.is_dir() else profile.model.base
+
+
+def _require_disk(to: Path, needed: int) -> None:
+    there = next(folder for folder in (to.absolute(), *to.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed * 1.02:
+        raise RadVisionError(
+            f"exporting to {to} needs {needed / 2**30:.1f} GiB of disk and {free / 2**30:.1f} GiB are free: "
+            "make room, or give --to a folder on another disk."
+        )
+
+
+def _copy_adapter(profile: Profile, adapter: Path, to: Path) -> None:
+    to.mkdir()
+    shutil.copyfile(adapter / WEIGHTS, to / WEIGHTS)
+    settings = read_json(adapter / "adapter_config.json")
+    write_json(to / "adapter_config.json", {**settings, "base_model_name_or_path": _public_name(profile)})
+
+
+def _copy_settings(profile: Profile, base: Path, collator: Collator, to: Path) -> None:
+    """Config, tokenizer and processor as the base has them, word for word; greedy generation; the prompt."""
+    for file in sorted(base.iterdir()):
+        if file.suffix in _SMALL_FILES and not file.name.endswith(".index.json"):
+            shutil.copyfile(file, to / file.name)
+    config = {**read_json(to / "config.json"), "use_cache": True}
+    kind = next(name for name in ("dtype", "torch_dtype", "") if name in config or not name)
+    if config.get(kind) == "float32":
+        config[kind] = "bfloat16"
+    write_json(to / "config.json", config)
+    path = to / "generation_config.json"
+    generation = read_json(path) if path.is_file() else {}
+    # What only matters to sampling would make transformers warn at every report.
+    for name in ("temperature", "top_p", "top_k"):
+        generation.pop(name, None)
+    generation |= {"do_sample": False, "max_new_tokens": profile.generation.max_new_tokens}
+    generation |= {"eos_token_id": [collator.end, collator.pad], "pad_token_id": collator.pad}
+    write_json(path, generation)
+    write_text(to / "prompt.txt", profile.model.prompt)
+
+
+def _records(profile: Profile) -> dict[str, Any]:
+    """What the run's steps recorded, by step; the evaluation only if it belongs to this adapter."""
+    folder = RunFolder.of(profile)
+    records = {step: require(profile, step) for step in ("data", "stage1", "stage2", "stage3")}
+    try:
+        records["evaluation"] = require(profile, "evaluation")
+    except RadVisionError as error:
+        logger.info("the model card has no figures of an evaluation: %s", error)
+    records["run"] = read_json(folder.path / "run.json")
+    return records

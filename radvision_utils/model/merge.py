@@ -1,0 +1,194 @@
+"""Merge an adapter into the 16-bit files of its base, tensor by tensor: no model is built, no card is needed.
+
+The result has the base's files, key names and shapes (the hub layout of Qwen2.5-VL), so whatever loads the base loads
+it. One tensor is worked on at a time: at the 7B's widths that took 0.5 GiB of memory, besides pages of the base's
+files, which the system takes back when it needs them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from radvision_utils.config import RadVisionError
+from radvision_utils.model.adapter import WEIGHTS
+from radvision_utils.runs import read_json
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_SIXTEEN_BIT = {"BF16": torch.bfloat16, "F16": torch.float16}
+_PREFIX = "base_model.model."  # PEFT's wrapper around every module name
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an adapter does to one tensor of the base: add `scale * b @ a`, or put `whole` in its place."""
+
+    a: str = ""  # names of tensors in the adapter's file
+    b: str = ""
+    whole: str = ""
+    scale: float = 1.0
+
+
+def merge_into_files(base: Path, adapter: Path, to: Path) -> dict[str, int]:
+    """Write the base's weights with the adapter merged in, in 16 bits, into the folder `to`, which must exist.
+
+    Each product is made in float32 and rounded once to the base's own format (float32 bases become bfloat16).
+
+    Returns:
+        How many tensors were merged, replaced and copied, and the bytes written.
+
+    Raises:
+        RadVisionError: the base has no safetensors files or is quantized, or the adapter does not fit it.
+    """
+    files = _weight_files(base)
+    changes = _changes(adapter)
+    counts = {"merged": 0, "replaced": 0, "copied": 0, "bytes": 0}
+    weight_map: dict[str, str] = {}
+    with safe_open(str(adapter / WEIGHTS), framework="pt") as deltas:
+        for file in files:
+            with safe_open(str(base / file), framework="pt") as weights:
+                layout = _layout(weights, base / file)
+
+                def tensor(key: str, weights: Any = weights, layout: Any = layout) -> torch.Tensor:
+                    change = changes.pop(module_name(key), None)
+                    counts["copied" if change is None else "replaced" if change.whole else "merged"] += 1
+                    merged = _apply(change, weights.get_tensor(key), deltas, key)
+                    return merged.to(_SIXTEEN_BIT[layout[key][0]])
+
+                counts["bytes"] += _write_safetensors(to / file, layout, tensor)
+            weight_map |= {hub_name(key): file for key in layout}
+    if changes:
+        raise RadVisionError(
+            f"the adapter in {adapter} does not fit the base in {base}: {sorted(changes)[0]} is not there; "
+            "give the base that it was trained on."
+        )
+    if len(files) > 1:
+        index = {"metadata": {"total_size": counts["bytes"]}, "weight_map": dict(sorted(weight_map.items()))}
+        (to / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return counts
+
+
+def module_name(key: str) -> str:
+    """The parameter name in transformers 5 of a key on disk: `visual.x` is `model.visual.x` in the model."""
+    if key.startswith(("model.visual.", "model.language_model.", "lm_head.")):
+        return key
+    if key.startswith("visual."):
+        return "model." + key
+    return re.sub(r"^model\.", "model.language_model.", key)
+
+
+def hub_name(key: str) -> str:
+    """The key in the layout of the Qwen2.5-VL checkpoints on the hub, which transformers, vLLM and llama.cpp read."""
+    return re.sub(r"^model\.language_model\.", "model.", re.sub(r"^model\.visual\.", "visual.", key))
+
+
+def base_bytes(base: Path) -> int:
+    """Bytes of the merged weights, to see beforehand whether they fit the disk."""
+    return sum((base / file).stat().st_size for file in _weight_files(base))
+
+
+def _weight_files(base: Path) -> list[str]:
+    if "quantization_config" in read_json(base / "config.json"):
+        raise RadVisionError(
+            f"the base in {base} is stored quantized, and merging into quantized weights loses the adapter: "
+            "give its 16-bit version with model.base."
+        )
+    if (base / INDEX).is_file():
+        return sorted(set(read_json(base / INDEX)["weight_map"].values()))
+    if (base / SINGLE).is_file():
+        return [SINGLE]
+    raise RadVisionError(f"the base in {base} has no {SINGLE}: an adapter is merged into safetensors files only.")
+
+
+def _changes(adapter: Path) -> dict[str, Change]:
+    """By parameter name of the base: what the adapter does to it."""
+    settings = read_json(adapter / "adapter_config.json")
+    unknown = [name for name in ("use_dora", "use_rslora", "lora_bias", "fan_in_fan_out") if settings.get(name)]
+    if unknown:
+        raise RadVisionError(f"the adapter in {adapter} uses {unknown[0]}, which this project does not merge.")
+    changes = {}
+    with safe_open(str(adapter / WEIGHTS), framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118  (it is no dictionary)
+            module = name.removeprefix(_PREFIX)
+            if ".lora_A." in name:
+                linear = module.split(".lora_A.")[0]
+                rank = file.get_slice(name).get_shape()[0]
+                scale = _alpha(settings, linear) / rank
+                changes[f"{linear}.weight"] = Change(a=name, b=name.replace(".lora_A.", ".lora_B."), scale=scale)
+            elif ".lora_B." not in name:
+                changes[module] = Change(whole=name)
+    return changes
+
+
+def _alpha(settings: Mapping[str, Any], linear: str) -> float:
+    # The rule of peft.utils.get_pattern_key.
+    for pattern, alpha in settings["alpha_pattern"].items():
+        if re.match(rf"(.*\.)?({pattern})$", linear):
+            return float(alpha)
+    return float(settings["lora_alpha"])
+
+
+def _apply(change: Change | None, weight: torch.Tensor, deltas: Any, key: str) -> torch.Tensor:
+    if change is None:
+        return weight
+    if change.whole:
+        whole: torch.Tensor = deltas.get_tensor(change.whole)
+        shape = whole.shape
+    else:
+        a, b = deltas.get_tensor(change.a).float(), deltas.get_tensor(change.b).float()
+        shape = torch.Size((b.shape[0], a.shape[1]))
+    if shape != weight.shape:
+        raise RadVisionError(
+            f"the adapter does not fit the base: {key} is {tuple(weight.shape)} there and {tuple(shape)} in the "
+            "adapter; give the base that it was trained on."
+        )
+    return whole if change.whole else torch.addmm(weight.float(), b, a, alpha=change.scale)
+
+
+def _layout(weights: Any, path: Path) -> dict[str, tuple[str, list[int]]]:
+    """Format and shape of each tensor as it will be written, by its key on disk."""
+    layout = {}
+    for key in weights.keys():  # noqa: SIM118
+        part = weights.get_slice(key)
+        kind = part.get_dtype()
+        if kind not in (*_SIXTEEN_BIT, "F32"):
+            raise RadVisionError(f"{key} in {path} is {kind}: an adapter is merged into 16- or 32-bit weights only.")
+        layout[key] = (kind if kind in _SIXTEEN_BIT else "BF16", part.get_shape())
+    return layout
+
+
+def _write_safetensors(
+    path: Path, layout: Mapping[str, tuple[str, list[int]]], tensor: Callable[[str], torch.Tensor]
+) -> int:
+    """Write 16-bit tensors one after the other (the library's own writer wants them all in memory at once).
+
+    The format: length of the header as 8 bytes, little endian; the header as JSON, padded by spaces; the data.
+
+    Args:
+        path: the file.
+        layout: format and shape by key on disk.
+        tensor: makes the tensor of a key.
+
+    Returns:
+        Bytes of the data.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for key, (kind, shape) in layout.items():
+        start, end = end, end + 2 * torch.Size(shape).numel()
+        header[hub_name(key)] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for key in layout:
+            stream.write(tensor(key).contiguous().view(torch.int16).numpy().data)
+    return end

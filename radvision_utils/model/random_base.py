@@ -1,0 +1,159 @@
+"""A base with random weights, made on the spot: the 7B's shape, memory and speed without a download.
+
+`random_model_folder` writes a folder of a few hundred kilobytes: config and processor, no weights. `load_base` fills it
+tensor by tensor on the device, 4-bit layers quantized as they come, so that neither the host nor the card ever holds
+the 16-bit model. The same folder gives the same weights on the same kind of device.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from transformers import (
+    AutoProcessor,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+from transformers.quantizers import AutoHfQuantizer
+
+from radvision_utils.runs import read_json, write_json
+
+QWEN_7B = Path(__file__).parent / "qwen2_5_vl_7b.json"
+SEED_FILE = "random_weights.json"  # stands in a folder instead of weights
+_TOKENIZER = Path(__file__).parent / "tiny_base"
+_TOKENS = {
+    "bos_token_id": "<|endoftext|>",
+    "eos_token_id": "<|im_end|>",
+    "pad_token_id": "<|endoftext|>",
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
+_PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}  # of Qwen2.5-VL's image processor
+
+
+def random_model_folder(folder: Path, config: dict[str, Any] | None = None, seed: int = 0) -> Path:
+    """Write what `load_base` and `load_processor` need of a base with random weights; give it as `model.base`.
+
+    The tokenizer is the tiny base's: its words are the first of the config's vocabulary, the others never occur.
+
+    Args:
+        folder: made if it is not there.
+        config: as in a `config.json` of Qwen2.5-VL; the 7B's if None. Its token numbers are replaced.
+        seed: of the weights.
+
+    Returns:
+        The folder.
+    """
+    tokenizer = AutoProcessor.from_pretrained(_TOKENIZER).tokenizer
+    values = read_json(QWEN_7B) if config is None else copy.deepcopy(config)
+    numbers = {name: tokenizer.convert_tokens_to_ids(word) for name, word in _TOKENS.items()}
+    values |= numbers
+    if "text_config" in values:
+        values["text_config"] |= {name: numbers[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    shape = Qwen2_5_VLConfig(**values)
+    grid = {"patch_size": shape.vision_config.patch_size, "merge_size": shape.vision_config.spatial_merge_size}
+    processor = Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=dict(_PIXELS), **grid),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(size=dict(_PIXELS), **grid),
+        chat_template=(_TOKENIZER / "chat_template.jinja").read_text(encoding="utf-8"),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    shape.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    write_json(folder / SEED_FILE, {"seed": seed})
+    return folder
+
+
+def random_base(
+    folder: Path,
+    dtype: torch.dtype,
+    quantization: BitsAndBytesConfig | None,
+    device: str,
+    attention: str = "sdpa",
+) -> PreTrainedModel:
+    """The model of a `random_model_folder`, as `from_pretrained` would give one with weights.
+
+    At no time is more than one 16-bit tensor alive beyond the model itself (for the 7B 1.1 GB, its embeddings).
+
+    Args:
+        folder: holds `config.json` and `SEED_FILE`.
+        dtype: of all weights that are not quantized.
+        quantization: of the linears that it does not skip; None: of none.
+        device: "cpu" or "cuda:0".
+        attention: transformers' name of the attention implementation.
+    """
+    config = Qwen2_5_VLConfig.from_pretrained(folder)
+    config._attn_implementation, config.dtype = attention, dtype
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    quantizer = None if quantization is None else AutoHfQuantizer.from_config(quantization, pre_quantized=False)
+    if quantizer is not None:
+        quantizer.preprocess_model(model=model, device_map={"": device})
+    generator = torch.Generator(device).manual_seed(read_json(folder / SEED_FILE)["seed"])
+    deviation = config.get_text_config().initializer_range
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            value = torch.empty(parameter.shape, dtype=dtype, device=device)
+            _fill(value, name, type(module).__name__, deviation, generator)
+            setattr(module, name, _like(parameter, value))
+            del value  # packed into 4 bits, its 16 bits must go before the next is made
+    model.tie_weights()
+    for name, buffer in _buffers(config).items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, buffer.to(device))
+    if quantizer is not None:
+        quantizer.postprocess_model(model)
+        model.hf_quantizer = quantizer
+    token = config.get_text_config()
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        bos_token_id=token.bos_token_id,
+        eos_token_id=token.eos_token_id,
+        pad_token_id=token.pad_token_id,
+    )
+    return model
+
+
+def _fill(value: torch.Tensor, name: str, kind: str, deviation: float, generator: torch.Generator) -> None:
+    if name == "bias":
+        value.zero_()
+    elif "Norm" in kind:
+        value.fill_(1.0)
+    else:
+        value.normal_(0.0, deviation, generator=generator)
+
+
+def _like(parameter: torch.nn.Parameter, value: torch.Tensor) -> torch.nn.Parameter:
+    """The value as the module wants it: a 4-bit parameter quantizes when it is moved to its device."""
+    if isinstance(parameter, bnb.nn.Params4bit):
+        whole: Any = bnb.nn.Params4bit(value, requires_grad=False, **vars(parameter))
+        return whole.to(value.device)
+    return torch.nn.Parameter(value, requires_grad=False)
+
+
+def _buffers(config: Qwen2_5_VLConfig) -> dict[str, torch.Tensor]:
+    """The rotary frequencies, which no checkpoint holds: those of a model one layer deep and otherwise small."""
+    small = copy.deepcopy(config)
+    small.vision_config.depth, small.vision_config.intermediate_size = 1, 8
+    text = small.get_text_config()
+    text.num_hidden_layers, text.intermediate_size, text.vocab_size, text.pad_token_id = 1, 8, 8, 0
+    text.layer_types = text.layer_types[:1]
+    return dict(Qwen2_5_VLForConditionalGeneration(small).named_buffers())
+
+
+def is_random(path: str) -> bool:
+    """Whether a base is a folder without weights, to be filled at random."""
+    return (Path(path) / SEED_FILE).is_file()

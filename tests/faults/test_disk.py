@@ -1,0 +1,88 @@
+"""A full disk ends with one sentence and leaves what was finished before; input folders are only read."""
+
+import resource
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from radvision_utils import RadVisionError, evaluate, prepare_dataset, train_stage
+from radvision_utils.runs import RunFolder, is_current
+from radvision_utils.training.checkpoints import last_checkpoint
+
+TOLD = r"a file in .* could not be written to its end \(.*\): make room and give the same command again"
+STEPS = {"max_steps": 2, "save_steps": 1, "micro_batch": 2}
+
+
+@contextmanager
+def largest_file(size):
+    """No file may grow beyond `size` bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_while_data_are_prepared_leaves_the_older_data(fresh_run):
+    profile = fresh_run()
+    larger = replace(profile, data=replace(profile.data, phantoms=80))
+    with largest_file(20_000), pytest.raises(RadVisionError, match=TOLD):
+        prepare_dataset(larger)
+    assert is_current(profile, "data")
+    assert sorted(path.name for path in RunFolder.of(profile).path.iterdir()) == ["data"]
+
+
+def test_while_a_checkpoint_is_written_leaves_the_one_before(fresh_run):
+    profile = fresh_run(stage1={**STEPS, "max_minutes": 0.0})
+    with pytest.raises(RadVisionError, match="max_minutes"):
+        train_stage(profile, 1)
+    checkpoints = RunFolder.of(profile).partial("stage1") / "checkpoints"
+    with largest_file(1_000_000), pytest.raises(RadVisionError, match=TOLD):
+        train_stage(profile, 1)
+    assert last_checkpoint(checkpoints).name == "checkpoint-1"
+    assert train_stage(profile, 1).record["resumed_from"] == "checkpoint-1"
+
+
+def test_while_an_adapter_is_written_leaves_the_last_checkpoint(fresh_run, monkeypatch):
+    from radvision_utils.training import trainer
+
+    profile, save = fresh_run(stage1=STEPS), trainer.save_adapter
+
+    def save_on_full_disk(*values):
+        with largest_file(1_000_000):
+            save(*values)
+
+    monkeypatch.setattr(trainer, "save_adapter", save_on_full_disk)
+    with pytest.raises(RadVisionError, match=TOLD):
+        train_stage(profile, 1)
+    monkeypatch.setattr(trainer, "save_adapter", save)
+    assert not is_current(profile, "stage1")
+    assert train_stage(profile, 1).record["resumed_from"] == "checkpoint-2"
+
+
+def test_while_reports_are_evaluated_leaves_the_older_evaluation(trained):
+    older = evaluate(trained)
+    changed = replace(trained, generation=replace(trained.generation, max_new_tokens=4))
+    before = {path: path.read_bytes() for path in older.folder.glob("*.json*")}
+    with largest_file(500), pytest.raises(RadVisionError, match=TOLD):
+        evaluate(changed)
+    assert {path: path.read_bytes() for path in older.folder.glob("*.json*")} == before
+    assert is_current(trained, "evaluation")
+
+
+def test_a_source_folder_is_only_read(open_i, tmp_path):
+    import shutil
+
+    from radvision_utils import load_profile
+
+    source = tmp_path / "input"
+    source.mkdir()
+    shutil.copy(open_i / "open-i-mini.parquet", source)
+    for path in (source / "open-i-mini.parquet", source):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = [(path.name, path.stat().st_mtime_ns) for path in (source, *source.iterdir())]
+    changes = {"data.limit": 60, "data.workers": 1}
+    prepare_dataset(load_profile("tiny", changes, run="r", source=str(source), output_root=str(tmp_path / "out")))
+    assert [(path.name, path.stat().st_mtime_ns) for path in (source, *source.iterdir())] == before

@@ -1,0 +1,182 @@
+"""What an interruption leaves is recognized: half a checkpoint, half a line, a whole folder not yet in its place."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from radvision_utils import train_stage
+from radvision_utils.config import project_root
+from radvision_utils.evaluation.kept import write_reports
+from radvision_utils.inference import reporter_of
+from radvision_utils.runs import RunFolder, is_current, read_json_lines
+from radvision_utils.training import trainer
+from radvision_utils.training.checkpoints import is_whole, last_checkpoint
+
+STEPS = {"max_steps": 4, "save_steps": 1, "micro_batch": 4, "lora_dropout": 0.1}
+
+
+@pytest.fixture
+def killed(monkeypatch):
+    """End a stage as a kill would, at a place of the trainer's own code; everything written stays."""
+
+    def run(profile, stage, place):
+        def stop(*_, **__):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, place, stop)
+            with pytest.raises(KeyboardInterrupt):
+                train_stage(profile, stage)
+
+    return run
+
+
+def test_half_a_checkpoint_is_not_used_but_the_one_before(fresh_run, killed):
+    whole = train_stage(fresh_run("whole", stage1=STEPS), 1).record
+    cut = fresh_run("cut", stage1=STEPS)
+    killed(cut, 1, "save_adapter")
+    checkpoints = RunFolder.of(cut).partial("stage1") / "checkpoints"
+    newest = last_checkpoint(checkpoints)
+    assert newest.name == "checkpoint-4"
+    with (newest / "optimizer.pt").open("r+b") as file:
+        file.truncate(file.seek(0, 2) // 2)
+    assert not is_whole(newest)
+    result = train_stage(cut, 1)
+    assert result.record["resumed_from"] == "checkpoint-3"
+    for same in ("hash", "validation_loss", "train_loss"):
+        assert result.record[same] == whole[same]
+    assert [line["step"] for line in result.log if "loss" in line] == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_without_its_mark_is_not_used(tmp_path):
+    (tmp_path / "checkpoint-9").mkdir()
+    (tmp_path / "checkpoint-9" / "optimizer.pt").write_bytes(b"all there, but who knows")
+    assert last_checkpoint(tmp_path) is None
+
+
+def test_a_stage_killed_after_its_last_step_does_not_train_on(fresh_run, killed):
+    whole = train_stage(fresh_run("whole", stage1=STEPS), 1).record
+    cut = fresh_run("cut", stage1=STEPS)
+    killed(cut, 1, "save_adapter")
+    result = train_stage(cut, 1)
+    assert result.record["resumed_from"] == "checkpoint-4"
+    assert (result.record["hash"], result.record["steps"]) == (whole["hash"], 4)
+    assert result.record["validation_loss"] == whole["validation_loss"]
+
+
+def test_a_stage_killed_before_it_is_put_in_its_place_is_put_there(fresh_run, monkeypatch):
+    profile, rename = fresh_run(stage1=STEPS), Path.rename
+
+    def stop(path, target):
+        if path.name == "stage1.partial":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_stage(profile, 1)
+    monkeypatch.setattr(Path, "rename", rename)
+    assert not is_current(profile, "stage1")
+    monkeypatch.setattr(trainer, "_fit", lambda *_: pytest.fail("it trains again"))
+    result = train_stage(profile, 1)
+    assert result.record["steps"] == 4
+    assert sorted(p.name for p in RunFolder.of(profile).path.iterdir()) == ["data", "stage1"]
+
+
+def test_an_older_stage_stays_until_the_new_one_is_whole(fresh_run, killed):
+    profile = fresh_run(stage1=STEPS)
+    old = train_stage(profile, 1).record["hash"]
+    other = fresh_run("other", stage1={**STEPS, "max_steps": 3})
+    shutil.copytree(RunFolder.of(profile).stage(1), RunFolder.of(other).stage(1))
+    killed(other, 1, "draw_losses")
+    assert (RunFolder.of(other).adapter(1) / "adapter_model.safetensors").is_file()
+    assert train_stage(other, 1).record["hash"] != old
+
+
+def test_8_bit_optimizer_state_resumes_to_the_same_weights(fresh_run, killed):
+    whole, cut = (fresh_run(name, stage1=STEPS, stage2=STEPS) for name in ("whole", "cut"))
+    train_stage(whole, 1)
+    shutil.copytree(RunFolder.of(whole).stage(1), RunFolder.of(cut).stage(1))
+    expected = train_stage(whole, 2).record["hash"]
+    killed(cut, 2, "save_adapter")
+    checkpoints = RunFolder.of(cut).partial("stage2") / "checkpoints"
+    shutil.rmtree(checkpoints / "checkpoint-4")
+    saved = torch.load(checkpoints / "checkpoint-3" / "optimizer.pt", weights_only=True)["state"].values()
+    quantized = [state.get("__bnb_optimizer_quant_state__", state)["state1"] for state in saved]
+    assert [moment.numel() for moment in quantized if moment.dtype == torch.uint8] == [384 * 384, 384 * 128]
+    result = train_stage(cut, 2)
+    assert (result.record["resumed_from"], result.record["hash"]) == ("checkpoint-3", expected)
+
+
+def test_a_log_whose_last_line_was_cut_is_read_to_the_line_before(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert [line["step"] for line in read_json_lines(path, torn=True)] == [1, 2]
+
+
+class TestReports:
+    @pytest.fixture
+    def reporter(self, trained):
+        from dataclasses import replace
+
+        generation = replace(trained.generation, batch_size=2, max_new_tokens=8)
+        return reporter_of(replace(trained, generation=generation), 3)
+
+    @pytest.fixture
+    def images(self, dataset):
+        return [study.image for study in dataset.split("train")[:7]]
+
+    def test_written_before_an_interruption_are_not_written_again(self, reporter, images, tmp_path, monkeypatch):
+        whole = write_reports(reporter, images, tmp_path / "whole")
+        one_by_one = reporter.write
+
+        def stop_after_3(chosen):
+            for number, report in enumerate(one_by_one(chosen)):
+                if number == 3:
+                    raise KeyboardInterrupt
+                yield report
+
+        monkeypatch.setattr(reporter, "write", stop_after_3)
+        with pytest.raises(KeyboardInterrupt):
+            write_reports(reporter, images, tmp_path / "cut")
+        with (tmp_path / "cut" / "stage3.0.jsonl").open("a") as file:
+            file.write('{"first": 2, "rep')
+        asked = []
+        monkeypatch.setattr(reporter, "write", lambda chosen: asked.extend(chosen) or one_by_one(chosen))
+        again = write_reports(reporter, images, tmp_path / "cut")
+        assert asked == images[2:]
+        assert [w.text for w in again] == [w.text for w in whole]
+
+    def test_two_processes_write_each_its_share_and_together_the_same(self, reporter, images, tmp_path, monkeypatch):
+        whole = write_reports(reporter, images, tmp_path / "one")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        for rank in ("1", "0"):
+            monkeypatch.setenv("RANK", rank)
+            shared = write_reports(reporter, images, tmp_path / "two")
+        shares = [[line["first"] for line in read_json_lines(p)] for p in sorted((tmp_path / "two").iterdir())]
+        assert shares == [[0, 4], [2, 6]]
+        assert [w.text for w in shared] == [w.text for w in whole]
+
+
+def kill_many(kills, seed):
+    command = [sys.executable, str(Path(__file__).with_name("kill_many.py")), f"--kills={kills}", f"--seed={seed}"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=project_root())
+
+
+def test_a_chain_killed_at_random_points_ends_as_if_it_had_not_been():
+    result = kill_many(2, 1)
+    assert result.returncode == 0, result.stdout + result.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_chains_killed_at_20_random_points_end_as_if_they_had_not_been():
+    result = kill_many(20, 2)
+    assert result.returncode == 0, result.stdout + result.stderr[-2000:]
+    found = json.loads(result.stdout[: result.stdout.rindex("}") + 1])
+    assert found["kills"] >= 20
+    assert found["repeated_steps"] <= 3

@@ -1,0 +1,188 @@
+"""Reports of any text: cleaning, parsing, labeling and choosing settings never fail but in a sentence."""
+
+import json
+import string
+from collections.abc import Callable
+
+import pytest
+
+pytest.importorskip("hypothesis", reason="hypothesis is not installed")
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from radvision_utils.__main__ import parse_settings
+from radvision_utils.config import PROFILES, Profile, RadVisionError, load_profile, setting_names
+from radvision_utils.data.language import is_english
+from radvision_utils.data.mimic import sections_of
+from radvision_utils.data.reports import (
+    DEIDENTIFIED,
+    PRIORS,
+    Report,
+    clean_section,
+    drop_sentences,
+    format_report,
+    oddities,
+    parse_report,
+    split_sentences,
+)
+from radvision_utils.evaluation.finding_labels import OBSERVATIONS, compare, find_mentions, label, sentences
+
+# Pieces that the rules look for, mixed with anything: random letters alone would hardly ever meet a rule.
+PIECES = [
+    *(
+        "Findings:",
+        "IMPRESSION :",
+        "**Impression:**",
+        "findings",
+        "1. ",
+        "2) ",
+        "12.",
+        " 3. ",
+        "T12.",
+        "2.5 cm",
+        "Dr. ",
+    ),
+    *(
+        "vs. ",
+        "e.g. ",
+        "XXXX",
+        "___",
+        "stable",
+        "unchanged",
+        "prior ",
+        "has ",
+        "been ",
+        "no ",
+        "without ",
+        "and ",
+        "or ",
+    ),
+    *(
+        "left ",
+        "right ",
+        "bilateral ",
+        "effusion",
+        "pneumothorax",
+        "heart ",
+        "is ",
+        "enlarged",
+        "normal",
+        "lungs ",
+        "clear",
+    ),
+    *(
+        "may represent ",
+        "versus ",
+        "cannot exclude ",
+        "? ",
+        "; ",
+        ", ",
+        ". ",
+        ".",
+        "..",
+        " . ",
+        "<b>",
+        "</p>",
+        "&lt;",
+        "&#0;",
+    ),
+    *("<", ">", "[", "]", "{", "}", "\n", "\t", "\r\n", "\x00", "\u202e", "\u200b", "\ufeff", "İ", "ß", "ﬁ", "🫁", "é"),
+]
+TEXTS = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=6)), max_size=40).map("".join)
+
+
+@given(TEXTS)
+def test_cleaning_gives_one_line_of_sentences(text):
+    clean = clean_section(text)
+    assert clean == " ".join(clean.split())
+    assert not any(ord(c) < 32 or c in "\u202e\u200b\ufeff" for c in clean)
+    assert clean == "" or clean[-1] in ".!?"
+    assert " ".join(split_sentences(clean)) == clean
+    assert isinstance(oddities(text), list)
+
+
+@given(TEXTS, st.sets(st.sampled_from([DEIDENTIFIED, PRIORS])))
+def test_dropping_keeps_whole_sentences_and_counts_the_others(text, reasons):
+    clean = clean_section(text)
+    kept, dropped = drop_sentences(clean, reasons)
+    before, after = split_sentences(clean), split_sentences(kept)
+    assert set(dropped) <= reasons
+    assert len(before) >= sum(dropped.values())
+    assert dropped or kept == clean
+    assert set(" ".join(after).split()) <= set(clean.split())
+
+
+@given(TEXTS, TEXTS)
+def test_a_cleaned_report_written_and_read_back_is_the_same(findings, impression):
+    report = Report(clean_section(findings), clean_section(impression))
+    again = parse_report(format_report(report))
+    expected = [_as_read(report.findings), _as_read(report.impression)]
+    assert [again.findings, again.impression] == expected or not any(expected)
+
+
+def _as_read(text: str) -> str:
+    """What reading takes off the ends and out of a text: the marks of Markdown and a pair of braces around all."""
+    return parse_report(f"Findings: {text}").findings
+
+
+@given(st.one_of(TEXTS, st.text()))
+def test_any_text_of_a_model_is_read(text):
+    report = parse_report(text)
+    assert report.headed or report.impression == ""
+    assert "\n" not in report.findings + report.impression
+
+
+@given(st.one_of(TEXTS, st.text()))
+def test_the_labeler_never_fails_and_its_spans_lie_in_the_text(text):
+    found = label(text)
+    assert tuple(found) == OBSERVATIONS
+    spans = sentences(text)
+    for mention in find_mentions(text):
+        start, end = spans[mention.sentence]
+        assert start <= mention.start < mention.end <= end <= len(text)
+    assert set(compare(found, found).values()) <= {"agree"}
+    assert isinstance(is_english(text), bool)
+
+
+@given(TEXTS)
+def test_sections_of_a_mimic_report_hold_only_what_was_written(text):
+    for _, body in sections_of(f" FINAL REPORT\n {text}\n IMPRESSION:  Normal.\n"):
+        assert body in f" FINAL REPORT\n {text}\n IMPRESSION:  Normal.\n"
+
+
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=6,
+)
+NAMES = st.one_of(st.sampled_from(setting_names()), st.text(string.printable, max_size=20))
+
+
+def one_sentence(act: Callable[[], Profile]) -> Profile | None:
+    """The profile, or None where it was refused in the one way that users shall see."""
+    told = ""
+    try:
+        profile: Profile | None = act()
+    except RadVisionError as error:
+        profile, told = None, str(error)
+    assert "\n" not in told
+    return profile
+
+
+@given(st.dictionaries(NAMES, VALUES, max_size=4))
+def test_any_overrides_give_a_profile_or_one_sentence(overrides):
+    profile = one_sentence(lambda: load_profile("tiny", overrides))
+    if profile is not None:
+        assert json.loads(json.dumps(profile.to_dict())) == profile.to_dict()
+        assert set(setting_names(profile.to_dict())) == set(setting_names(PROFILES["tiny"].to_dict()))
+
+
+@given(st.one_of(st.text(), st.builds(json.dumps, VALUES)))
+def test_any_text_of_overrides_gives_a_profile_or_one_sentence(text):
+    one_sentence(lambda: load_profile("tiny", text))
+
+
+@given(st.lists(st.one_of(st.text(), st.builds("{}={}".format, NAMES, st.text())), max_size=3))
+def test_any_words_after_set_give_a_profile_or_one_sentence(words):
+    one_sentence(lambda: load_profile("tiny", parse_settings(words)))

@@ -1,0 +1,129 @@
+"""The benchmark compares equals: the same tokens and losses for everyone, and it refuses to print otherwise."""
+
+import importlib.util
+import platform
+import shutil
+
+import pytest
+import torch
+
+from benchmarks import results, shares
+from benchmarks.contenders import (
+    OURS,
+    PLAIN,
+    TRAINER,
+    TRL,
+    ProcessorCollator,
+    ours,
+    plain_loop,
+    trainer_as_it_comes,
+    trl_rows,
+    trl_sft,
+)
+from benchmarks.generation import check_same_reports, race_generation
+from benchmarks.mini import BATCH, ENDING_AT_THE_REPORT, make_profile, mini_config
+from benchmarks.preparation import race_preparation
+from benchmarks.race import Account, Runner, race
+from benchmarks.ratios import Ratio
+from benchmarks.training import check_same_work
+from radvision_utils import RadVisionError, load_profile
+from radvision_utils.data.prepare import prepare_dataset
+from radvision_utils.model.loading import TINY_BASE, load_processor
+from radvision_utils.training.collator import Collator
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory):
+    """The benchmark's studies for the tiny base."""
+    folder = tmp_path_factory.mktemp("bench")
+    shutil.copytree(TINY_BASE, folder / "mini")
+    (folder / "mini" / "chat_template.jinja").write_text(ENDING_AT_THE_REPORT)
+    return make_profile(folder, STEPS * BATCH, **{"model.visual_tokens": 16})
+
+
+@pytest.fixture(scope="module")
+def studies(profile):
+    return prepare_dataset(profile).split("train")
+
+
+@pytest.fixture(scope="module")
+def batch(profile, studies):
+    """What our collator makes of four studies."""
+    return Collator(load_processor(profile.model, 512), profile.model)(studies[:BATCH])
+
+
+def assert_same_inputs(theirs, ours):
+    for name in ("input_ids", "attention_mask", "labels", "mm_token_type_ids", "image_grid_thw"):
+        assert torch.equal(theirs[name], ours[name]), name
+    torch.testing.assert_close(theirs["pixel_values"], ours["pixel_values"], rtol=0, atol=0.02)
+
+
+def test_the_epoch_has_exactly_the_studies_of_its_steps(studies):
+    assert len(studies) == STEPS * BATCH
+
+
+def test_peers_that_use_the_processor_train_on_our_tokens(profile, studies, batch):
+    assert_same_inputs(ProcessorCollator(profile)(studies[:BATCH]), batch)
+
+
+def test_trl_trains_on_our_tokens(profile, studies, batch):
+    trl = pytest.importorskip("trl.trainer.sft_trainer")
+    collate = trl.DataCollatorForVisionLanguageModeling(
+        ProcessorCollator(profile).processor, max_length=None, completion_only_loss=True
+    )
+    rows = trl_rows(profile, studies)
+    assert_same_inputs(collate([rows[number] for number in range(BATCH)]), batch)
+
+
+@pytest.mark.parametrize("change", [{"tokens": 99}, {"samples": 7}, {"held_out": 2.1}])
+def test_contenders_that_did_not_do_the_same_are_not_compared(change):
+    account = Account(samples=8, tokens=100, losses=[3.0], held_out=2.0)
+    check_same_work({OURS: account, PLAIN: account})
+    with pytest.raises(RadVisionError, match=f"^{PLAIN} (trained on|reached)"):
+        check_same_work({OURS: account, PLAIN: Account(**{**vars(account), **change})})
+
+
+def test_reports_that_differ_between_a_batch_and_one_by_one_are_refused():
+    check_same_reports(["a", "b"], ["a"])
+    for theirs in (["b"], [""]):
+        with pytest.raises(RadVisionError, match="do not write the same"):
+            check_same_reports(theirs if theirs == [""] else ["a"], theirs)
+
+
+def test_a_ratio_shows_median_and_spread():
+    assert str(Ratio.of([2.0, 1.0, 4.0])) == "2.00 (1.00 to 4.00, 3 pairs)"
+
+
+def test_mini_has_the_proportions_of_the_7b_in_compute(tmp_path):
+    mini_config(ProcessorCollator(load_profile()).processor.tokenizer).save_pretrained(tmp_path)
+    mini = load_profile("tiny", {"model.base": str(tmp_path), "model.visual_tokens": 324})
+    ours, theirs = shares.compute_shares(mini), shares.compute_shares(shares.seven_b())
+    for part, share in theirs.items():
+        assert abs(ours[part] - share) < 0.1, part
+
+
+def test_prepared_squares_are_those_of_the_plain_loop(tmp_path):
+    assert race_preparation(tmp_path, "PNG", rounds=1, count=4).difference == 0
+    assert 0 < race_preparation(tmp_path, "JPEG", rounds=1, count=4).difference < 0.5
+
+
+def test_results_name_the_processor_and_no_host():
+    text = results.machine("python -m benchmarks")
+    assert "cores" in text
+    assert platform.node() not in text
+
+
+@pytest.mark.slow
+def test_every_contender_reaches_our_loss_in_every_stage(profile, studies):
+    contenders = {OURS: ours, PLAIN: plain_loop, TRAINER: trainer_as_it_comes}
+    if importlib.util.find_spec("trl"):
+        contenders[TRL] = trl_sft
+    for stage in (1, 2, 3):
+        rounds, accounts = race([Runner(name, train, profile, stage) for name, train in contenders.items()], STEPS)
+        check_same_work(accounts)
+        assert accounts[TRAINER].losses == pytest.approx(accounts[OURS].losses, abs=1e-3)
+        assert len(rounds) == STEPS - 2
+        assert all(account.samples == STEPS * BATCH and account.peak_gib > 0 for account in accounts.values())
+    assert race_generation(profile, rounds=1).ratio.pairs == 1
