@@ -8,10 +8,12 @@ SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_in
 VERSION := import sys; print(sys.version_info[:2])
 STAMP := .venv/.installed
 IN_VENV := .venv/bin/python -m
+FLOOR_STAMP := .venv-floor/.installed
+FLOOR_TESTS := tests/model tests/training tests/test_inference.py tests/test_export.py tests/test_chain.py
 
-.PHONY: help run test lint clean always
+.PHONY: help run test test-floor lint bench clean always
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile
 
 run: $(STAMP) ## the whole chain on a CPU with profile tiny: data, three stages, reports, dashboard
 	$(IN_VENV) radvision_utils run --profile tiny
@@ -21,13 +23,21 @@ test: export HF_HUB_OFFLINE = 1
 test: $(STAMP) ## the fast tests
 	$(IN_VENV) pytest
 
+test-floor: export HF_HUB_OFFLINE = 1
+test-floor: $(FLOOR_STAMP) ## tests of models, training, reports and the chain with the oldest versions, in .venv-floor
+	.venv-floor/bin/python -m pytest $(FLOOR_TESTS)
+
 lint: $(STAMP) ## formatting, lint (notebooks too) and types
 	$(IN_VENV) ruff format --check .
 	$(IN_VENV) ruff check .
 	$(IN_VENV) mypy radvision_utils
 
+bench: $(STAMP) ## speed and memory against what others use, 20 minutes; writes benchmarks/RESULTS.md
+	$(IN_VENV) pip install --disable-pip-version-check --no-input --quiet -c constraints.txt -e '.[bench]'
+	$(IN_VENV) benchmarks
+
 clean: ## remove .venv and caches; outputs/ stays
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-floor build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last: an interrupted installation is taken up again. An interpreter asked for by name that is
@@ -50,4 +60,16 @@ $(STAMP): pyproject.toml constraints.txt
 	    echo "Making .venv with $$python ($$("$$python" --version))"; "$$python" -m venv --clear .venv; \
 	fi
 	$(IN_VENV) pip install --disable-pip-version-check --no-input -c constraints.txt -e '.[test,dicom]'
+	@touch $@
+
+$(FLOOR_STAMP): pyproject.toml constraints-floor.txt
+	@for python in $(or $(PYTHON),python3.11 python3.10); do \
+	    "$$python" -c "import ensurepip, venv" 2>/dev/null && break; python=; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo "The oldest versions need Python 3.10 or 3.11: name one, make test-floor PYTHON=/path/to/python" >&2; \
+	    exit 1; \
+	fi; \
+	"$$python" -m venv --clear .venv-floor
+	.venv-floor/bin/python -m pip install --disable-pip-version-check --no-input -c constraints-floor.txt -e '.[test,dicom]'
 	@touch $@

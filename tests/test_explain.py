@@ -45,7 +45,7 @@ def passage(reporter, neutral, studies):
 
 def log_probability(reporter, image, report, text):
     """Of `text`, which ends the findings of `report`, by a plain pass of the model as training makes it."""
-    batch = reporter.collator([SimpleNamespace(uid="1", image=image, report=report)])
+    batch = reporter.collator([SimpleNamespace(uid="1", image=image, report=report, indication="")])
     with torch.no_grad():
         inputs = {k: v for k, v in batch.items() if k not in ("labels", "uids")}
         logits = reporter.model(**inputs, use_cache=False).logits[0, :-1].float().log_softmax(-1)
@@ -149,7 +149,7 @@ def test_words_are_explained_without_contrast_and_unknown_ones_are_refused(repor
 def test_what_training_cuts_off_is_left_out(reporter, studies):
     short = dataclasses.replace(reporter.collator.settings, max_report_tokens=10)
     collator = type(reporter.collator)(reporter.collator.processor, short)
-    layout = lay_out(collator, REPORT, parts_of(REPORT), [""] * 3)
+    layout = lay_out(collator, collator.prompt(), REPORT, parts_of(REPORT), [""] * 3)
     assert [part.text for part in layout.parts] == ["The lungs are clear.", "There is a left pleural effusion."]
 
 

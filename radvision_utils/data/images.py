@@ -175,8 +175,14 @@ def stack_views(squares: Sequence[Image.Image]) -> Image.Image:
 
 
 def views_of(image: Image.Image) -> list[Image.Image]:
-    """The square views of a prepared picture, from above."""
+    """The square views of a prepared picture, from above.
+
+    Raises:
+        RadVisionError: it is not made of squares.
+    """
     side = image.width
+    if image.height % side:
+        raise RadVisionError(f"an image has {side} x {image.height} pixels: prepare the images at data.image_size.")
     return [image.crop((0, top, side, top + side)) for top in range(0, image.height, side)]
 
 

@@ -89,7 +89,7 @@ def test_the_parts_of_an_example_add_up_to_its_tokens(collator, dataset):
 
 
 def test_an_image_of_another_size_than_prepared_is_refused(collator, dataset):
-    with pytest.raises(RadVisionError, match=r"visual tokens instead of 16: prepare the images at data.image_size"):
+    with pytest.raises(RadVisionError, match=r"512 x 256 pixels: prepare the images at data.image_size"):
         collator.prompts([Image.new("L", (512, 256))])
 
 

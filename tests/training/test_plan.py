@@ -146,6 +146,7 @@ def tiny_batch(profile_, count, features=None):
             uid=str(i),
             image=Image.fromarray(draw.integers(0, 255, (512, 512), dtype=np.uint8)),
             report=Report(" ".join(draw.choice(words, 30 - 2 * i)), "Normal chest."),
+            indication="",
         )
         for i in range(count)
     ]
