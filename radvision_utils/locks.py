@@ -50,6 +50,10 @@ def _locked(run: RunFolder, step: str) -> Iterator[None]:
     handle = _acquire(path, run.run)
     try:
         holder = {"process": os.getpid(), "host": socket.gethostname(), "step": step, "since": now()}
+        for leftover in run.path.glob(
+            ".run.json.*"
+        ):  # of a process killed as it wrote: whoever holds the run writes it
+            leftover.unlink(missing_ok=True)
         os.ftruncate(handle, 0)
         os.pwrite(handle, (json.dumps(holder) + "\n").encode(), 0)
         yield

@@ -83,12 +83,17 @@ class RunFolder:
         """Where data or a stage is made; it becomes visible by `publish`, whole."""
         return self.path / f"{step}.partial"
 
-    def publish(self, step: str) -> None:
-        """Put the finished folder `partial(step)` in the place of an older one.
+    def publish(self, profile: Profile, step: str) -> None:
+        """Put the finished folder `partial(step)` in the place of an older one, and note in `run.json` what it says.
 
         Killed in between, it is whole and waits: `publish_finished` takes the exchange up again.
         """
         final, partial = self.path / step, self.partial(step)
+        record = read_json(partial / self.record_path(step).name)
+        facts = {key: record[key] for key in ("seconds", "device", "versions") if key in record}
+        if step == "data":
+            facts["studies"] = record["counts"]["kept"]
+        self.note(profile, step, **facts)
         sync_folder(partial)
         # The record goes first: a folder that is half deleted must not count as finished.
         self.record_path(step).unlink(missing_ok=True)
@@ -143,7 +148,7 @@ def publish_finished(profile: Profile, step: str) -> bool:
     record = folder.partial(step) / folder.record_path(step).name
     if not record.is_file() or read_json(record)["key"] != step_key(profile, step):
         return False
-    folder.publish(step)
+    folder.publish(profile, step)
     return True
 
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -81,15 +80,14 @@ def _prepare_anew(profile: Profile, source: Source, run: runs.RunFolder, progres
         shutil.rmtree(partial)
     (partial / "images").mkdir(parents=True)
     try:
-        summary = _prepare(profile, source, partial, progress)
-        run.publish("data")
+        _prepare(profile, source, partial, progress)
+        run.publish(profile, "data")
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    run.note(profile, "data", seconds=summary["seconds"], studies=summary["counts"]["kept"])
 
 
-def _prepare(profile: Profile, source: Source, folder: Path, progress: Progress | None) -> dict[str, Any]:
+def _prepare(profile: Profile, source: Source, folder: Path, progress: Progress | None) -> None:
     started, tally, shared = time.monotonic(), Tally(), Shared()
     log.info("preparing %s studies of %s", "the" if source.count is None else source.count, source.name)
     with show_progress(source.count, progress) as step, (folder / REMARKS).open("w", encoding="utf-8") as listing:
@@ -117,7 +115,6 @@ def _prepare(profile: Profile, source: Source, folder: Path, progress: Progress 
         "studies_per_second": round(tally.read / seconds, 1),
     }
     runs.write_json(folder / "summary.json", summary)
-    return summary
 
 
 @dataclass(frozen=True)

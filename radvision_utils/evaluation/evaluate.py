@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -116,9 +117,8 @@ def evaluate(
                 metrics = help_first_process(profile, split, STAGE_ROWS, folder, key)
             else:
                 metrics = _Evaluation(profile, split, folder, key).run()
-                shutil.rmtree(folder / "reports", ignore_errors=True)
-                if split == "test":
-                    run.note(profile, "evaluation", seconds=metrics["seconds"])
+    if process_rank() == 0:
+        shutil.rmtree(folder / "reports", ignore_errors=True)
     if clinical:
         add_clinical_to_evaluation(metrics, folder)
     if (evidence or samples) and not process_rank():
@@ -282,12 +282,17 @@ class _Evaluation:
         metrics["hash"] = fingerprint([record["generated"] for record in records])
         metrics["finished"] = now()
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        write_text(self.folder / "predictions.jsonl", lines)
+        write_text(self.folder / "predictions.next.jsonl", lines)
+        # Figures of other reports must not stand beside these, however this process ends.
+        (self.folder / "metrics.json").unlink(missing_ok=True)
+        os.replace(self.folder / "predictions.next.jsonl", self.folder / "predictions.jsonl")
         write_json(self.folder / "rexrank.json", rexrank_submission(last))
         write_text(self.folder / "table.md", page(f"{self.split.capitalize()} split", metrics, scored))
         save_figures(metrics, records, self.folder)
         for name in FILES:  # of other reports
             (self.folder / name).unlink(missing_ok=True)
+        if self.split == "test":
+            RunFolder.of(self.profile).note(self.profile, "evaluation", seconds=metrics["seconds"])
         write_json(self.folder / "metrics.json", metrics)
 
 

@@ -103,6 +103,8 @@ def train_stage(profile: Profile, stage: int, force: bool = False) -> StageResul
             if not is_current(profile, step):
                 _train(profile, stage, key, device, started)
             together.wait_for_everyone()
+    if process_rank() == 0:
+        shutil.rmtree(folder.stage(stage) / "checkpoints", ignore_errors=True)  # after a kill too: they are large
     return StageResult(folder.stage(stage), require(profile, step))
 
 
@@ -153,9 +155,7 @@ def _train(profile: Profile, stage: int, key: str, device: Device, started: floa
     logger.info("%s", beside_measured(record, card=device.kind == "cuda"))
     draw_losses(work / "log.jsonl", work / "loss.png", STAGES[stage].title)
     write_json(work / "stage.json", record)
-    folder.publish(step)
-    shutil.rmtree(folder.stage(stage) / "checkpoints", ignore_errors=True)
-    folder.note(profile, step, seconds=record["seconds"], device=device.title, versions=record["versions"])
+    folder.publish(profile, step)
 
 
 def _stage_model(profile: Profile, stage: int, folder: RunFolder, device: Device) -> PeftModel:

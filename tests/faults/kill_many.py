@@ -141,7 +141,10 @@ def in_child(
 def outcome(root: Path, step: str) -> dict:
     """All of a step that must not depend on interruptions."""
     run = RunFolder("r", root)
-    found: dict = {"files": sorted(p.name for p in run.path.iterdir())}
+    # A lock that a killed process left stays until another step takes it over.
+    found: dict = {"files": sorted(p.name for p in run.path.iterdir() if p.name != "lock.json")}
+    found["files"] += sorted(p.name for p in (run.path / step).iterdir() if not p.name.startswith("."))
+    found["noted"] = sorted(read_json(run.path / "run.json")["steps"])
     if step == "data":
         found["data"] = [read_json(run.data / "summary.json")["hash"], read_json(run.data / "split.json")]
     elif step == "evaluation":
@@ -240,8 +243,8 @@ def _differences(root: Path, steps: tuple[str, ...], reference: Reference, what:
     found = []
     for step in steps:
         got, expected = outcome(root, step), reference.expected[step]
-        if len(steps) > 1:  # the files that later steps added are none of this one's
-            got["files"] = expected["files"]
+        if len(steps) > 1:  # later steps added theirs
+            got |= {key: expected[key] for key in ("files", "noted")}
         found += [f"{what}: {step} {key} differ" for key in expected if got[key] != expected[key]]
     return found
 

@@ -85,7 +85,7 @@ def test_a_stage_killed_before_it_is_put_in_its_place_is_put_there(fresh_run, mo
     monkeypatch.setattr(trainer, "_fit", lambda *_: pytest.fail("it trains again"))
     result = train_stage(profile, 1)
     assert result.record["steps"] == 4
-    assert sorted(p.name for p in RunFolder.of(profile).path.iterdir()) == ["data", "stage1"]
+    assert sorted(p.name for p in RunFolder.of(profile).path.iterdir()) == ["data", "run.json", "stage1"]
 
 
 def test_an_older_stage_stays_until_the_new_one_is_whole(fresh_run, killed):

@@ -27,17 +27,22 @@ from radvision_utils.training.loss import MODEL_INPUTS
 FRESH = """
 import sys, torch
 from safetensors.torch import save_file
-from radvision_utils.inference import load_reporter
 from radvision_utils.data.studies import open_prepared
+from radvision_utils.environment import choose_device
+from radvision_utils.model.adapter import load_adapter
+from radvision_utils.model.loading import load_base, load_processor
+from radvision_utils.runs import RunFolder
+from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import MODEL_INPUTS
 root, run, to = sys.argv[1:]
+folder = RunFolder(run, root)
+profile = folder.profile()
+batch = Collator(load_processor(profile.model, 512), profile.model)(open_prepared(profile).split("validation")[:2])
 found = {}
 for stage in (1, 2, 3):
-    reporter = load_reporter(run, stage, root)
-    batch = reporter.collator(open_prepared(reporter.profile).split("validation")[:2])
+    model = load_adapter(load_base(profile.model, choose_device()), folder.adapter(stage)).eval()
     with torch.inference_mode():
-        inputs = {name: batch[name] for name in MODEL_INPUTS}
-        found[str(stage)] = reporter.model(**inputs, use_cache=False).logits
+        found[str(stage)] = model(**{name: batch[name] for name in MODEL_INPUTS}, use_cache=False).logits
 save_file(found, to)
 """
 

@@ -1,0 +1,142 @@
+"""`python -m benchmarks`: every table, about 20 minutes on two cores; `--quick`: a minute or two, nothing written.
+
+On a card it measures the 7B with random weights instead; the comparison with others is for a CPU, where two models fit
+side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from radvision_utils.config import DISCLAIMER, RadVisionError
+from radvision_utils.environment import choose_device, quiet_libraries
+from radvision_utils.runs import write_text
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    steps: int  # of each contender in each stage; the first and the last are not counted
+    rounds: int  # of generation and preparation
+    tokens: int  # a report, in generation
+    pictures: int  # a round of preparation
+    sides: tuple[int, ...]
+    batches: tuple[int, ...]
+    studies: tuple[int, ...]
+
+
+FULL = Size(
+    steps=5,
+    rounds=4,
+    tokens=64,
+    pictures=256,
+    sides=(224, 336, 448, 512, 672, 896),
+    batches=(1, 2, 4, 8, 16, 32),
+    studies=(250, 1000, 4000, 16000),
+)
+QUICK = Size(steps=3, rounds=1, tokens=8, pictures=32, sides=(224,), batches=(1,), studies=(250,))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print; 1 with one sentence if a contender failed or did not do the same work."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Speed and memory against others.")
+    parser.add_argument("--quick", action="store_true", help="a minute or two, to see that it runs; writes nothing")
+    parser.add_argument("--only", choices=sorted(PARTS), help="one part")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    quiet_libraries()
+    size = QUICK if options.quick else FULL
+    whole = not options.quick and not options.only
+    command = "python -m benchmarks" + " --quick" * options.quick + (f" --only {options.only}" if options.only else "")
+    try:
+        with tempfile.TemporaryDirectory(prefix="radvision-bench-") as scratch:
+            parts = [PARTS[options.only]] if options.only else list(PARTS.values())
+            text = _page(command, size, Path(scratch), [_on_card] if choose_device().kind == "cuda" else parts)
+    except RadVisionError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 1
+    if whole:
+        write_text(RESULTS, text)
+    return 0
+
+
+Part = Callable[[Size, Path], Iterator[str]]
+
+
+def _page(command: str, size: Size, scratch: Path, parts: list[Part]) -> str:
+    from benchmarks.results import machine
+
+    pieces = [f"# Benchmark\n\n{machine(command)}\nRatios: median of pairs (least to greatest). {DISCLAIMER}\n"]
+    print(pieces[0])
+    for part in parts:
+        for piece in part(size, scratch):
+            print(piece, flush=True)
+            pieces.append(piece)
+    return "\n".join(pieces)
+
+
+def _preparation(size: Size, scratch: Path) -> Iterator[str]:
+    from benchmarks import results
+    from benchmarks.preparation import race_preparation
+
+    outcome = [race_preparation(scratch / "preparation", kind, size.rounds, size.pictures) for kind in ("JPEG", "PNG")]
+    yield f"## Preparation\n\n{results.preparation(outcome)}"
+
+
+def _training(size: Size, scratch: Path) -> Iterator[str]:
+    from benchmarks import results
+    from benchmarks.generation import race_generation
+    from benchmarks.mini import BATCH, make_profile
+    from benchmarks.training import StageRace, race_stage
+    from radvision_utils.config import STAGES
+    from radvision_utils.data.prepare import prepare_dataset
+
+    if importlib.util.find_spec("trl") is None:
+        raise RadVisionError("TRL, one of the peers, is not installed: `pip install -e .[bench]`, or `make bench`.")
+    settings = {"generation.batch_size": 16, "generation.max_new_tokens": size.tokens}
+    profile = make_profile(scratch, size.steps * BATCH, **settings)
+    prepare_dataset(profile)
+    yield f"## The model `mini` beside the 7B\n\n{results.proportions(profile)}"
+    races: list[StageRace] = []
+    for stage in STAGES:
+        races.append(race_stage(profile, stage, size.steps, races[-1].once if races else 0.0))
+        yield f"## Stage {stage}\n\n{results.training(races[-1])}"
+    yield f"Same work, same loss:\n\n{results.same_work(races)}"
+    yield f"What the 7B would gain by operations alone, by arithmetic:\n\n{results.arithmetic()}"
+    yield f"## Generation\n\n{results.generation(race_generation(profile, size.rounds))}"
+
+
+def _growth(size: Size, scratch: Path) -> Iterator[str]:
+    from benchmarks import growth, results
+
+    yield f"## How cost grows\n\n{results.growth('pixels a side', growth.by_resolution(scratch, size.sides))}"
+    yield results.growth("studies at once", growth.by_batch(scratch, size.batches))
+    yield results.growth("studies", growth.by_studies(scratch / "many", size.studies))
+
+
+def _on_card(size: Size, scratch: Path) -> Iterator[str]:
+    from benchmarks import results
+    from benchmarks.gpu import measure_on_card, random_7b
+
+    yield f"## The 7B, random weights\n\n{results.on_card(measure_on_card(random_7b(scratch, size.steps)))}"
+
+
+PARTS: dict[str, Part] = {"preparation": _preparation, "training": _training, "growth": _growth}
+
+
+if __name__ == "__main__":
+    # On a CPU every large tensor is fresh memory, which the system hands out page by page: with small pages that takes
+    # twice as long as an activation function on it, for every contender. A card knows nothing of the kind.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's switch for large pages, read at the first tensor
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""Who is compared: this project, and what people use instead, each as its documentation would have it.
+
+All train the same components of the same model from the same weights, over the same studies, with the same optimizer,
+schedule, 4-bit weights and gradient checkpointing of every layer, in float32 on a CPU. The three others read prepared
+images and let the processor make pixels and tokens of them at every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes
+import torch
+from datasets import Dataset, Image, List
+from PIL import Image as Pictures
+from transformers import (
+    AutoProcessor,
+    Qwen2_5_VLForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+    get_scheduler,
+)
+
+from benchmarks.race import Turns
+from radvision_utils.config import Profile
+from radvision_utils.data.reports import format_report
+from radvision_utils.data.studies import Study, open_prepared
+from radvision_utils.environment import Device, choose_device, seed_everything
+from radvision_utils.model.adapter import attach_adapter, load_adapter
+from radvision_utils.model.loading import base_path, load_processor, quantization_config
+from radvision_utils.runs import RunFolder
+from radvision_utils.training.collator import IGNORED, Collator
+from radvision_utils.training.loss import mean_report_loss
+from radvision_utils.training.order import StudyOrder
+from radvision_utils.training.stages import select_stage
+from radvision_utils.training.trainer import train_stage
+
+OURS, PLAIN, TRAINER, TRL = "RadVision", "plain loop", "transformers.Trainer", "TRL SFTTrainer"
+PLANNED, WITHOUT_CACHE = "RadVision, as planned for a T4", "RadVision, features not cached"
+
+
+def ours(profile: Profile, stage: int, turns: Turns) -> float:
+    """`train_stage`, as the notebooks call it."""
+    record = train_stage(profile, stage, force=True).record
+    turns.account.once = (record["features"] or {"seconds": 0.0})["seconds"]
+    loss: float = record["validation_loss"][-1]
+    return loss
+
+
+def plain_loop(profile: Profile, stage: int, turns: Turns) -> float:
+    """The loop of the field's notebooks: one study at a time, gradients of four accumulated, logits of every token."""
+    settings, device = profile.stage(stage), choose_device()
+    model = load_peer(profile, stage)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    collate = ProcessorCollator(profile)
+    studies = in_our_order(profile, stage)
+    group = settings.micro_batch * settings.accumulation
+    steps = len(studies) // group
+    optimizer = bitsandbytes.optim.PagedAdamW8bit(
+        [p for p in model.parameters() if p.requires_grad], lr=settings.learning_rate, weight_decay=0.0
+    )
+    scheduler = get_scheduler(settings.schedule, optimizer, _warmup(settings.warmup_ratio, steps), steps)
+    for step in range(steps):
+        total = 0.0
+        for study in studies[step * group : (step + 1) * group]:
+            batch = collate([study])
+            turns.count(batch["labels"])
+            with device.autocast():
+                loss = model(**batch.to(model.device), use_cache=False).loss / group
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        turns.step_done()
+        turns.account.losses.append(total)
+    return held_out_loss(model, profile, device)
+
+
+def trainer_as_it_comes(profile: Profile, stage: int, turns: Turns) -> float:
+    """transformers.Trainer with the processor in the collator and the model's own loss."""
+    device = choose_device()
+    model = load_peer(profile, stage)
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(**_arguments(profile, stage, device), remove_unused_columns=False),
+        data_collator=ProcessorCollator(profile),
+        train_dataset=in_our_order(profile, stage),
+    )
+    trainer.train()
+    return held_out_loss(model, profile, device)
+
+
+def trl_sft(profile: Profile, stage: int, turns: Turns) -> float:
+    """TRL's SFTTrainer on a prompt-completion data set: its own collation, loss on the completion, no truncation."""
+    from trl import SFTConfig, SFTTrainer
+
+    device = choose_device()
+    model = load_peer(profile, stage)
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(**_arguments(profile, stage, device), max_length=None),
+        train_dataset=trl_rows(profile, in_our_order(profile, stage)),
+        processing_class=AutoProcessor.from_pretrained(base_path(profile.model)),
+    )
+    # It rounds what trains to bfloat16 where the base is 4-bit. The comparison is at equal precision.
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    trainer.train()
+    return held_out_loss(model, profile, device)
+
+
+def trl_rows(profile: Profile, studies: Sequence[Study]) -> Dataset:
+    """Studies as TRL's documentation has data for a vision-language model."""
+    rows = [
+        {
+            "images": [str(study.image)],
+            "prompt": [{"role": "user", "content": profile.model.prompt}],
+            "completion": [{"role": "assistant", "content": format_report(study.report)}],
+        }
+        for study in studies
+    ]
+    return Dataset.from_list(rows).cast_column("images", List(Image()))
+
+
+PEERS = {PLAIN: plain_loop, TRAINER: trainer_as_it_comes, TRL: trl_sft}
+
+
+class ProcessorCollator:
+    """Batches as the model cards show them: the processor makes text and image into inputs, the prompt is masked."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.processor = AutoProcessor.from_pretrained(base_path(profile.model))
+        self.question = profile.model.prompt
+        self.prompt_tokens = 0
+
+    def __call__(self, studies: Sequence[Study]) -> Any:
+        images = [Pictures.open(study.image).convert("RGB") for study in studies]
+        talks = [self._talk(format_report(study.report)) for study in studies]
+        texts = [self.processor.apply_chat_template(talk, tokenize=False) for talk in talks]
+        batch = self.processor(text=texts, images=images, padding=True, return_tensors="pt")
+        labels = batch["input_ids"].clone()
+        labels[batch["attention_mask"] == 0] = IGNORED
+        labels[:, : self._prompt_length(images[0])] = IGNORED  # all images have one size, all prompts one length
+        batch["labels"] = labels
+        return batch
+
+    def prompt(self, image: Path) -> Any:
+        """Inputs for one report."""
+        return self._prompt(Pictures.open(image).convert("RGB"))
+
+    def _prompt(self, image: Pictures.Image) -> Any:
+        talk = self._talk("")[:1]
+        text = self.processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+        return self.processor(text=[text], images=[image], return_tensors="pt")
+
+    def _prompt_length(self, image: Pictures.Image) -> int:
+        if not self.prompt_tokens:
+            self.prompt_tokens = self._prompt(image).input_ids.shape[1]
+        return self.prompt_tokens
+
+    def _talk(self, report: str) -> list[dict[str, Any]]:
+        question = [{"type": "image"}, {"type": "text", "text": self.question}]
+        return [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": [{"type": "text", "text": report}]},
+        ]
+
+
+def in_our_order(profile: Profile, stage: int) -> list[Study]:
+    """The training studies as our stage takes them, so that everyone's optimizer steps hold the same studies."""
+    studies, settings = open_prepared(profile).split("train"), profile.stage(stage)
+    collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
+    lengths = [len(collator.report_ids(study.report)) for study in studies]
+    order = StudyOrder(lengths, settings.micro_batch * settings.accumulation, profile.seed + stage)
+    return [studies[number] for number in order]
+
+
+def held_out_loss(model: Any, profile: Profile, device: Device) -> float:
+    """The loss that `train_stage` records at its end, of a model trained otherwise; nats per report token."""
+    collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
+    studies = open_prepared(profile).split("validation")
+    return mean_report_loss(model, collator, studies, profile.stage(1).micro_batch, device.autocast)
+
+
+def load_peer(profile: Profile, stage: int) -> Any:
+    """The model as transformers loads it, with the adapter that our stage begins with; "stage" 4 is after the last."""
+    device = choose_device()
+    seed_everything(profile.seed + stage)
+    base = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        base_path(profile.model),
+        dtype=device.torch_dtype(),
+        quantization_config=quantization_config(profile.model, device),
+        attn_implementation=device.attention,
+        device_map={"": "cuda:0" if device.kind == "cuda" else "cpu"},
+    )
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # or the first step after an evaluation fails on some CPUs
+            module.support_avx512bf16_for_cpu = False
+    base.requires_grad_(False)
+    folder = RunFolder.of(profile)
+    model = attach_adapter(base, profile) if stage == 1 else load_adapter(base, folder.adapter(stage - 1))
+    if stage < 4:
+        select_stage(model, profile, stage)
+    return model
+
+
+def _arguments(profile: Profile, stage: int, device: Device) -> dict[str, Any]:
+    """Our stage's settings in transformers' words."""
+    settings = profile.stage(stage)
+    return {
+        "output_dir": str(RunFolder.of(profile).path / "peers"),
+        "learning_rate": settings.learning_rate,
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": settings.micro_batch,
+        "gradient_accumulation_steps": settings.accumulation,
+        "warmup_steps": settings.warmup_ratio,  # below 1 it is a share of all steps
+        "lr_scheduler_type": settings.schedule,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "optim": settings.optimizer,
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "bf16": device.dtype == "bfloat16",
+        "fp16": device.dtype == "float16",
+        "use_cpu": device.kind == "cpu",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "train_sampling_strategy": "sequential",  # the studies come in our order
+        "seed": profile.seed + stage,
+    }
+
+
+def _warmup(share: float, steps: int) -> int:
+    return int(-(-share * steps // 1))

@@ -1,0 +1,153 @@
+"""How our own cost grows: with the image's resolution, the micro-batch, and the number of studies. All measured."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from benchmarks.contenders import OURS, ours
+from benchmarks.mini import make_profile
+from benchmarks.race import Runner, Step
+from benchmarks.shares import tflop
+from radvision_utils.config import Profile, load_profile
+from radvision_utils.data.phantom import phantom_row
+from radvision_utils.data.prepare import prepare_dataset
+from radvision_utils.environment import choose_device
+from radvision_utils.model.loading import load_base, load_processor
+from radvision_utils.training.collator import Collator
+from radvision_utils.training.features import open_features
+from radvision_utils.training.trainer import train_stage
+
+logger = logging.getLogger(__name__)
+
+_STEPS = 3  # the first warms up
+_QUICK = {f"stage{number}.validation_studies": 1 for number in (1, 2, 3)}  # a stage validates before its first step
+_DIFFERENT = 64  # phantoms that the studies are made from
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement.
+
+    Attributes:
+        x: pixels a side, studies at once, or studies.
+        figures: what was measured, by column.
+    """
+
+    x: int
+    figures: dict[str, str]
+
+
+def by_resolution(folder: Path, sides: Sequence[int]) -> list[Point]:
+    """Stage 1, which computes everything there is, one study at a time, at other image sizes."""
+    points = []
+    for side in sides:
+        tokens = round(side / 28) ** 2
+        profile = make_profile(
+            folder, 4, **{"data.image_size": side, "model.visual_tokens": tokens, **_QUICK, "stage1.micro_batch": 1}
+        )
+        profile = replace(profile, run=f"side-{side}")
+        prepare_dataset(profile)
+        step = _run(profile, 1)
+        figures = {"visual tokens": str(tokens), "seconds a study": f"{step.seconds:.2f}"}
+        points.append(
+            Point(
+                side,
+                figures | {"peak GiB": f"{step.peak_gib:.2f}", "TFLOP planned": f"{tflop(profile, 1, ours=True):.3f}"},
+            )
+        )
+        logger.info("%d pixels: %s", side, points[-1].figures)
+    return points
+
+
+def by_batch(folder: Path, sizes: Sequence[int]) -> list[Point]:
+    """Stage 3 with features cached, so many studies at once."""
+    whole = make_profile(folder, _STEPS * max(sizes), **_QUICK, **{f"stage{n}.max_steps": 2 for n in (1, 2)})
+    whole = replace(whole, run="batches")
+    prepare_dataset(whole)
+    for stage in (1, 2):
+        train_stage(whole, stage)
+    points = []
+    for size in sizes:
+        profile = replace(whole, stage3=replace(whole.stage3, micro_batch=size))
+        step = _run(profile, 3)
+        figures = {"studies/s": f"{size / step.seconds:.2f}", "peak GiB": f"{step.peak_gib:.2f}"}
+        points.append(Point(size, figures))
+        logger.info("%d at once: %s", size, figures)
+    return points
+
+
+def _run(profile: Profile, stage: int) -> Step:
+    """The third step of a stage in a process of its own, which is then ended."""
+    runner = Runner(OURS, ours, profile, stage)
+    try:
+        runner.start()
+        step = runner.step()
+        for _ in range(1, _STEPS):
+            runner.go()
+            step = runner.step()
+    finally:
+        runner.stop()
+    return step
+
+
+def by_studies(folder: Path, counts: Sequence[int]) -> list[Point]:
+    """Preparation and vision features with the embedded tiny base, for so many studies of small pictures."""
+    device, points = choose_device(), []
+    for count in counts:
+        _write_studies(folder / f"{count}.parquet", count)
+        profile = load_profile(
+            "tiny", {"data.image_size": 224}, run=f"studies-{count}", source=str(folder / f"{count}.parquet"),
+            output_root=str(folder),
+        )  # fmt: skip
+        began = time.perf_counter()
+        studies = prepare_dataset(profile, progress=lambda *_: None).split("train")
+        prepared = time.perf_counter()
+        collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
+        model = load_base(profile.model, device)
+        loaded = time.perf_counter()
+        features = open_features(model, collator, studies, folder / f"features-{count}", "x", device.autocast, 8)
+        seconds = time.perf_counter() - loaded
+        figures = {
+            "preparation s": f"{prepared - began:.1f}",
+            "studies/s": f"{count / (prepared - began):.0f}",
+            "features s": f"{seconds:.1f}",
+            "images/s": f"{len(studies) / seconds:.0f}",
+            "features MiB": f"{features.values.numel() * features.values.element_size() / 2**20:.1f}",
+        }
+        points.append(Point(count, figures))
+        logger.info("%d studies: %s", count, figures)
+    return points
+
+
+def _write_studies(path: Path, count: int) -> None:
+    """Studies whose pictures all differ, from a few phantoms shifted and brightened; drawing thousands would take
+    longer than what is measured."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = ("uid", "findings", "impression", "img_frontal")
+    schema = pa.schema([(name, pa.binary() if name == "img_frontal" else pa.string()) for name in names])
+    with pq.ParquetWriter(path, schema) as file:
+        rows = list(_studies(count))
+        file.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=256)
+
+
+def _studies(count: int) -> Iterator[dict[str, Any]]:
+    originals = [phantom_row(number, "B", 0, dirt=False) for number in range(_DIFFERENT)]
+    pixels = [np.asarray(Image.open(io.BytesIO(row["img_frontal"])).resize((256, 256))) for row in originals]  # type: ignore[arg-type]
+    for number in range(count):
+        row, shift = originals[number % _DIFFERENT], number // _DIFFERENT
+        moved = np.roll(pixels[number % _DIFFERENT], (shift % 17 - 8, shift // 17 % 17 - 8), (0, 1))
+        buffer = io.BytesIO()
+        Image.fromarray(moved).save(buffer, "JPEG", quality=90)
+        texts = {name: str(row[name]) for name in ("findings", "impression")}
+        yield {"uid": f"study-{number}", **texts, "img_frontal": buffer.getvalue()}

@@ -1,0 +1,146 @@
+"""`mini`: a Qwen2.5-VL with the 7B's proportions that takes a step in seconds on a CPU, and its studies.
+
+What a step of the 7B pays for is kept: 512 x 512 pixels in patches of 14, 324 visual tokens, windows of 112, the
+vocabulary, the width of the decoder's feed-forward layers. The hidden size is a 56th, there are fewer layers, and the
+weights are random. `shares` says how close it comes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from transformers import (
+    AutoProcessor,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from radvision_utils.config import Profile, load_profile
+from radvision_utils.data.phantom import phantom_row
+from radvision_utils.data.prepare import split_of
+from radvision_utils.model.loading import TINY_BASE
+from radvision_utils.model.tiny import CHAT_TEMPLATE, build_config
+
+SEED = 7
+VOCABULARY = 152_064  # the 7B's, with its unused rows; the tiny base's tokenizer knows the phantoms' words only
+IMAGE_SIZE, VISUAL_TOKENS = 512, 324
+BATCH = 4  # studies an optimizer step, for every contender
+# The line break that Qwen sets after a turn is no token of the report: without it, every contender's own way of masking
+# the prompt leaves the same tokens in the loss.
+ENDING_AT_THE_REPORT = CHAT_TEMPLATE.replace(
+    "<|im_end|>\n{% endfor %}", "<|im_end|>{% if message['role'] != 'assistant' %}\n{% endif %}{% endfor %}"
+)
+HELD_OUT = 4  # validation studies whose loss is compared, and test studies
+
+
+def mini_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
+    """The tiny base's configuration with the dimensions of `mini`."""
+    config = build_config(tokenizer)
+    for name, value in {
+        "depth": 8,
+        "hidden_size": 192,
+        "num_heads": 4,
+        "intermediate_size": 512,
+        "patch_size": 14,
+        "window_size": 112,
+        "fullatt_block_indexes": [7],  # one in eight, as in the 7B
+        "out_hidden_size": 64,
+    }.items():
+        setattr(config.vision_config, name, value)
+    for name, value in {
+        "hidden_size": 64,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "intermediate_size": 18944,
+        "vocab_size": VOCABULARY,
+        "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+    }.items():
+        setattr(config.text_config, name, value)
+    config.text_config.layer_types = ["full_attention"] * config.text_config.num_hidden_layers
+    config.tie_word_embeddings = False
+    return config
+
+
+def mini_processor(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLProcessor:
+    """The 7B's processor around a small tokenizer; 512 x 512 pixels stay, rounded to multiples of 28."""
+    pixels = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=pixels, patch_size=14, merge_size=2),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(size=pixels, patch_size=14, merge_size=2),
+        chat_template=ENDING_AT_THE_REPORT,
+    )
+
+
+def save_mini(folder: Path) -> None:
+    """Write model (16-bit, as the 7B comes) and processor, random but reproducible, for `from_pretrained`."""
+    tokenizer = AutoProcessor.from_pretrained(TINY_BASE).tokenizer
+    torch.manual_seed(SEED)
+    model = Qwen2_5_VLForConditionalGeneration(mini_config(tokenizer))
+    with torch.no_grad():
+        # Words that the tokenizer lacks are never written, like the unused rows of the 7B's vocabulary. The others are
+        # told apart well enough for the loss to fall in a few steps, so that equal losses mean something.
+        model.lm_head.weight[: len(tokenizer)] *= 5
+        model.lm_head.weight[len(tokenizer) :] = 0
+    model.to(torch.bfloat16).save_pretrained(folder)
+    mini_processor(tokenizer).save_pretrained(folder)
+
+
+def make_profile(folder: Path, train: int, **changes: Any) -> Profile:
+    """Draw studies, save `mini`, and give the settings that train one on the other for one epoch.
+
+    Args:
+        folder: everything is written below it.
+        train: training studies, a multiple of `BATCH`.
+        changes: settings by their dotted names.
+    """
+    rows = _studies({"train": train, "validation": HELD_OUT, "test": HELD_OUT})
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), folder / "studies.parquet")
+    if not (folder / "mini").is_dir():
+        save_mini(folder / "mini")
+    stages = {
+        "micro_batch": BATCH,
+        "accumulation": 1,
+        "epochs": 1.0,
+        "validation_studies": HELD_OUT,
+        # In the 7B LoRA of rank 16 is 0.6 % of the decoder's parameters and 1.8 % of the vision encoder's. At a 56th of
+        # the width the same rank would be a fifth of the work.
+        "lora_rank": 2,
+        "lora_alpha": 4,
+        "learning_rate": 1e-2,  # of so few steps
+        "lora_dropout": 0.0,  # the only chance in a step: without it all contenders must reach the same loss
+    }
+    settings = {
+        "data.workers": 1,
+        "model.base": str(folder / "mini"),
+        "model.visual_tokens": VISUAL_TOKENS,
+        **{f"stage{number}.{key}": value for number in (1, 2, 3) for key, value in stages.items()},
+        **changes,
+    }
+    return load_profile(
+        "tiny", settings, run="mini", source=str(folder / "studies.parquet"), output_root=str(folder), seed=SEED
+    )
+
+
+def _studies(sizes: dict[str, int]) -> list[dict[str, Any]]:
+    """Phantoms that fall to the splits in these numbers."""
+    left, rows, number = dict(sizes), [], 0
+    while any(left.values()):
+        number += 1
+        split = split_of(uid := f"phantom-{number}", False, SEED)
+        if left[split]:
+            left[split] -= 1
+            row = phantom_row(number, "B", SEED, dirt=False)
+            rows.append({name: row[name] for name in ("findings", "impression", "img_frontal")} | {"uid": uid})
+    return rows

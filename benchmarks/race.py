@@ -1,0 +1,220 @@
+"""Let trainings that cannot know of each other take turns: each in a process of its own, one optimizer step at a time.
+
+Every ratio of the benchmark comes from steps that were made one after the other on the same machine in the same
+minute, over the same studies. Whoever waits computes nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from datasets import disable_progress_bars
+from torch import profiler
+from transformers import TrainerCallback, trainer
+
+from radvision_utils.config import Profile, RadVisionError
+from radvision_utils.environment import quiet_libraries
+from radvision_utils.training.collator import IGNORED
+
+
+@dataclass
+class Account:
+    """What a training has to show at its end.
+
+    Attributes:
+        samples: studies trained on.
+        tokens: report tokens in the loss.
+        losses: of each optimizer step, nats per report token.
+        held_out: loss on validation studies after the last step, nats per report token.
+        peak_gib: most memory of tensors in the first step, beside the model: batch, activations, logits, gradients,
+            optimizer. Counted by torch, because what the process holds depends more on how malloc rounds.
+        once: seconds spent once, before the first step, on what the steps then need not compute.
+    """
+
+    samples: int = 0
+    tokens: int = 0
+    losses: list[float] = field(default_factory=list)
+    held_out: float = 0.0
+    peak_gib: float = 0.0
+    once: float = 0.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """An optimizer step: its seconds, and the peak of memory of the first, as in `Account`."""
+
+    seconds: float
+    peak_gib: float
+
+
+class Turns(TrainerCallback):
+    """Stops a training after each optimizer step until it is its turn again, and keeps its account.
+
+    Any `transformers.Trainer` of the process obeys it; another loop calls `count` and `step_done` by itself.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection, self.account = connection, Account()
+        self._recording: Any = None
+        self._began = time.perf_counter()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        loader = kwargs["train_dataloader"]
+        loader = getattr(loader, "base_dataloader", loader)  # accelerate wraps the one that collates
+        collate = loader.collate_fn
+
+        def counted(rows: Any) -> Any:
+            batch = collate(rows)
+            self.count(batch["labels"])
+            return batch
+
+        loader.collate_fn = counted
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        if "loss" in logs:
+            self.account.losses.append(float(logs["loss"]))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.step_done()
+
+    def count(self, labels: torch.Tensor) -> None:
+        """Note a batch's (B, L) labels; the first position of a sequence is predicted by nothing."""
+        if self._recording is None:
+            self._recording = profiler.profile(activities=[profiler.ProfilerActivity.CPU], profile_memory=True)
+            self._recording.start()
+        self.account.samples += len(labels)
+        self.account.tokens += int((labels[:, 1:] != IGNORED).sum())
+
+    def step_done(self) -> None:
+        """Tell the seconds of this turn and wait for the next."""
+        seconds = time.perf_counter() - self._began
+        if self._recording is not None and not self.account.peak_gib:
+            self._recording.stop()
+            self.account.peak_gib = _peak_gib(self._recording)
+        self.connection.send(Step(seconds, self.account.peak_gib))
+        self.connection.recv()
+        self._began = time.perf_counter()
+
+
+class Runner:
+    """A contender in its own process.
+
+    Args:
+        name: of the contender.
+        train: what the process does: trains a stage of the profile for an epoch, stopped by `Turns` at each step, and
+            returns the held-out loss.
+        profile: the settings.
+        stage: 1, 2 or 3.
+    """
+
+    def __init__(self, name: str, train: Callable[[Profile, int, Turns], float], profile: Profile, stage: int) -> None:
+        self.name = name
+        # Forked from a server that has imported the libraries and computed nothing: starting takes no seconds.
+        context = get_context("forkserver")
+        context.set_forkserver_preload(["radvision_utils.training.trainer", "trl"])
+        self.connection, self._theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(self._theirs, train, profile, stage), daemon=True)
+
+    def start(self) -> None:
+        """Load the model and begin with the first step."""
+        self.process.start()
+        self._theirs.close()
+
+    def step(self) -> Step:
+        """The step in progress, which is the first, or was allowed by `go`, when it is done."""
+        step: Step = self._receive()
+        return step
+
+    def go(self) -> None:
+        """Let the next step, or what follows the last, begin."""
+        self.connection.send(None)
+
+    def finish(self) -> Account:
+        """The account, after the last step has been allowed to end."""
+        account: Account = self._receive()
+        self.process.join()
+        return account
+
+    def stop(self) -> None:
+        """End the process, whatever it does."""
+        if self.process.pid is not None:
+            self.process.terminate()
+            self.process.join()
+
+    def _receive(self) -> Any:
+        try:
+            message = self.connection.recv()
+        except EOFError as error:
+            raise RadVisionError(
+                f"contender {self.name!r} died without a word: there may be too little memory."
+            ) from error
+        if isinstance(message, str):
+            raise RadVisionError(f"contender {self.name!r} failed:\n{message}")
+        return message
+
+
+def race(runners: Sequence[Runner], steps: int) -> tuple[list[dict[str, float]], dict[str, Account]]:
+    """Let the runners train, a step at a time in turn.
+
+    Args:
+        runners: trainings of `steps` optimizer steps.
+        steps: at least 3.
+
+    Returns:
+        For each step but the first (which warms up and is recorded) and the last (whose studies were read before it)
+        the seconds of each runner; and their accounts.
+    """
+    rounds: list[dict[str, float]] = []
+    try:
+        for runner in runners:  # one after the other: together their peaks might not fit
+            runner.start()
+            runner.step()
+        for number in range(1, steps):
+            seconds = {}
+            # Who comes first changes, so that nobody always follows the same other.
+            for runner in (*runners[number % len(runners) :], *runners[: number % len(runners)]):
+                runner.go()
+                seconds[runner.name] = runner.step().seconds
+            rounds.append(seconds)
+        accounts = {}
+        for runner in runners:
+            runner.go()
+            accounts[runner.name] = runner.finish()
+    finally:
+        for runner in runners:
+            runner.stop()
+    return rounds[:-1], accounts
+
+
+def _serve(connection: Connection, train: Callable[[Profile, int, Turns], float], profile: Profile, stage: int) -> None:
+    quiet_libraries()
+    disable_progress_bars()
+    # Trainers print their losses, the profiler what it does: the account has it, and errors come by the connection.
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    try:
+        turns = Turns(connection)
+        # A callback of every Trainer that this process makes: contenders run as their users write them.
+        trainer.DEFAULT_CALLBACKS.append(turns)
+        turns.account.held_out = train(profile, stage, turns)
+        connection.send(turns.account)
+    except BaseException:
+        connection.send(traceback.format_exc())
+        raise
+
+
+def _peak_gib(recorded: Any) -> float:
+    """The most that was allocated at a time since the recording began."""
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(itertools.accumulate(changes), default=0) / 2**30

@@ -1,0 +1,193 @@
+"""The benchmark's tables as Markdown, and what they were measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from benchmarks import shares
+from benchmarks.contenders import OURS, PEERS, PLAIN, PLANNED, TRAINER, TRL
+from benchmarks.generation import Generation
+from benchmarks.gpu import OnCard
+from benchmarks.growth import Point
+from benchmarks.preparation import Preparation
+from benchmarks.training import StageRace, planned_for_t4
+from radvision_utils.config import Profile
+from radvision_utils.data.images import cores
+from radvision_utils.environment import choose_device, versions
+
+Row = Mapping[str, str]
+TARGETS = {PLAIN: 2.5, TRAINER: 1.5, TRL: 2.0}  # samples/s in stages 2 and 3
+TARGET_GENERATION, TARGET_PREPARATION = 6.0, 1.7
+EPOCHS_ON_FEATURES = 3  # of lingshu-7b: one of stage 2 and two of stage 3 read the same features
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as a Markdown table; the columns are those of all rows, in the order of their first appearance."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [names, ["---"] * len(names), *([row.get(name, "") for name in names] for row in rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def machine(command: str) -> str:
+    """Processor, cores, card, versions, date and command; no name of a host."""
+    found = versions() | {"trl": _version("trl")}
+    libraries = ", ".join(f"{name} {number}" for name, number in found.items())
+    date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+    device = choose_device()
+    card = f", {device.title}" if device.kind == "cuda" else ""
+    return f"{_processor()}, {cores()} cores{card}; {date}; `{command}`. {libraries}.\n"
+
+
+def proportions(profile: Profile) -> str:
+    """`mini` beside the 7B."""
+    rows = []
+    for what, function in (("compute", shares.compute_shares), ("activation memory", shares.memory_shares)):
+        for model, whose in (("mini", profile), ("7B", shares.seven_b())):
+            parts = {part: f"{share:.0%}" for part, share in function(whose).items()}
+            rows.append({"share of": what, "model": model, **parts})
+    return table(rows)
+
+
+def training(race: StageRace) -> str:
+    """A line for each of our ways against each peer."""
+    ways = [name for name in race.accounts if name not in PEERS]
+    rows = []
+    for way in ways:
+        for peer in PEERS:
+            spread = race.ratio(way, peer)
+            row = {
+                "stage": str(race.stage),
+                "ours": way,
+                "against": peer,
+                "times as fast, steps": str(spread),
+                "ours, studies/s": f"{race.samples_per_second(way):.2f}",
+                "theirs": f"{race.samples_per_second(peer):.2f}",
+            }
+            if race.stage > 1:
+                row["with features, 3 epochs"] = f"{race.ratio(way, peer, EPOCHS_ON_FEATURES).median:.2f}"
+                row["target"] = _verdict(spread.median, TARGETS[peer])
+            mine, other = race.accounts[way].peak_gib, race.accounts[peer].peak_gib
+            row["peak GiB, ours and theirs"] = f"{mine:.2f}, {other:.2f}"
+            rows.append(row)
+    return table(rows)
+
+
+def same_work(races: Sequence[StageRace]) -> str:
+    """What every contender trained on and where it ended."""
+    return table(
+        [
+            {
+                "stage": str(race.stage),
+                "contender": name,
+                "studies": str(account.samples),
+                "report tokens": str(account.tokens),
+                "mean training loss": f"{sum(account.losses) / len(account.losses):.4f}",
+                "held-out loss": f"{account.held_out:.4f}",
+            }
+            for race in races
+            for name, account in race.accounts.items()
+        ]
+    )
+
+
+def arithmetic() -> str:
+    """What the 7B would gain by operations alone, stage by stage."""
+    rows = []
+    for stage in (1, 2, 3):
+        whose = shares.seven_b()
+        peer = shares.tflop(whose, stage, ours=False)
+        settings = planned_for_t4(whose, stage)
+        same, planned = (
+            shares.tflop(whose, stage, ours=True, layers=layers) for layers in (10**6, settings["checkpointed_layers"])
+        )
+        rows.append(
+            {
+                "stage": str(stage),
+                "peers, TFLOP a study": f"{peer:.1f}",
+                OURS: f"{same:.1f}, {peer / same:.2f} times less",
+                PLANNED: f"{planned:.1f}, {peer / planned:.2f} times less",
+            }
+        )
+    return table(rows)
+
+
+def generation(result: Generation) -> str:
+    """Reports per second."""
+    row = {
+        "ours": f"{result.batch} at a time",
+        "against": "one at a time",
+        "times as fast": str(result.ratio),
+        "ours, reports/s": f"{result.ours:.2f}",
+        "theirs": f"{result.plain:.2f}",
+        "tokens a report": str(result.tokens),
+        "target": _verdict(result.ratio.median, TARGET_GENERATION),
+    }
+    return table([row])
+
+
+def preparation(results: Sequence[Preparation]) -> str:
+    """Images per second."""
+    return table(
+        [
+            {
+                "pictures": result.format,
+                "times as fast as the plain loop": str(result.ratio),
+                "ours, images/s": f"{result.ours:.1f}",
+                "theirs": f"{result.plain:.1f}",
+                "mean difference, gray levels": f"{result.difference:.2f}",
+                "target": _verdict(result.ratio.median, TARGET_PREPARATION),
+            }
+            for result in results
+        ]
+    )
+
+
+def growth(name: str, points: Sequence[Point]) -> str:
+    """How a cost grows."""
+    return table([{name: f"{point.x:,}", **point.figures} for point in points])
+
+
+def on_card(parts: Sequence[OnCard]) -> str:
+    """The 7B on a card."""
+    rows = []
+    for part in parts:
+        tokens = part.tflops is None
+        rows.append(
+            {
+                "part": part.part,
+                "GiB measured": f"{part.gib:.2f}",
+                "GiB planned": "" if part.planned_gib is None else f"{part.planned_gib:.2f}",
+                "studies/s": "" if tokens else f"{part.rate:.3f}",
+                "tokens/s": f"{part.rate:.1f}" if tokens else "",
+                "TFLOP/s": "" if part.tflops is None else f"{part.tflops:.1f}",
+                "of the card's peak": "" if part.share is None else f"{part.share:.0%}",
+                "features, s an image, once": f"{part.features:.3f}" if part.features else "",
+            }
+        )
+    return table(rows)
+
+
+def _verdict(ratio: float, target: float) -> str:
+    return f"{target:g}: {'met' if ratio >= target else 'not met'}"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _processor() -> str:
+    """The processor's model."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine() or os.name

@@ -1,0 +1,70 @@
+"""How close `mini` comes to the 7B: the shares of its parts, both by the planner's arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from radvision_utils.config import Profile, load_profile
+from radvision_utils.training.cost import TYPICAL_REPORT, sample_tflop
+from radvision_utils.training.memory import ON_CPU, stage_memory
+from radvision_utils.training.shape import Lengths, Shape, longest, read_shape
+
+_ALL = 10**6  # checkpointed layers: all there are
+
+
+def compute_shares(profile: Profile) -> dict[str, float]:
+    """Shares of a forward pass whose logits are made at every token, as the peers do."""
+    shape, lengths = read_shape(profile.model), _lengths(profile)
+    rank = profile.stage3.lora_rank
+    head = 2 * lengths.total * shape.language.vocabulary * shape.language.width / 1e12
+    vision = _stage3(shape, rank, lengths, cached=False) - _stage3(shape, rank, lengths, cached=True)
+    # What checkpointing computes again is one pass through the decoder.
+    decoder = _stage3(shape, rank, lengths) - _stage3(shape, rank, lengths, layers=0)
+    whole = vision + decoder + head
+    return {"vision encoder": vision / whole, "decoder": decoder / whole, "head, logits of every token": head / whole}
+
+
+def tflop(profile: Profile, stage: int, *, ours: bool, layers: int = _ALL) -> float:
+    """10^12 operations of a training sample: ours, or a peer's, who makes the logits of every token.
+
+    Args:
+        profile: which model.
+        stage: 1, 2 or 3.
+        ours: with features cached in stages 2 and 3, and logits of the report alone.
+        layers: checkpointed.
+    """
+    shape, lengths = read_shape(profile.model), _lengths(profile)
+    rank = profile.stage3.lora_rank
+    layers = min(layers, shape.language.depth)
+    operations = sample_tflop(shape, stage, rank, lengths, layers, ours and stage > 1)
+    others = 0 if ours else lengths.total - lengths.report
+    return operations + 4 * others * shape.language.vocabulary * shape.language.width / 1e12
+
+
+def memory_shares(profile: Profile) -> dict[str, float]:
+    """Shares of what a step of stage 1 keeps for its pass backward without checkpointing, logits of every token."""
+    shape, lengths = read_shape(profile.model), _lengths(profile)
+
+    def kept(shape: Shape) -> float:
+        memory = stage_memory(shape, profile, 1, micro_batch=1, checkpointed_layers=0, lengths=lengths, numbers=ON_CPU)
+        return memory.activations
+
+    vision = kept(shape) - kept(replace(shape, vision=replace(shape.vision, depth=0)))
+    decoder = kept(shape) - kept(replace(shape, language=replace(shape.language, depth=0)))
+    # Logits, their log-softmax and their gradient, in float32 as all else here.
+    head = 3 * 4 * lengths.total * shape.language.vocabulary / 2**30
+    whole = vision + decoder + head
+    return {"vision encoder": vision / whole, "decoder": decoder / whole, "head, logits of every token": head / whole}
+
+
+def seven_b() -> Profile:
+    """The 7B's profile."""
+    return load_profile("lingshu-7b")
+
+
+def _lengths(profile: Profile) -> Lengths:
+    return replace(longest(profile), report=TYPICAL_REPORT)
+
+
+def _stage3(shape: Shape, rank: int, lengths: Lengths, cached: bool = False, layers: int = _ALL) -> float:
+    return sample_tflop(shape, 3, rank, lengths, min(layers, shape.language.depth), cached)
