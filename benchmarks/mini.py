@@ -118,7 +118,7 @@ def make_profile(folder: Path, train: int, **changes: Any) -> Profile:
         # the width the same rank would be a fifth of the work.
         "lora_rank": 2,
         "lora_alpha": 4,
-        "learning_rate": 1e-2,  # of so few steps
+        "learning_rate": 3e-3,  # of so few steps
         "lora_dropout": 0.0,  # the only chance in a step: without it all contenders must reach the same loss
     }
     settings = {

@@ -14,9 +14,10 @@ from benchmarks.contenders import OURS, PEERS, PLAIN, PLANNED, TRAINER, TRL
 from benchmarks.generation import Generation
 from benchmarks.gpu import OnCard
 from benchmarks.growth import Point
+from benchmarks.mini import BATCH
 from benchmarks.preparation import Preparation
 from benchmarks.training import StageRace, planned_for_t4
-from radvision_utils.config import Profile
+from radvision_utils.config import STAGES, Profile
 from radvision_utils.data.images import cores
 from radvision_utils.environment import choose_device, versions
 
@@ -96,23 +97,30 @@ def same_work(races: Sequence[StageRace]) -> str:
 
 
 def arithmetic() -> str:
-    """What the 7B would gain by operations alone, stage by stage."""
+    """What the 7B would gain, stage by stage, by operations and by the planner's seconds on a T4."""
     rows = []
-    for stage in (1, 2, 3):
-        whose = shares.seven_b()
-        peer = shares.tflop(whose, stage, ours=False)
-        settings = planned_for_t4(whose, stage)
-        same, planned = (
-            shares.tflop(whose, stage, ours=True, layers=layers) for layers in (10**6, settings["checkpointed_layers"])
-        )
-        rows.append(
-            {
+    whose = shares.seven_b()
+    for stage in STAGES:
+        planned = planned_for_t4(whose, stage)
+        ways = {
+            PLAIN: shares.Way(ours=False, micro_batch=1),
+            TRAINER: shares.Way(ours=False, micro_batch=BATCH),
+            OURS: shares.Way(ours=True, micro_batch=BATCH),
+            PLANNED: shares.Way(True, planned["micro_batch"], planned["checkpointed_layers"]),
+        }
+        seconds = {name: shares.t4_seconds(whose, stage, way) for name, way in ways.items()}
+        for name, way in ways.items():
+            row = {
                 "stage": str(stage),
-                "peers, TFLOP a study": f"{peer:.1f}",
-                OURS: f"{same:.1f}, {peer / same:.2f} times less",
-                PLANNED: f"{planned:.1f}, {peer / planned:.2f} times less",
+                "contender": name,
+                "TFLOP a study": f"{shares.tflop(whose, stage, ours=way.ours, layers=way.layers):.1f}",
+                "seconds a study on a T4": f"{seconds[name]:.2f}",
             }
-        )
+            if way.ours:
+                row["times as fast as loop, Trainer"] = (
+                    f"{seconds[PLAIN] / seconds[name]:.2f}, {seconds[TRAINER] / seconds[name]:.2f}"
+                )
+            rows.append(row)
     return table(rows)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from radvision_utils.config import Profile, load_profile
-from radvision_utils.training.cost import TYPICAL_REPORT, sample_tflop
+from radvision_utils.training.cost import TYPICAL_REPORT, dequantization_seconds, open_card, sample_tflop
 from radvision_utils.training.memory import ON_CPU, stage_memory
 from radvision_utils.training.shape import Lengths, Shape, longest, read_shape
 
@@ -39,6 +39,23 @@ def tflop(profile: Profile, stage: int, *, ours: bool, layers: int = _ALL) -> fl
     operations = sample_tflop(shape, stage, rank, lengths, layers, ours and stage > 1)
     others = 0 if ours else lengths.total - lengths.report
     return operations + 4 * others * shape.language.vocabulary * shape.language.width / 1e12
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a contender trains: with our measures or not, so many studies at once, so many layers checkpointed."""
+
+    ours: bool
+    micro_batch: int
+    layers: int = _ALL
+
+
+def t4_seconds(profile: Profile, stage: int, way: Way) -> float:
+    """Seconds a study on a T4 by arithmetic: operations at the share of its peak that the planner assumes, and
+    dequantization, which every micro-batch pays once."""
+    shape, card = read_shape(profile.model), open_card("t4")
+    operations = tflop(profile, stage, ours=way.ours, layers=way.layers) / (card.peak_tflops * card.share)
+    return operations + dequantization_seconds(shape, card, min(way.layers, shape.language.depth)) / way.micro_batch
 
 
 def memory_shares(profile: Profile) -> dict[str, float]:

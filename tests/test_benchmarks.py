@@ -25,7 +25,7 @@ from benchmarks.mini import BATCH, ENDING_AT_THE_REPORT, make_profile, mini_conf
 from benchmarks.preparation import race_preparation
 from benchmarks.race import Account, Runner, race
 from benchmarks.ratios import Ratio
-from benchmarks.training import check_same_work
+from benchmarks.training import StageRace, check_same_work
 from radvision_utils import RadVisionError, load_profile
 from radvision_utils.data.prepare import prepare_dataset
 from radvision_utils.model.loading import TINY_BASE, load_processor
@@ -113,6 +113,16 @@ def test_results_name_the_processor_and_no_host():
     text = results.machine("python -m benchmarks")
     assert "cores" in text
     assert platform.node() not in text
+
+
+def test_the_table_of_a_stage_has_steps_features_memory_and_verdict():
+    seconds = [{OURS: 2.0, PLAIN: 6.0, TRAINER: 4.0, TRL: 3.0}] * 2
+    accounts = {name: Account(8, 100, [3.0], 2.0, peak_gib=1.0) for name in (OURS, PLAIN, TRAINER, TRL)}
+    lines = results.training(StageRace(3, seconds, accounts, once=0.75)).splitlines()
+    assert len(lines) == 5
+    # 4 studies x 0.75 s for features over 3 epochs make a step of 2 s one of 3.
+    assert "| plain loop | 3.00 (3.00 to 3.00, 2 pairs) | 2.00 | 0.67 | 2.00 | 2.5: met | 1.00, 1.00 |" in lines[2]
+    assert lines[4].endswith("2: not met | 1.00, 1.00 |")
 
 
 @pytest.mark.slow

@@ -216,7 +216,10 @@ def test_planned_memory_is_that_of_16_bit_weights_under_autocast(middle, stage, 
     # dropout, whose masks are bytes on a card and float32 here.
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: True)
     plain = {"stage1.lora_dropout": 0.0, "stage3.lora_dropout": 0.0}
-    assert_planned(middle(**plain), stage, middle_batch(), layers, device=BFLOAT16, numbers=Numbers(2, 2, 0.0))
+    try:
+        assert_planned(middle(**plain), stage, middle_batch(), layers, device=BFLOAT16, numbers=Numbers(2, 2, 0.0))
+    finally:
+        torch.set_autocast_enabled("cpu", False)  # autocast restores what it was told: that it had been on
 
 
 def test_counts_are_those_of_the_7b_and_of_the_tiny_model():
