@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 _EXPLAINED = """Every contender trains the same component of `mini` from the same weights: NF4, `PagedAdamW8bit`,
-float32, four studies an optimizer step, the same studies in every step; each in a process of its own, one step at a time
+float32, four studies an optimizer step, the same studies in every step; each in a process of its own, a step at a time
 in turn. "RadVision" is `train_stage` with the peers' micro-batch and every layer checkpointed, as they have it; "as
 planned for a T4" takes the micro-batch and the checkpointed layers that `radvision_utils plan` finds fastest for the 7B
 on that card. The plain loop takes one study at a time; it and transformers.Trainer make the logits of every token. TRL
