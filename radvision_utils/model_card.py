@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from PIL import Image, ImageOps
 from transformers import AutoModelForImageTextToText, AutoProcessor
+
 folder, picture = sys.argv[1:]
 model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
 image = ImageOps.pad(Image.open(picture).convert("L"), ({side}, {side}), Image.Resampling.LANCZOS).convert("RGB")

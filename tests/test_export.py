@@ -37,8 +37,11 @@ BLOCKED = ("radvision_utils", "peft", "bitsandbytes", "accelerate", "datasets", 
 
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory):
+    # A copy that nobody has evaluated, whatever other tests did with the run.
+    bare = replace(trained, output_root=str(tmp_path_factory.mktemp("runs")))
+    shutil.copytree(RunFolder.of(trained).path, RunFolder.of(bare).path, ignore=shutil.ignore_patterns("evaluation"))
     folder = tmp_path_factory.mktemp("exported") / "given"
-    record = export_run(trained, folder)
+    record = export_run(bare, folder)
     return folder, record
 
 

@@ -81,7 +81,7 @@ def studies(dataset):
 
 def test_a_model_whose_image_is_replaced_by_a_constant_gets_no(trained, studies):
     blind = reporter_of(trained, 3)
-    blind.collator._resize = lambda image, key: torch.full((3, 224, 224), 90, dtype=torch.uint8)
+    blind.collator._resize = lambda image: torch.full((1, 224, 224), 90, dtype=torch.uint8)
     reports = blind.report([study.image for study in studies])
     gap = image_use.exchanged_gap(blind, studies, image_use.study_losses(blind, studies), seed=1)
     labels = [label(f"{report.findings} {report.impression}") for report in reports]
