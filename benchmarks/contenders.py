@@ -65,11 +65,14 @@ def plain_loop(profile: Profile, stage: int, turns: Turns) -> float:
     scheduler = get_scheduler(settings.schedule, optimizer, _warmup(settings.warmup_ratio, steps), steps)
     for step in range(steps):
         total = 0.0
-        for study in studies[step * group : (step + 1) * group]:
-            batch = collate([study])
+        batches = [collate([study]) for study in studies[step * group : (step + 1) * group]]
+        # Notebooks divide by the number of studies, which gives short reports more weight than all others do here: the
+        # losses could not be compared. The work is the same.
+        tokens = [int((batch["labels"] != IGNORED).sum()) for batch in batches]
+        for batch, count in zip(batches, tokens, strict=True):
             turns.count(batch["labels"])
             with device.autocast():
-                loss = model(**batch.to(model.device), use_cache=False).loss / group
+                loss = model(**batch.to(model.device), use_cache=False).loss * count / sum(tokens)
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
