@@ -27,6 +27,7 @@ from radvision_utils.environment import Device, choose_device
 from radvision_utils.model.adapter import load_adapter, merge_adapter
 from radvision_utils.model.audit import keep_in_float32
 from radvision_utils.model.loading import compute_device, load_base, load_processor
+from radvision_utils.model.lora import speed_up_lora
 from radvision_utils.progress import Progress, show_progress
 from radvision_utils.runs import RunFolder, require
 from radvision_utils.training.collator import Collator
@@ -186,6 +187,7 @@ def reporter_of(profile: Profile, stage: int) -> Reporter:
         model.dequantize()
     if stage:
         adapted = load_adapter(model, RunFolder.of(profile).adapter(stage))
+        speed_up_lora(adapted)
         model = merge_adapter(adapted) if once else adapted
     if device.dtype == "float16":
         record = RunFolder.of(profile).record(f"stage{stage or 1}") or {}

@@ -107,11 +107,12 @@ def sample_tflop(shape: Shape, stage: int, rank: int, lengths: Lengths, layers: 
     """
     language = shape.language
     again = layers / language.depth
-    lora = rank * language.depth * sum(a + b for a, b in language.layer_linears())
+    # Before stage 3 the language model's LoRA adds nothing and is not computed.
+    lora = rank * language.depth * sum(a + b for a, b in language.layer_linears()) if stage == 3 else 0
     # Causal attention needs half of the products of queries with keys and of weights with values.
     attention = 2 * lengths.total**2 * language.width * language.depth
     forward = 2 * lengths.total * (language.linear_weights + lora) + attention
-    backward = 2 * lengths.total * (language.linear_weights + (2 if stage == 3 else 1) * lora) + 2 * attention
+    backward = 2 * lengths.total * (language.linear_weights + 2 * lora) + 2 * attention
     head = 2 * 2 * lengths.report * language.vocabulary * language.width
     projector = (2 + {1: 2, 2: 4, 3: 0}[stage]) * lengths.image * shape.projector_parameters
     return (

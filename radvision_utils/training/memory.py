@@ -225,16 +225,11 @@ class _Step:
 
     # Kept for the backward pass
 
-    def own_copies(self, quantized: bool) -> bool:
-        """Whether every LoRA keeps a copy of its input: dropout makes one, and so does PEFT's cast to the adapter's
-        float32, undone by autocast, where the weights are 16-bit and not 4-bit."""
-        return bool(self.settings.lora_dropout) or (self.numbers.compute == 2 and not quantized)
-
-    def trained_inputs(self, widths: list[tuple[int, int]], quantized: bool) -> float:
-        """Inputs of linear layers whose LoRA trains: (width, layers that read it)."""
-        mask = self.numbers.mask if self.settings.lora_dropout else 0
-        own = self.own_copies(quantized)
-        return sum(width * (layers if own else 1) * (self.numbers.compute + mask) for width, layers in widths)
+    def trained_inputs(self, widths: list[tuple[int, int]]) -> float:
+        """Inputs of linear layers whose LoRA trains: (width, layers that read it); dropout makes each LoRA a copy."""
+        dropout = bool(self.settings.lora_dropout)
+        bytes_each = self.numbers.compute + (self.numbers.mask if dropout else 0)
+        return sum(width * (layers if dropout else 1) * bytes_each for width, layers in widths)
 
     def vision_block(self) -> float:
         """Kept of one block whose LoRA trains, in stage 1."""
@@ -246,8 +241,8 @@ class _Step:
         low_rank = 5 * self.settings.lora_rank * bytes_each
         lora = self.casts(self.settings.lora_rank * sum(a + b for a, b in vision.block_linears()))
         # The attention's result is kept already, but as groups of windows of one length, if there are several.
-        again = width if self.own_copies(quantized=False) or self.several_windows() else 0
-        inputs = self.trained_inputs([(width, 1), (again, 1), (width, 2), (inner, 1)], quantized=False)
+        again = width if self.settings.lora_dropout or self.several_windows() else 0
+        inputs = self.trained_inputs([(width, 1), (again, 1), (width, 2), (inner, 1)])
         return self.patches * (norms + attention + mlp + low_rank + inputs) + lora
 
     def casts(self, numbers: int) -> float:
@@ -283,12 +278,13 @@ class _Step:
         attention = bytes_each * 4 * width + 4 * language.heads
         mlp = bytes_each * 3 * inner  # gate, up, silu
         low_rank = len(language.layer_linears()) * self.settings.lora_rank * bytes_each if trains else 0
-        again = width if self.own_copies(self.quantized) else 0  # else the attention's result is kept already
+        again = width if self.settings.lora_dropout else 0  # else the attention's result is kept already
         widths = [(width, 3), (again, 1), (width, 2), (inner, 1)]
-        inputs = self.trained_inputs(widths, self.quantized) if trains else 0
+        inputs = self.trained_inputs(widths) if trains else 0
         # The padding's mask, made additive by every layer.
         mask = bytes_each * self.batch * self.lengths.total**2 if self.batch > 1 else 0
-        lora = self.casts(self.profile.stage3.lora_rank * sum(a + b for a, b in language.layer_linears()))
+        rank = self.profile.stage3.lora_rank if trains else 0  # before, LoRA adds nothing and is not computed
+        lora = self.casts(rank * sum(a + b for a, b in language.layer_linears()))
         return self.tokens * (norms + attention + mlp + low_rank + inputs) + mask + lora
 
     def layer_input(self) -> float:
@@ -339,8 +335,7 @@ class _Step:
         wide = self.patches * vision.inner * bytes_each
         block = self.patches * vision.width * bytes_each
         blocks = vision.depth * block + self.vision_block() if self.layers else vision.depth * self.vision_block()
-        # The gradients of two of gate, up and product; or, computing again, the product and its float32 copy for LoRA.
-        return blocks + max(2 * wide, wide + 4 * self.patches * vision.inner * (bytes_each == 2)) + 2 * block
+        return blocks + 2 * wide + 2 * block  # gradients of two of gate, up and product
 
     def vision_forward(self) -> float:
         """Within one block of a vision encoder that does not train: gate, up, their product, what enters the block."""

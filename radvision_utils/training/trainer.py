@@ -28,6 +28,7 @@ from radvision_utils.locks import working
 from radvision_utils.model.adapter import WEIGHTS, attach_adapter, load_adapter, save_adapter
 from radvision_utils.model.audit import guard_fp16
 from radvision_utils.model.loading import compute_device, load_base, load_processor
+from radvision_utils.model.lora import speed_up_lora
 from radvision_utils.runs import (
     RunFolder,
     file_hash,
@@ -162,6 +163,7 @@ def _stage_model(profile: Profile, stage: int, folder: RunFolder, device: Device
     base = load_base(profile.model, device)
     model = attach_adapter(base, profile) if stage == 1 else load_adapter(base, folder.adapter(stage - 1))
     names = select_stage(model, profile, stage)
+    speed_up_lora(model)
     tensors = dict(model.named_parameters())
     logger.info(
         "stage %d trains the %s: %s (%d tensors, %d parameters). %s, %s (%s).",

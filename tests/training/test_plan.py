@@ -4,6 +4,7 @@ Measured is the CPU allocator's own account of one step of a stage (torch.profil
 included) on top of what is alive before it: weights, optimizer state, the batch.
 """
 
+import gc
 import itertools
 import re
 import subprocess
@@ -27,6 +28,7 @@ from radvision_utils.environment import Device, choose_device
 from radvision_utils.model.adapter import attach_adapter
 from radvision_utils.model.components import count_parameters
 from radvision_utils.model.loading import load_base, load_processor
+from radvision_utils.model.lora import speed_up_lora
 from radvision_utils.runs import RunFolder
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.cost import Card, dequantization_seconds, find_card, open_card, sample_tflop
@@ -90,6 +92,7 @@ def measured_peak(profile_, stage, batch, layers, device, cached=False):
     """Bytes before a step of a stage, after a first one that made the optimizer's state, and those it takes at most."""
     model = attach_adapter(load_base(profile_.model, device), profile_).train()
     select_stage(model, profile_, stage)
+    speed_up_lora(model)
     checkpoint_layers(model, stage, layers)
     optimizer = bitsandbytes.optim.PagedAdamW8bit([p for p in model.parameters() if p.requires_grad], lr=1e-3)
 
@@ -104,6 +107,7 @@ def measured_peak(profile_, stage, batch, layers, device, cached=False):
     with features_for_pixels(model) if cached else nullcontext():
         step()
         before = held_by(model, optimizer, batch)
+        gc.collect()  # what earlier models left would be counted as freed by this step
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
             step()
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
