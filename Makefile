@@ -30,7 +30,7 @@ test-floor: $(FLOOR_STAMP) ## tests of models, training, reports and the chain w
 lint: $(STAMP) ## formatting, lint (notebooks too) and types
 	$(IN_VENV) ruff format --check .
 	$(IN_VENV) ruff check .
-	$(IN_VENV) mypy radvision_utils
+	$(IN_VENV) mypy radvision_utils benchmarks
 
 bench: $(STAMP) ## speed and memory against what others use, 20 minutes; writes benchmarks/RESULTS.md
 	$(IN_VENV) pip install --disable-pip-version-check --no-input --quiet -c constraints.txt -e '.[bench]'

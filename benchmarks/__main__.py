@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: every table, about 20 minutes on two cores; `--quick`: a minute or two, nothing written.
+"""`python -m benchmarks`: every table, half an hour on two cores and 24 GB; `--quick`: minutes, nothing written.
 
 On a card it measures the 7B with random weights instead; the comparison with others is for a CPU, where two models fit
 side by side.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from pathlib import Path
 from radvision_utils.config import DISCLAIMER, RadVisionError
 from radvision_utils.environment import choose_device, quiet_libraries
 from radvision_utils.runs import write_text
+from radvision_utils.training.cost import TYPICAL_REPORT
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
@@ -27,7 +27,7 @@ RESULTS = Path(__file__).parent / "RESULTS.md"
 class Size:
     """How much is measured."""
 
-    steps: int  # of each contender in each stage; the first and the last are not counted
+    turns: int  # of each contender in each stage; the last is not counted
     rounds: int  # of generation and preparation
     tokens: int  # a report, in generation
     pictures: int  # a round of preparation
@@ -37,15 +37,15 @@ class Size:
 
 
 FULL = Size(
-    steps=5,
+    turns=5,
     rounds=4,
-    tokens=64,
+    tokens=TYPICAL_REPORT,
     pictures=256,
     sides=(224, 336, 448, 512, 672, 896),
     batches=(1, 2, 4, 8, 16, 32),
     studies=(250, 1000, 4000, 16000),
 )
-QUICK = Size(steps=3, rounds=1, tokens=8, pictures=32, sides=(224,), batches=(1,), studies=(250,))
+QUICK = Size(turns=2, rounds=1, tokens=8, pictures=32, sides=(224,), batches=(1,), studies=(250,))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,12 +72,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 _EXPLAINED = """Every contender trains the same component of `mini` from the same weights: NF4, `PagedAdamW8bit`,
-float32, four studies an optimizer step, the same studies in every step; each in a process of its own, a step at a time
-in turn. "RadVision" is `train_stage` with the peers' micro-batch and every layer checkpointed, as they have it; "as
-planned for a T4" takes the micro-batch and the checkpointed layers that `radvision_utils plan` finds fastest for the 7B
-on that card. The plain loop takes one study at a time; it and transformers.Trainer make the logits of every token. TRL
-scores in tiles: on a CPU every token, on a card with Triton those of the report. Peak: tensors of a step, beside the
-model. With features: what they cost once is spread over the three epochs of lingshu-7b that read them.
+float32, four studies an optimizer step, the same studies in every step; each in a process of its own, two steps at a
+time in turn, the second measured. The plain loop takes one study at a time; it and transformers.Trainer make the logits
+of every token. TRL scores in tiles: on a CPU every token, on a card with Triton those of the report. All peers
+checkpoint every layer. "RadVision" is `train_stage` with that and their micro-batch; "one study at a time" has a
+micro-batch of one; "as planned for a T4" takes the micro-batch and the checkpointed layers that `radvision_utils plan`
+finds fastest for the 7B on that card.
+
+With the 7B's vocabulary at a 56th of its width, logits weigh more in `mini` than in the 7B, in memory above all: peers
+that keep those of every token look worse here than there.
+
+All carry the run's one PEFT adapter. PEFT computes its part for the language model in stages 1 and 2 too, where it is
+zero; `train_stage` does not.
+
+Peak: tensors of a step, beside the model. With features: what they cost once is spread over the three epochs of
+lingshu-7b that read them. Freed memory is kept for the next tensor, for everyone, as a card's allocator does.
 """
 
 
@@ -108,20 +117,20 @@ def _training(size: Size, scratch: Path) -> Iterator[str]:
     from benchmarks import results
     from benchmarks.generation import race_generation
     from benchmarks.mini import BATCH, make_profile
+    from benchmarks.race import STEPS_A_TURN
     from benchmarks.training import StageRace, race_stage
     from radvision_utils.config import STAGES
     from radvision_utils.data.prepare import prepare_dataset
 
     if importlib.util.find_spec("trl") is None:
         raise RadVisionError("TRL, one of the peers, is not installed: `pip install -e .[bench]`, or `make bench`.")
-    settings = {"generation.batch_size": 16, "generation.max_new_tokens": size.tokens}
-    profile = make_profile(scratch, size.steps * BATCH, **settings)
+    profile = make_profile(scratch, size.turns * STEPS_A_TURN * BATCH, **{"generation.max_new_tokens": size.tokens})
     prepare_dataset(profile)
     yield f"## The model `mini` beside the 7B\n\n{results.proportions(profile)}"
     yield _EXPLAINED
     races: list[StageRace] = []
     for stage in STAGES:
-        races.append(race_stage(profile, stage, size.steps, races[-1].once if races else 0.0))
+        races.append(race_stage(profile, stage, size.turns, races[-1].once if races else 0.0))
         yield f"## Stage {stage}\n\n{results.training(races[-1])}"
     yield f"Same work, same loss:\n\n{results.same_work(races)}"
     yield f"What the 7B would gain by operations alone, by arithmetic:\n\n{results.arithmetic()}"
@@ -140,14 +149,11 @@ def _on_card(size: Size, scratch: Path) -> Iterator[str]:
     from benchmarks import results
     from benchmarks.gpu import measure_on_card, random_7b
 
-    yield f"## The 7B, random weights\n\n{results.on_card(measure_on_card(random_7b(scratch, size.steps)))}"
+    yield f"## The 7B, random weights\n\n{results.on_card(measure_on_card(random_7b(scratch, size.turns)))}"
 
 
 PARTS: dict[str, Part] = {"preparation": _preparation, "training": _training, "growth": _growth}
 
 
 if __name__ == "__main__":
-    # On a CPU every large tensor is fresh memory, which the system hands out page by page: with small pages that takes
-    # twice as long as an activation function on it, for every contender. A card knows nothing of the kind.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's switch for large pages, read at the first tensor
     sys.exit(main())

@@ -38,7 +38,8 @@ from radvision_utils.training.stages import select_stage
 from radvision_utils.training.trainer import train_stage
 
 OURS, PLAIN, TRAINER, TRL = "RadVision", "plain loop", "transformers.Trainer", "TRL SFTTrainer"
-PLANNED, WITHOUT_CACHE = "RadVision, as planned for a T4", "RadVision, features not cached"
+ONE_AT_A_TIME, PLANNED = "RadVision, one study at a time", "RadVision, as planned for a T4"
+WITHOUT_CACHE = "RadVision, features not cached"
 
 
 def ours(profile: Profile, stage: int, turns: Turns) -> float:

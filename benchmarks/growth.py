@@ -30,7 +30,7 @@ from radvision_utils.training.trainer import train_stage
 
 logger = logging.getLogger(__name__)
 
-_STEPS = 3  # the first warms up
+_STEPS = 3  # of which the second is measured
 _QUICK = {f"stage{number}.validation_studies": 1 for number in (1, 2, 3)}  # a stage validates before its first step
 _DIFFERENT = 64  # phantoms that the studies are made from
 
@@ -54,7 +54,9 @@ def by_resolution(folder: Path, sides: Sequence[int]) -> list[Point]:
     for side in sides:
         tokens = round(side / 28) ** 2
         profile = make_profile(
-            folder, 4, **{"data.image_size": side, "model.visual_tokens": tokens, **_QUICK, "stage1.micro_batch": 1}
+            folder,
+            _STEPS,
+            **{"data.image_size": side, "model.visual_tokens": tokens, **_QUICK, "stage1.micro_batch": 1},
         )
         profile = replace(profile, run=f"side-{side}")
         prepare_dataset(profile)
@@ -80,25 +82,21 @@ def by_batch(folder: Path, sizes: Sequence[int]) -> list[Point]:
     points = []
     for size in sizes:
         profile = replace(whole, stage3=replace(whole.stage3, micro_batch=size))
-        step = _run(profile, 3)
+        step = _run(profile, 3, keep_freed=False)  # of the largest, ten times what is in use would not fit
         figures = {"studies/s": f"{size / step.seconds:.2f}", "peak GiB": f"{step.peak_gib:.2f}"}
         points.append(Point(size, figures))
         logger.info("%d at once: %s", size, figures)
     return points
 
 
-def _run(profile: Profile, stage: int) -> Step:
-    """The third step of a stage in a process of its own, which is then ended."""
-    runner = Runner(OURS, ours, profile, stage)
+def _run(profile: Profile, stage: int, keep_freed: bool = True) -> Step:
+    """The second step of a stage in a process of its own, which is then ended."""
+    runner = Runner(OURS, ours, profile, stage, keep_freed)
     try:
         runner.start()
-        step = runner.step()
-        for _ in range(1, _STEPS):
-            runner.go()
-            step = runner.step()
+        return runner.step()
     finally:
         runner.stop()
-    return step
 
 
 def by_studies(folder: Path, counts: Sequence[int]) -> list[Point]:

@@ -1,6 +1,6 @@
 """Does preparation stream? Time and peak memory for 1,000, 10,000 and 50,000 studies, and what MIMIC-CXR would take.
 
-    python benchmarks/preparation_scale.py
+    python -m benchmarks.preparation_scale
 
 The studies are phantoms reduced to 64 x 64 pixels, each told apart by a few pixels, in a parquet file with row groups
 of 500; every size is prepared in a process of its own. Decoding is measured apart, on a picture of MIMIC-CXR's usual
@@ -40,7 +40,7 @@ def write_source(path: Path, count: int) -> None:
     drawn = []
     for uid in range(1, _DRAWN + 1):
         row = phantom_row(uid, dirt=False)
-        small = load_image(row["img_frontal"]).resize((_SIDE, _SIDE))
+        small = load_image(row["img_frontal"]).resize((_SIDE, _SIDE))  # type: ignore[arg-type]
         drawn.append((row, np.asarray(small)))
     writer = None
     for first in range(0, count, _GROUP):
@@ -83,7 +83,7 @@ def _peak() -> float:
 
 def seconds_of_a_large_image(folder: Path, repeats: int = 8) -> float:
     """To decode, reduce and store a JPEG of MIMIC-CXR's usual size, in one process."""
-    chest = load_image(phantom_row(1, dirt=False)["img_frontal"]).resize(MIMIC_SIZE)
+    chest = load_image(phantom_row(1, dirt=False)["img_frontal"]).resize(MIMIC_SIZE)  # type: ignore[arg-type]
     noise = np.random.default_rng(0).normal(0, 4, MIMIC_SIZE[::-1])
     stream = io.BytesIO()
     Image.fromarray((np.asarray(chest) + noise).clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=95)

@@ -1,11 +1,13 @@
 """Let trainings that cannot know of each other take turns: each in a process of its own, one optimizer step at a time.
 
 Every ratio of the benchmark comes from steps that were made one after the other on the same machine in the same
-minute, over the same studies. Whoever waits computes nothing.
+minutes, over the same studies. Whoever waits computes nothing. A turn is two optimizer steps: the first takes back the
+memory that was given up at the end of the turn before, the second is measured.
 """
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import time
@@ -24,6 +26,8 @@ from transformers import TrainerCallback, trainer
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.environment import quiet_libraries
 from radvision_utils.training.collator import IGNORED
+
+STEPS_A_TURN = 2
 
 
 @dataclass
@@ -50,14 +54,14 @@ class Account:
 
 @dataclass(frozen=True)
 class Step:
-    """An optimizer step: its seconds, and the peak of memory of the first, as in `Account`."""
+    """The measured step of a turn: its seconds, and the peak of memory of the first step of all, as in `Account`."""
 
     seconds: float
     peak_gib: float
 
 
 class Turns(TrainerCallback):
-    """Stops a training after each optimizer step until it is its turn again, and keeps its account.
+    """Stops a training after each turn until it is its turn again, and keeps its account.
 
     Any `transformers.Trainer` of the process obeys it; another loop calls `count` and `step_done` by itself.
     """
@@ -65,6 +69,7 @@ class Turns(TrainerCallback):
     def __init__(self, connection: Connection) -> None:
         self.connection, self.account = connection, Account()
         self._recording: Any = None
+        self._steps = 0
         self._began = time.perf_counter()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -95,13 +100,16 @@ class Turns(TrainerCallback):
         self.account.tokens += int((labels[:, 1:] != IGNORED).sum())
 
     def step_done(self) -> None:
-        """Tell the seconds of this turn and wait for the next."""
+        """At the end of a turn tell the seconds of its last step and wait for the next turn."""
         seconds = time.perf_counter() - self._began
+        self._steps += 1
         if self._recording is not None and not self.account.peak_gib:
             self._recording.stop()
             self.account.peak_gib = _peak_gib(self._recording)
-        self.connection.send(Step(seconds, self.account.peak_gib))
-        self.connection.recv()
+        if self._steps % STEPS_A_TURN == 0:
+            _libc("malloc_trim", 0)  # whoever waits holds no more than it needs
+            self.connection.send(Step(seconds, self.account.peak_gib))
+            self.connection.recv()
         self._began = time.perf_counter()
 
 
@@ -114,32 +122,41 @@ class Runner:
             returns the held-out loss.
         profile: the settings.
         stage: 1, 2 or 3.
+        keep_freed: see `keep_freed_memory`.
     """
 
-    def __init__(self, name: str, train: Callable[[Profile, int, Turns], float], profile: Profile, stage: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        train: Callable[[Profile, int, Turns], float],
+        profile: Profile,
+        stage: int,
+        keep_freed: bool = True,
+    ) -> None:
         self.name = name
         # Forked from a server that has imported the libraries and computed nothing: starting takes no seconds.
         context = get_context("forkserver")
         context.set_forkserver_preload(["radvision_utils.training.trainer", "trl"])
         self.connection, self._theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(self._theirs, train, profile, stage), daemon=True)
+        arguments = (self._theirs, train, profile, stage, keep_freed)
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)
 
     def start(self) -> None:
-        """Load the model and begin with the first step."""
+        """Load the model and begin with the first turn."""
         self.process.start()
         self._theirs.close()
 
     def step(self) -> Step:
-        """The step in progress, which is the first, or was allowed by `go`, when it is done."""
+        """The turn in progress, which is the first, or was allowed by `go`, when it is done."""
         step: Step = self._receive()
         return step
 
     def go(self) -> None:
-        """Let the next step, or what follows the last, begin."""
+        """Let the next turn, or what follows the last, begin."""
         self.connection.send(None)
 
     def finish(self) -> Account:
-        """The account, after the last step has been allowed to end."""
+        """The account, after the last turn has been allowed to end."""
         account: Account = self._receive()
         self.process.join()
         return account
@@ -162,23 +179,24 @@ class Runner:
         return message
 
 
-def race(runners: Sequence[Runner], steps: int) -> tuple[list[dict[str, float]], dict[str, Account]]:
-    """Let the runners train, a step at a time in turn.
+def race(runners: Sequence[Runner], turns: int) -> tuple[list[dict[str, float]], dict[str, Account]]:
+    """Let the runners train, a turn at a time.
 
     Args:
-        runners: trainings of `steps` optimizer steps.
-        steps: at least 3.
+        runners: trainings of `turns` times `STEPS_A_TURN` optimizer steps.
+        turns: at least 2.
 
     Returns:
-        For each step but the first (which warms up and is recorded) and the last (whose studies were read before it)
-        the seconds of each runner; and their accounts.
+        For each turn but the last (whose studies were read before it) the seconds of each runner; and their accounts.
     """
     rounds: list[dict[str, float]] = []
     try:
+        first = {}
         for runner in runners:  # one after the other: together their peaks might not fit
             runner.start()
-            runner.step()
-        for number in range(1, steps):
+            first[runner.name] = runner.step().seconds
+        rounds.append(first)
+        for number in range(1, turns):
             seconds = {}
             # Who comes first changes, so that nobody always follows the same other.
             for runner in (*runners[number % len(runners) :], *runners[: number % len(runners)]):
@@ -195,7 +213,29 @@ def race(runners: Sequence[Runner], steps: int) -> tuple[list[dict[str, float]],
     return rounds[:-1], accounts
 
 
-def _serve(connection: Connection, train: Callable[[Profile, int, Turns], float], profile: Profile, stage: int) -> None:
+def keep_freed_memory() -> None:
+    """Let this process keep the memory of freed tensors for the next, as a card's allocator does.
+
+    glibc returns large tensors to the system and gets them anew, page by page: on a CPU that takes longer than an
+    activation function on them, for every contender, and a card knows nothing of the kind. The price is that twice to
+    ten times the memory in use is held.
+    """
+    _libc("mallopt", -4, 0)  # M_MMAP_MAX: nothing is mapped by itself
+    _libc("mallopt", -1, -1)  # M_TRIM_THRESHOLD: nothing is returned
+
+
+def _libc(name: str, *arguments: int) -> None:
+    """Call a function of the C library where it has one: these two are glibc's."""
+    function = getattr(ctypes.CDLL(None), name, None)
+    if function is not None:
+        function(*arguments)
+
+
+def _serve(
+    connection: Connection, train: Callable[[Profile, int, Turns], float], profile: Profile, stage: int, keep: bool
+) -> None:
+    if keep:
+        keep_freed_memory()
     quiet_libraries()
     disable_progress_bars()
     # Trainers print their losses, the profiler what it does: the account has it, and errors come by the connection.

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from benchmarks import shares
-from benchmarks.contenders import OURS, PEERS, PLAIN, PLANNED, TRAINER, TRL
+from benchmarks.contenders import ONE_AT_A_TIME, OURS, PEERS, PLAIN, PLANNED, TRAINER, TRL
 from benchmarks.generation import Generation
 from benchmarks.gpu import OnCard
 from benchmarks.growth import Point
@@ -106,6 +106,7 @@ def arithmetic() -> str:
             PLAIN: shares.Way(ours=False, micro_batch=1),
             TRAINER: shares.Way(ours=False, micro_batch=BATCH),
             OURS: shares.Way(ours=True, micro_batch=BATCH),
+            ONE_AT_A_TIME: shares.Way(ours=True, micro_batch=1),
             PLANNED: shares.Way(True, planned["micro_batch"], planned["checkpointed_layers"]),
         }
         seconds = {name: shares.t4_seconds(whose, stage, way) for name, way in ways.items()}
@@ -134,6 +135,7 @@ def generation(result: Generation) -> str:
         "theirs": f"{result.plain:.2f}",
         "tokens a report": str(result.tokens),
         "target": _verdict(result.ratio.median, TARGET_GENERATION),
+        "if words took no time": f"{result.limit:.2f}",
     }
     return table([row])
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarks.contenders import OURS, PEERS, PLAIN, PLANNED, WITHOUT_CACHE, ours
+from benchmarks.contenders import ONE_AT_A_TIME, OURS, PEERS, PLAIN, PLANNED, WITHOUT_CACHE, ours
 from benchmarks.mini import BATCH, HELD_OUT
 from benchmarks.race import Account, Runner, race
 from benchmarks.ratios import Ratio
@@ -60,35 +60,37 @@ class StageRace:
         return Ratio.of([step[peer] / (step[name] + once) for step in self.seconds])
 
 
-def race_stage(profile: Profile, stage: int, steps: int, once: float = 0.0) -> StageRace:
+def race_stage(profile: Profile, stage: int, turns: int, once: float = 0.0) -> StageRace:
     """Train a stage with all contenders in turn.
 
     Args:
         profile: of `mini`; the stages before are trained.
         stage: 1, 2 or 3.
-        steps: optimizer steps.
+        turns: of `STEPS_A_TURN` optimizer steps.
         once: seconds an image that the stage before has spent on features which this one reads.
 
     Raises:
         RadVisionError: a contender failed, or they did not do the same work.
     """
     ways = our_ways(profile, stage)
-    logger.info("stage %d, %d steps in turn: %s", stage, steps, ", ".join([*ways, *PEERS]))
+    logger.info("stage %d, %d turns: %s", stage, turns, ", ".join([*ways, *PEERS]))
     runners = [Runner(name, ours, way, stage) for name, way in ways.items()]
     runners += [Runner(name, train, profile, stage) for name, train in PEERS.items()]
-    seconds, accounts = race(runners, steps)
+    seconds, accounts = race(runners, turns)
     check_same_work(accounts)
     images = len(open_prepared(profile).split("train")) + HELD_OUT
     return StageRace(stage, seconds, accounts, max(once, accounts[OURS].once / images))
 
 
 def our_ways(profile: Profile, stage: int) -> dict[str, Profile]:
-    """The profile with the peers' micro-batch and checkpointing; as planned for a T4; and without cached features.
+    """The profile with the peers' micro-batch and checkpointing; with a study at a time; as planned for a T4; and
+    without cached features.
 
     Each trains in a run folder of its own.
     """
     ways = {OURS: profile}
-    changes: dict[str, dict[str, Any]] = {PLANNED: planned_for_t4(profile, stage)}
+    changes: dict[str, dict[str, Any]] = {ONE_AT_A_TIME: {"micro_batch": 1, "accumulation": BATCH}}
+    changes[PLANNED] = planned_for_t4(profile, stage)
     if stage == 3:
         changes[WITHOUT_CACHE] = {"cache_features": False}
     for name, settings in changes.items():

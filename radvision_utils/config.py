@@ -103,7 +103,7 @@ class StageSettings:
 class GenerationSettings:
     """How reports are written. Greedy: the same image always gives the same report."""
 
-    batch_size: int = _setting(16, low=1)
+    batch_size: int = _setting(32, low=1)
     max_new_tokens: int = _setting(256, low=1)
 
 
@@ -158,7 +158,7 @@ PROFILES: dict[str, Profile] = {
         stage1=_tiny_stage(learning_rate=2e-3, epochs=3.0),
         stage2=_tiny_stage(learning_rate=1e-3, epochs=1.0),
         stage3=_tiny_stage(learning_rate=1e-3, epochs=2.0),
-        generation=GenerationSettings(batch_size=32),
+        generation=GenerationSettings(),
     ),
     # A 16 GB card. 512 x 512 becomes 504 x 504 (multiples of 28): 36 x 36 patches, 324 visual tokens.
     "lingshu-7b": Profile(

@@ -222,8 +222,8 @@ def _copy_settings(profile: Profile, base: Path, collator: Collator, to: Path) -
     write_json(to / "config.json", config)
     path = to / "generation_config.json"
     generation = read_json(path) if path.is_file() else {}
-    # What only matters to sampling would make transformers warn at every report.
-    for name in ("temperature", "top_p", "top_k"):
+    # What only matters to sampling would make transformers warn at every report; the penalty is left out here too.
+    for name in ("temperature", "top_p", "top_k", "repetition_penalty"):
         generation.pop(name, None)
     generation |= {"do_sample": False, "max_new_tokens": profile.generation.max_new_tokens}
     generation |= {"eos_token_id": [collator.end, collator.pad], "pad_token_id": collator.pad}

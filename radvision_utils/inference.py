@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import logging
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -30,8 +32,11 @@ from radvision_utils.model.loading import compute_device, load_base, load_proces
 from radvision_utils.model.lora import speed_up_lora
 from radvision_utils.progress import Progress, show_progress
 from radvision_utils.runs import RunFolder, require
+from radvision_utils.training.budget import is_out_of_memory
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import to_device
+
+logger = logging.getLogger(__name__)
 
 ImageLike = Image.Image | Path | str | bytes | Study
 
@@ -71,6 +76,7 @@ class Reporter:
     ) -> None:
         self.model, self.collator, self.profile, self.stage, self.device = model, collator, profile, stage, device
         self.sampling: Sampling | None = None
+        self._batch_size = profile.generation.batch_size
         model.eval()
         model.config.use_cache = True
 
@@ -97,12 +103,39 @@ class Reporter:
         return [written.report for written in self.write(images)]
 
     def write(self, images: Sequence[ImageLike], progress: Progress | None = None) -> Iterator[WrittenReport]:
-        """Reports in the order of the images, a batch at a time; `progress` is told what would be shown otherwise."""
-        size = self.profile.generation.batch_size
+        """Reports in the order of the images, a batch at a time; `progress` is told what would be shown otherwise.
+
+        Where memory ends, batches are halved from then on.
+
+        Raises:
+            RadVisionError: an image cannot be read, or not even one fits in the memory.
+        """
+        first = 0
         with show_progress(len(images), progress) as step:
-            for first in range(0, len(images), size):
-                yield from self._write_batch(images[first : first + size])
-                step(min(first + size, len(images)))
+            while first < len(images):
+                batch = images[first : first + self._batch_size]
+                try:
+                    reports = self._write_batch(batch)
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    reports = []
+                if reports:
+                    yield from reports
+                    step(first := first + len(batch))
+                else:  # not in the handler: there the error still holds the batch's tensors
+                    self._halve(len(batch))
+
+    def _halve(self, size: int) -> None:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if size == 1:
+            raise RadVisionError(
+                "the memory is too small to write one report: end other programs, or lower generation.max_new_tokens."
+            )
+        self._batch_size = size // 2
+        logger.warning("too little memory for %d reports at a time; now %d", size, self._batch_size)
 
     def prepare(self, image: ImageLike) -> Image.Image:
         """An image as the model was trained on them: read, gray, letterboxed to `data.image_size`.
@@ -125,7 +158,7 @@ class Reporter:
         return self.collator.prompt(self.profile.views, image.indication if isinstance(image, Study) else "")
 
     @torch.inference_mode()
-    def _write_batch(self, images: Sequence[ImageLike]) -> Iterator[WrittenReport]:
+    def _write_batch(self, images: Sequence[ImageLike]) -> list[WrittenReport]:
         start = time.perf_counter()
         squares = [self.prepare(image) for image in images]
         indications = [image.indication if isinstance(image, Study) else "" for image in images]
@@ -135,16 +168,18 @@ class Reporter:
                 **inputs,
                 max_new_tokens=self.profile.generation.max_new_tokens,
                 **lot,
+                repetition_penalty=1.0,  # Qwen's own 1.05 shuns words said before, and reports say "no" again and again
                 pad_token_id=self.collator.pad,
                 eos_token_id=[self.collator.end, self.collator.pad],
             )
         rows = output[:, inputs["input_ids"].shape[1] :].tolist()
-        seconds = (time.perf_counter() - start) / len(images)
+        seconds, reports = (time.perf_counter() - start) / len(images), []
         for row in rows:
             stops = [i for i, token in enumerate(row) if token in (self.collator.end, self.collator.pad)]
             ids = row[: stops[0]] if stops else row
             text = self.collator.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            yield WrittenReport(parse_report(text), text, len(ids), bool(stops), seconds)
+            reports.append(WrittenReport(parse_report(text), text, len(ids), bool(stops), seconds))
+        return reports
 
     @contextmanager
     def _lot(self, images: list[Image.Image]) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,7 @@ from benchmarks.generation import check_same_reports, race_generation
 from benchmarks.gpu import measure_on_card
 from benchmarks.mini import BATCH, ENDING_AT_THE_REPORT, make_profile, mini_config
 from benchmarks.preparation import race_preparation
-from benchmarks.race import Account, Runner, race
+from benchmarks.race import STEPS_A_TURN, Account, Runner, race
 from benchmarks.ratios import Ratio
 from benchmarks.training import StageRace, check_same_work
 from radvision_utils import RadVisionError, load_profile
@@ -32,7 +32,8 @@ from radvision_utils.data.prepare import prepare_dataset
 from radvision_utils.model.loading import TINY_BASE, load_processor
 from radvision_utils.training.collator import Collator
 
-STEPS = 3
+TURNS = 2
+STEPS = TURNS * STEPS_A_TURN
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +133,10 @@ def test_every_contender_reaches_our_loss_in_every_stage(profile, studies):
     if importlib.util.find_spec("trl"):
         contenders[TRL] = trl_sft
     for stage in (1, 2, 3):
-        rounds, accounts = race([Runner(name, train, profile, stage) for name, train in contenders.items()], STEPS)
+        rounds, accounts = race([Runner(name, train, profile, stage) for name, train in contenders.items()], TURNS)
         check_same_work(accounts)
         assert accounts[TRAINER].losses == pytest.approx(accounts[OURS].losses, abs=1e-3)
-        assert len(rounds) == STEPS - 2
+        assert len(rounds) == TURNS - 1
         assert all(account.samples == STEPS * BATCH and account.peak_gib > 0 for account in accounts.values())
     assert race_generation(profile, rounds=1).ratio.pairs == 1
     # What runs on a card with the 7B takes the same way with any base.

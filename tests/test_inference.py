@@ -57,6 +57,39 @@ def test_a_report_ends_by_itself_or_is_marked_unfinished(reporter, images):
         assert "<|im_end|>" not in written.text
 
 
+def test_the_base_models_own_penalty_of_repetition_is_not_taken_over(reporter, images, monkeypatch):
+    expected = reporter.report(images[:4])
+    monkeypatch.setattr(reporter.model.generation_config, "repetition_penalty", 5.0)
+    assert reporter.report(images[:4]) == expected
+
+
+def test_where_memory_ends_batches_are_halved_for_good_and_reports_stay_the_same(reporter, images, monkeypatch):
+    expected, sizes = reporter.report(images), []
+    generate = reporter.model.generate
+
+    def small_memory(**inputs):
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return generate(**inputs)
+
+    monkeypatch.setattr(reporter.model, "generate", small_memory)
+    monkeypatch.setattr(reporter, "_batch_size", 32)
+    assert reporter.report(images) == expected
+    assert sizes == [16, 8, 4, 4, 4, 4]
+    assert reporter.report(images[:4]) == expected[:4]
+
+
+def test_memory_for_not_even_one_report_is_one_sentence(reporter, images, monkeypatch):
+    def no_memory(**inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(reporter.model, "generate", no_memory)
+    monkeypatch.setattr(reporter, "_batch_size", 2)
+    with pytest.raises(RadVisionError, match="too small to write one report: end other programs"):
+        reporter.report(images[:3])
+
+
 def test_weights_unpacked_and_merged_for_a_cpu_give_the_losses_of_training(trained, reporter, dataset):
     model = load_adapter(load_base(trained.model, choose_device()), RunFolder.of(trained).adapter(3)).eval()
     batch = reporter.collator(dataset.split("train")[:4])
