@@ -79,7 +79,7 @@ def _stage(profile: Profile, stage: int) -> OnCard:
     return OnCard(
         part=f"stage {stage}",
         gib=record["peak_memory_gib"],
-        planned_gib=(record.get("plan") or {}).get("total"),
+        planned_gib=record["plan"]["tensors"],
         rate=rate,
         tflops=operations,
         share=operations / peak if peak else None,

@@ -235,7 +235,7 @@ def _stage(profile: Profile, number: int) -> dict[str, Any]:
         shutil.rmtree(RunFolder.of(profile).adapter(number - 1))
     return {
         "gib": record["peak_memory_gib"],
-        "planned_gib": (record.get("plan") or {}).get("total"),
+        "planned_gib": record["plan"]["tensors"],
         "studies_per_second": round(batch / statistics.median(seconds), 3),
         "losses": record["validation_loss"],
         "moved": record["moved"],
