@@ -32,7 +32,7 @@ lint: $(STAMP) ## formatting, lint (notebooks too) and types
 	$(IN_VENV) ruff check .
 	$(IN_VENV) mypy radvision_utils benchmarks
 
-bench: $(STAMP) ## speed and memory against what others use, 20 minutes; writes benchmarks/RESULTS.md
+bench: $(STAMP) ## speed and memory against what others use, three quarters of an hour; writes benchmarks/RESULTS.md
 	$(IN_VENV) pip install --disable-pip-version-check --no-input --quiet -c constraints.txt -e '.[bench]'
 	$(IN_VENV) benchmarks
 
