@@ -82,8 +82,8 @@ finds fastest for the 7B on that card.
 With the 7B's vocabulary at a 56th of its width, logits weigh more in `mini` than in the 7B, in memory above all: peers
 that keep those of every token look worse here than there.
 
-All carry the run's one PEFT adapter. PEFT computes its part for the language model in stages 1 and 2 too, where it is
-zero; `train_stage` does not.
+In stages 1 and 2 the peers carry no LoRA in the language model, where it is still zero; ours carries it and does not
+compute it.
 
 Peak: tensors of a step, beside the model. With features: what they cost once is spread over the three epochs of
 lingshu-7b that read them. Freed memory is kept for the next tensor, for everyone, as a card's allocator does.

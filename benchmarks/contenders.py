@@ -14,6 +14,7 @@ from typing import Any
 import bitsandbytes
 import torch
 from datasets import Dataset, Image, List
+from peft.tuners.lora import LoraLayer
 from PIL import Image as Pictures
 from transformers import (
     AutoProcessor,
@@ -29,6 +30,7 @@ from radvision_utils.data.reports import format_report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import Device, choose_device, seed_everything
 from radvision_utils.model.adapter import attach_adapter, load_adapter
+from radvision_utils.model.components import component_of
 from radvision_utils.model.loading import base_path, load_processor, quantization_config
 from radvision_utils.runs import RunFolder
 from radvision_utils.training.collator import IGNORED, Collator
@@ -209,9 +211,18 @@ def load_peer(profile: Profile, stage: int) -> Any:
     base.requires_grad_(False)
     folder = RunFolder.of(profile)
     model = attach_adapter(base, profile) if stage == 1 else load_adapter(base, folder.adapter(stage - 1))
+    if stage < 3:
+        without_language_lora(model)
     if stage < 4:
         select_stage(model, profile, stage)
     return model
+
+
+def without_language_lora(model: Any) -> None:
+    """Take the language model's LoRA away: until stage 3 it is zero, and who trains another part would attach none."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, LoraLayer) and component_of(f"{name}.") == "language_model":
+            model.set_submodule(name, layer.base_layer)
 
 
 def _arguments(profile: Profile, stage: int, device: Device) -> dict[str, Any]:
