@@ -191,16 +191,12 @@ def race(runners: Sequence[Runner], turns: int) -> tuple[list[dict[str, float]],
     """
     rounds: list[dict[str, float]] = []
     try:
-        first = {}
-        for runner in runners:  # one after the other: together their peaks might not fit
-            runner.start()
-            first[runner.name] = runner.step().seconds
-        rounds.append(first)
-        for number in range(1, turns):
+        for number in range(turns):
             seconds = {}
-            # Who comes first changes, so that nobody always follows the same other.
+            # Who comes first changes, so that nobody always follows the same other. They start one after the other:
+            # together their peaks might not fit.
             for runner in (*runners[number % len(runners) :], *runners[: number % len(runners)]):
-                runner.go()
+                runner.go() if number else runner.start()
                 seconds[runner.name] = runner.step().seconds
             rounds.append(seconds)
         accounts = {}

@@ -89,8 +89,10 @@ def our_ways(profile: Profile, stage: int) -> dict[str, Profile]:
     Each trains in a run folder of its own.
     """
     ways = {OURS: profile}
-    changes: dict[str, dict[str, Any]] = {ONE_AT_A_TIME: {"micro_batch": 1, "accumulation": BATCH}}
-    changes[PLANNED] = planned_for_t4(profile, stage)
+    changes: dict[str, dict[str, Any]] = {
+        ONE_AT_A_TIME: {"micro_batch": 1, "accumulation": BATCH},
+        PLANNED: planned_for_t4(profile, stage),
+    }
     if stage == 3:
         changes[WITHOUT_CACHE] = {"cache_features": False}
     for name, settings in changes.items():

@@ -7,7 +7,6 @@ speed are real. Where there is no card, a small shape takes the same way, which 
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from radvision_utils.config import Profile, RadVisionError, RunPaused, load_profile
 from radvision_utils.data.prepare import prepare_dataset
@@ -183,9 +183,7 @@ def _parts(profile: Profile, shape: dict[str, Any]) -> dict[str, Callable[[], di
 
 def _try(check: Check, work: Callable[[], dict[str, Any]]) -> None:
     started, device = time.perf_counter(), choose_device()
-    gc.collect()  # the part before may have left cycles that hold a model
-    if device.kind == "cuda":
-        torch.cuda.empty_cache()
+    clear_device_cache(garbage_collection=True)  # the part before may have left cycles that hold a model
     forget_peak_memory(device)
     logger.info("%s, %s", check.part, check.dtype)
     try:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import logging
 import time
 import zlib
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from peft import PeftModel
 from PIL import Image
 from transformers import PreTrainedModel
@@ -127,9 +127,7 @@ class Reporter:
                     self._halve(len(batch))
 
     def _halve(self, size: int) -> None:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        clear_device_cache(garbage_collection=True)
         if size == 1:
             raise RadVisionError(
                 "the memory is too small to write one report: end other programs, or lower generation.max_new_tokens."
@@ -222,8 +220,11 @@ def reporter_of(profile: Profile, stage: int) -> Reporter:
         model.dequantize()
     if stage:
         adapted = load_adapter(model, RunFolder.of(profile).adapter(stage))
-        speed_up_lora(adapted)
-        model = merge_adapter(adapted) if once else adapted
+        if once:
+            model = merge_adapter(adapted)
+        else:
+            speed_up_lora(adapted)
+            model = adapted
     if device.dtype == "float16":
         record = RunFolder.of(profile).record(f"stage{stage or 1}") or {}
         keep_in_float32(model, record.get("float32_blocks", []))

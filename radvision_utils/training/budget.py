@@ -5,7 +5,6 @@ The studies of an optimizer step stay the same: micro-batch x accumulation x pro
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import broadcast_object_list
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import TrainerCallback
 
 from radvision_utils.config import Profile, RadVisionError, RunPaused, StageSettings
@@ -185,9 +184,7 @@ def train_in_memory(memory: MemoryBudget, model: torch.nn.Module, attempt: Calla
         for name, parameter in trained.items():
             parameter.grad = None
             parameter.data.copy_(start[name])
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        clear_device_cache(garbage_collection=True)
         memory.reduce(problem)
 
 
