@@ -2,7 +2,7 @@
 
 PEFT computes W x + s * B(A x): it copies the output of a 4-bit layer, makes a second tensor as wide, scales it, and
 adds it; the backward pass scales a gradient as wide again. Where r is 16 and the output 18,944 wide, that is more than
-the arithmetic. Here s scales the r numbers of a token, and one matrix product adds B's part to the output.
+the arithmetic. Here s scales the r numbers of a token, and one matrix product adds B's part to the output in place.
 """
 
 from __future__ import annotations
@@ -39,11 +39,34 @@ def _forward(layer: Any, idle: bool, x: torch.Tensor, *args: Any, **kwargs: Any)
         return output
     (name,) = layer.active_adapters
     up = layer.lora_B[name].weight
-    converts = torch.is_autocast_enabled(x.device.type)  # brings all factors to one format by itself
-    x, result = (x, output) if converts else (x.to(up.dtype), output.to(up.dtype))
+    if not torch.is_autocast_enabled(x.device.type):  # which lets lora_A take x as it is
+        x = x.to(up.dtype)
     reduced = layer.lora_A[name](layer.lora_dropout[name](x)) * layer.scaling[name]
-    result = torch.addmm(result.flatten(0, -2), reduced.flatten(0, -2), up.t())
-    return result.view_as(output).to(output.dtype)
+    wide = output.to(reduced.dtype)
+    added: torch.Tensor = _AddUp.apply(wide, reduced, up.to(wide.dtype))
+    return added.to(output.dtype)
+
+
+class _AddUp(torch.autograd.Function):
+    """(..., out) + (..., r) (out, r)^T to (..., out), in the memory of the first.
+
+    autograd's own product for the gradient of B would have the wide tensor transposed; here the narrow one is.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: torch.Tensor, reduced: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(reduced, up)
+        # Not marked as written: bitsandbytes hands out a view of its own, which autograd would let nobody write. No
+        # layer keeps its output for the backward pass, and here nobody else has seen it yet.
+        output.flatten(0, -2).addmm_(reduced.flatten(0, -2), up.t())
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        reduced, up = ctx.saved_tensors
+        trains = ctx.needs_input_grad[2]  # not where LoRA is passed through: an earlier stage's, or for evidence
+        slope_up = (reduced.flatten(0, -2).t() @ slopes[0].flatten(0, -2)).t() if trains else None
+        return slopes[0], slopes[0] @ up, slope_up
 
 
 def _is_plain(layer: Any) -> bool:
