@@ -90,6 +90,12 @@ lingshu-7b that read them. Freed memory is kept for the next tensor, for everyon
 """
 
 
+_WHERE = """Where the seconds go, in a further step whose operations were timed one by one (the product of a 4-bit
+layer's forward pass is one of them with its dequantization; ours had read its studies before). The wider a model, the
+more of its time are products, and the nearer the ratio comes to that of the operations:
+"""
+
+
 Part = Callable[[Size, Path], Iterator[str]]
 
 
@@ -133,6 +139,7 @@ def _training(size: Size, scratch: Path) -> Iterator[str]:
         races.append(race_stage(profile, stage, size.turns, races[-1].once if races else 0.0))
         yield f"## Stage {stage}\n\n{results.training(races[-1])}"
     yield f"Same work, same loss:\n\n{results.same_work(races)}"
+    yield f"{_WHERE}\n{results.breakdown(races, profile)}"
     yield f"What the 7B would gain by operations alone, by arithmetic:\n\n{results.arithmetic()}"
     yield f"## Generation\n\n{results.generation(race_generation(profile, size.rounds))}"
 

@@ -23,6 +23,7 @@ from datasets import disable_progress_bars
 from torch import profiler
 from transformers import TrainerCallback, trainer
 
+from benchmarks.breakdown import Breakdown
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.environment import quiet_libraries
 from radvision_utils.training.collator import IGNORED
@@ -42,6 +43,7 @@ class Account:
         peak_gib: most memory of tensors in the first step, beside the model: batch, activations, logits, gradients,
             optimizer. Counted by torch, because what the process holds depends more on how malloc rounds.
         once: seconds spent once, before the first step, on what the steps then need not compute.
+        breakdown: seconds of the last step by kind of operation.
     """
 
     samples: int = 0
@@ -50,6 +52,7 @@ class Account:
     held_out: float = 0.0
     peak_gib: float = 0.0
     once: float = 0.0
+    breakdown: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class Turns(TrainerCallback):
     def __init__(self, connection: Connection) -> None:
         self.connection, self.account = connection, Account()
         self._recording: Any = None
+        self._breakdown: Breakdown | None = None
+        self._last_turn = False
         self._steps = 0
         self._began = time.perf_counter()
 
@@ -106,10 +111,17 @@ class Turns(TrainerCallback):
         if self._recording is not None and not self.account.peak_gib:
             self._recording.stop()
             self.account.peak_gib = _peak_gib(self._recording)
+        if self._breakdown is not None:
+            self._breakdown.__exit__(None, None, None)
+            self.account.breakdown = self._breakdown.of(seconds)
+            self._breakdown = None
         if self._steps % STEPS_A_TURN == 0:
             _libc("malloc_trim", 0)  # whoever waits holds no more than it needs
             self.connection.send(Step(seconds, self.account.peak_gib))
-            self.connection.recv()
+            self._last_turn = self.connection.recv()
+        elif self._last_turn:
+            self._breakdown = Breakdown()
+            self._breakdown.__enter__()
         self._began = time.perf_counter()
 
 
@@ -151,9 +163,9 @@ class Runner:
         step: Step = self._receive()
         return step
 
-    def go(self) -> None:
-        """Let the next turn, or what follows the last, begin."""
-        self.connection.send(None)
+    def go(self, last: bool = False) -> None:
+        """Let the next turn, or what follows the last, begin. In the last turn every operation is timed by itself."""
+        self.connection.send(last)
 
     def finish(self) -> Account:
         """The account, after the last turn has been allowed to end."""
@@ -187,7 +199,8 @@ def race(runners: Sequence[Runner], turns: int) -> tuple[list[dict[str, float]],
         turns: at least 2.
 
     Returns:
-        For each turn but the last (whose studies were read before it) the seconds of each runner; and their accounts.
+        For each turn but the last (whose operations are timed one by one) the seconds of each runner; and their
+        accounts.
     """
     rounds: list[dict[str, float]] = []
     try:
@@ -196,7 +209,7 @@ def race(runners: Sequence[Runner], turns: int) -> tuple[list[dict[str, float]],
             # Who comes first changes, so that nobody always follows the same other. They start one after the other:
             # together their peaks might not fit.
             for runner in (*runners[number % len(runners) :], *runners[: number % len(runners)]):
-                runner.go() if number else runner.start()
+                runner.go(last=number == turns - 1) if number else runner.start()
                 seconds[runner.name] = runner.step().seconds
             rounds.append(seconds)
         accounts = {}

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from benchmarks import shares
+from benchmarks.breakdown import KINDS
 from benchmarks.contenders import ONE_AT_A_TIME, OURS, PEERS, PLAIN, PLANNED, TRAINER, TRL
 from benchmarks.generation import Generation
 from benchmarks.gpu import OnCard
@@ -94,6 +95,28 @@ def same_work(races: Sequence[StageRace]) -> str:
             for name, account in race.accounts.items()
         ]
     )
+
+
+def breakdown(races: Sequence[StageRace], profile: Profile) -> str:
+    """Where the seconds of a step of stages 2 and 3 go: the loop's and ours, and the ratio by each kind alone."""
+    rows: list[Row] = []
+    for race in races[1:]:
+        layers = planned_for_t4(profile, race.stage)["checkpointed_layers"]
+        operations = {
+            PLAIN: shares.tflop(profile, race.stage, ours=False),
+            PLANNED: shares.tflop(profile, race.stage, ours=True, layers=layers),
+        }
+        seconds = {name: race.accounts[name].breakdown for name in operations}
+        whole = {name: sum(kinds.values()) for name, kinds in seconds.items()}
+        for name, kinds in seconds.items():
+            cells = {kind: f"{value / BATCH:.2f}" for kind, value in kinds.items()}
+            row = {"stage": str(race.stage), "contender": name, "seconds a study": f"{whole[name] / BATCH:.2f}"}
+            rows.append(row | cells | {"TFLOP by arithmetic": f"{operations[name]:.3f}"})
+        ratios = {kind: f"{seconds[PLAIN][kind] / seconds[PLANNED][kind]:.2f}" for kind in KINDS}
+        row = {"stage": str(race.stage), "contender": "loop / ours"}
+        row["seconds a study"] = f"{whole[PLAIN] / whole[PLANNED]:.2f}"
+        rows.append(row | ratios | {"TFLOP by arithmetic": f"{operations[PLAIN] / operations[PLANNED]:.2f}"})
+    return table(rows)
 
 
 def arithmetic() -> str:

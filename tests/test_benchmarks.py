@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import results, shares
+from benchmarks.breakdown import ATTENTION, DEQUANTIZED, ELEMENTWISE, KINDS, PRODUCTS, REST, Breakdown, kind_of
 from benchmarks.contenders import (
     OURS,
     PLAIN,
@@ -127,6 +128,33 @@ def test_the_table_of_a_stage_has_steps_features_memory_and_verdict():
     assert lines[4].endswith("2: not met | 1.00, 1.00 |")
 
 
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [
+        ("addmm", PRODUCTS),
+        ("gemm_4bit", PRODUCTS),
+        ("_scaled_dot_product_flash_attention_for_cpu_backward", ATTENTION),
+        ("dequantize_4bit", DEQUANTIZED),
+        ("silu_backward", ELEMENTWISE),
+    ],
+)
+def test_an_operation_has_a_kind(operation, kind):
+    assert kind_of(operation) == kind
+
+
+def test_the_seconds_of_a_step_are_told_apart_forward_and_backward():
+    x, weight = torch.randn(64, 512, requires_grad=True), torch.randn(512, 512)
+    with Breakdown() as breakdown:
+        torch.nn.functional.silu(x @ weight).sum().backward()
+    seconds = breakdown.of(whole=10.0)
+    assert list(seconds) == list(KINDS)
+    assert sum(seconds.values()) == pytest.approx(10.0)
+    assert seconds[PRODUCTS] > 0
+    assert seconds[ELEMENTWISE] > 0
+    assert seconds[ATTENTION] == seconds[DEQUANTIZED] == 0
+    assert seconds[REST] > 9
+
+
 @pytest.mark.slow
 def test_every_contender_reaches_our_loss_in_every_stage(profile, studies):
     contenders = {OURS: ours, PLAIN: plain_loop, TRAINER: trainer_as_it_comes}
@@ -137,7 +165,10 @@ def test_every_contender_reaches_our_loss_in_every_stage(profile, studies):
         check_same_work(accounts)
         assert accounts[TRAINER].losses == pytest.approx(accounts[OURS].losses, abs=1e-3)
         assert len(rounds) == TURNS - 1
-        assert all(account.samples == STEPS * BATCH and account.peak_gib > 0 for account in accounts.values())
+        for account in accounts.values():
+            assert account.samples == STEPS * BATCH
+            assert account.peak_gib > 0
+            assert account.breakdown[PRODUCTS] > 0
     assert race_generation(profile, rounds=1).ratio.pairs == 1
     # What runs on a card with the 7B takes the same way with any base.
     parts = measure_on_card(profile)

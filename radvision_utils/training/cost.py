@@ -106,18 +106,21 @@ def sample_tflop(shape: Shape, stage: int, rank: int, lengths: Lengths, layers: 
         cached: the vision encoder's blocks are not computed.
     """
     language = shape.language
-    again = layers / language.depth
     # Before stage 3 the language model's LoRA adds nothing and is not computed.
     lora = rank * language.depth * sum(a + b for a, b in language.layer_linears()) if stage == 3 else 0
     # Causal attention needs half of the products of queries with keys and of weights with values.
     attention = 2 * lengths.total**2 * language.width * language.depth
     forward = 2 * lengths.total * (language.linear_weights + lora) + attention
     backward = 2 * lengths.total * (language.linear_weights + 2 * lora) + 2 * attention
+    again = layers / language.depth * forward
+    if layers < language.depth:  # the last feed-forward network sees the report alone (`loss.py`)
+        spared, weights = 2 * (lengths.total - lengths.report), 3 * language.width * language.inner
+        their_lora = 3 * rank * (language.width + language.inner) if stage == 3 else 0
+        forward -= spared * (weights + their_lora)
+        backward -= spared * (weights + 2 * their_lora)
     head = 2 * 2 * lengths.report * language.vocabulary * language.width
     projector = (2 + {1: 2, 2: 4, 3: 0}[stage]) * lengths.image * shape.projector_parameters
-    return (
-        (1 + again) * forward + backward + head + projector + _vision(shape, stage, rank, lengths, layers, cached)
-    ) / 1e12
+    return (forward + again + backward + head + projector + _vision(shape, stage, rank, lengths, layers, cached)) / 1e12
 
 
 def _vision(shape: Shape, stage: int, rank: int, lengths: Lengths, layers: int, cached: bool) -> float:

@@ -29,7 +29,7 @@ def report_token_losses(model: torch.nn.Module, batch: Mapping[str, Any]) -> tup
     """
     # The logits at one position predict the next token; those at the last predict nothing that is known.
     targets = batch["labels"][:, 1 - batch["logits_to_keep"] :]
-    with _losses_for_logits(model, targets):
+    with _losses_for_logits(model, targets), _last_feed_forward_at(model, batch["logits_to_keep"]):
         losses: torch.Tensor = model(**{name: batch[name] for name in MODEL_INPUTS}, use_cache=False).logits
     return losses, targets != IGNORED
 
@@ -60,6 +60,30 @@ def _losses_for_logits(model: torch.nn.Module, targets: torch.Tensor) -> Iterato
         yield
     finally:
         del head.forward
+
+
+@contextmanager
+def _last_feed_forward_at(model: torch.nn.Module, positions: int) -> Iterator[None]:
+    """Within, the decoder's last feed-forward network is computed at so many last positions alone.
+
+    No other position of the last layer is read by anything. It is 3 % of the 7B's work on a sample of usual length. Not
+    where the layer is checkpointed: it would be computed again outside.
+    """
+    unwrapped: Any = getattr(model, "module", model)
+    layer = unwrapped.get_decoder().layers[-1]
+    if layer.gradient_checkpointing and layer.training:
+        yield
+        return
+    compute = layer.mlp.forward
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        return F.pad(compute(hidden[:, -positions:]), (0, 0, max(0, hidden.shape[1] - positions), 0))
+
+    layer.mlp.forward = forward
+    try:
+        yield
+    finally:
+        del layer.mlp.forward
 
 
 class _TokenLosses(torch.autograd.Function):

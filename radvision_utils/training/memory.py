@@ -272,29 +272,37 @@ class _Step:
     def language_layer(self) -> float:
         """Kept of one decoder layer."""
         language, bytes_each, trains = self.shape.language, self.numbers.compute, self.stage == 3
-        width, inner = language.width, language.inner
+        width = language.width
         norms = 2 * 4 * width  # their inputs in float32
         # Query and result; key and value repeated for all heads, as a mask needs it; log-sum-exp.
         attention = bytes_each * 4 * width + 4 * language.heads
-        mlp = bytes_each * 3 * inner  # gate, up, silu
         low_rank = len(language.layer_linears()) * self.settings.lora_rank * bytes_each if trains else 0
         again = width if self.settings.lora_dropout else 0  # else the attention's result is kept already
-        widths = [(width, 3), (again, 1), (width, 2), (inner, 1)]
-        inputs = self.trained_inputs(widths) if trains else 0
+        inputs = self.trained_inputs([(width, 3), (again, 1), (width, 2)]) if trains else 0
         # The padding's mask, made additive by every layer.
         mask = bytes_each * self.batch * self.lengths.total**2 if self.batch > 1 else 0
         rank = self.profile.stage3.lora_rank if trains else 0  # before, LoRA adds nothing and is not computed
         lora = self.casts(rank * sum(a + b for a, b in language.layer_linears()))
-        return self.tokens * (norms + attention + mlp + low_rank + inputs) + mask + lora
+        return self.tokens * (norms + attention + self.feed_forward() + low_rank + inputs) + mask + lora
+
+    def feed_forward(self) -> float:
+        """Kept for a token within the decoder's feed-forward network: gate, up, silu; their product for LoRA."""
+        inner = self.shape.language.inner
+        return self.numbers.compute * 3 * inner + (self.trained_inputs([(inner, 1)]) if self.stage == 3 else 0)
+
+    def open_layers(self) -> float:
+        """Kept of the decoder layers that are not checkpointed: the last of them has its feed-forward network compute
+        the report alone (`loss.py`)."""
+        layers = self.shape.language.depth - self.layers
+        elsewhere = self.tokens - self.batch * (self.lengths.report + 1)
+        return layers * self.language_layer() - (elsewhere * self.feed_forward() if layers else 0)
 
     def layer_input(self) -> float:
         return float(self.tokens * self.shape.language.width * self.numbers.compute)
 
     def language_kept(self) -> float:
         """Kept of the whole language model at the end of the forward pass."""
-        language = self.shape.language
-        open_layers = (language.depth - self.layers) * self.language_layer()
-        return self.layers * self.layer_input() + open_layers + self.ends()
+        return self.layers * self.layer_input() + self.open_layers() + self.ends()
 
     def ends(self) -> float:
         """The rotary angles, the padding's mask, the last norm's input in float32."""
@@ -312,7 +320,7 @@ class _Step:
     # In the backward pass
 
     def language_backward(self) -> float:
-        """Within the last checkpointed layer, computed again; or within the last layer, where none is."""
+        """Within the last checkpointed layer, computed again; or within the last layer but one, where that is not."""
         language, bytes_each = self.shape.language, self.numbers.compute
         wide = self.tokens * language.inner * bytes_each
         # Gradients of gate, up and their product; or of two, while a 4-bit weight is there in full.
@@ -321,12 +329,12 @@ class _Step:
         gradients = max(3 * wide, 2 * wide + weight) + 2 * self.layer_input() - product
         kept = self.vision_kept() + self.ends() - 4 * self.tokens * language.width
         if not self.layers:
-            return kept + language.depth * self.language_layer() + gradients
+            return kept + (language.depth - 1) * self.language_layer() + gradients
         again = self.language_layer() - (4 * self.tokens * language.width if bytes_each == 4 else 0)
         first = kept + self.layers * self.layer_input() + again + gradients
-        if self.layers == language.depth:
+        if self.layers >= language.depth - 1:
             return first
-        last = (language.depth - self.layers) * self.language_layer()
+        last = (language.depth - 1 - self.layers) * self.language_layer()
         return max(first, kept + self.layers * self.layer_input() + last + gradients)
 
     def vision_backward(self) -> float:

@@ -10,7 +10,7 @@ from radvision_utils.model.loading import load_base, load_processor
 from radvision_utils.training import loss
 from radvision_utils.training.collator import IGNORED, Collator
 from radvision_utils.training.loss import MODEL_INPUTS, report_token_losses
-from radvision_utils.training.stages import select_stage
+from radvision_utils.training.stages import checkpoint_layers, select_stage
 
 
 def plain_losses(model, batch):
@@ -61,6 +61,26 @@ def test_no_more_logits_at_a_time_than_a_chunk_and_none_of_prompt_and_padding(mo
         report_token_losses(model, batch)
     assert max(rows) == 16
     assert sum(rows) == (batch["labels"] != IGNORED).sum()
+
+
+@pytest.mark.parametrize("layers", [0, None])
+def test_the_last_feed_forward_network_sees_the_report_alone_unless_it_is_checkpointed(model, batch, layers):
+    checkpoint_layers(model, 2, layers)
+    seen = []
+    networks = [layer.mlp.gate_proj for layer in model.get_decoder().layers]
+    hooks = [
+        network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+        for network in (networks[0], networks[-1])
+    ]
+    model.train()
+    losses, _ = report_token_losses(model, batch)
+    whole = batch["input_ids"].shape[1]
+    assert seen == [whole, batch["logits_to_keep"] if layers == 0 else whole]
+    losses.sum().backward()
+    for hook in hooks:
+        hook.remove()
+    checkpoint_layers(model, 2, 0)
+    model.eval()
 
 
 def test_the_model_gives_logits_again_afterwards_even_after_a_failure(model, batch):
