@@ -96,6 +96,12 @@ more of its time are products, and the nearer the ratio comes to that of the ope
 """
 
 
+_AT_ONCE = """With so many studies at once freed memory cannot be kept: every large tensor is fetched from the system
+anew, which a card would not do. What counts here is the peak.
+
+"""
+
+
 Part = Callable[[Size, Path], Iterator[str]]
 
 
@@ -148,7 +154,7 @@ def _growth(size: Size, scratch: Path) -> Iterator[str]:
     from benchmarks import growth, results
 
     yield f"## How cost grows\n\n{results.growth('pixels a side', growth.by_resolution(scratch, size.sides))}"
-    yield results.growth("studies at once", growth.by_batch(scratch, size.batches))
+    yield _AT_ONCE + results.growth("studies at once", growth.by_batch(scratch, size.batches))
     yield results.growth("studies", growth.by_studies(scratch / "many", size.studies))
 
 
