@@ -162,7 +162,7 @@ def _on_card(size: Size, scratch: Path) -> Iterator[str]:
     from benchmarks import results
     from benchmarks.gpu import measure_on_card, random_7b
 
-    yield f"## The 7B, random weights\n\n{results.on_card(measure_on_card(random_7b(scratch, size.turns)))}"
+    yield f"## The 7B, random weights\n\n{results.on_card(measure_on_card(random_7b(scratch, steps=size.turns)))}"
 
 
 PARTS: dict[str, Part] = {"preparation": _preparation, "training": _training, "growth": _growth}

@@ -12,6 +12,7 @@ from benchmarks.breakdown import ATTENTION, DEQUANTIZED, ELEMENTWISE, KINDS, PRO
 from benchmarks.contenders import (
     OURS,
     PLAIN,
+    PLANNED,
     TRAINER,
     TRL,
     ProcessorCollator,
@@ -126,6 +127,18 @@ def test_the_table_of_a_stage_has_steps_features_memory_and_verdict():
     # 4 studies x 0.75 s for features over 3 epochs make a step of 2 s one of 3.
     assert "| plain loop | 3.00 (3.00 to 3.00, 2 pairs) | 2.00 | 0.67 | 2.00 | 2.5: met | 1.00, 1.00 |" in lines[2]
     assert lines[4].endswith("2: not met | 1.00, 1.00 |")
+
+
+def test_the_table_of_seconds_divides_the_loops_by_ours_kind_by_kind(tmp_path):
+    mini_config(ProcessorCollator(load_profile()).processor.tokenizer).save_pretrained(tmp_path)
+    mini = load_profile("tiny", {"model.base": str(tmp_path), "model.visual_tokens": 324})
+    kinds = dict.fromkeys(KINDS, 1.0)
+    accounts = {PLANNED: Account(breakdown=kinds), PLAIN: Account(breakdown=kinds | {PRODUCTS: 3.0})}
+    races = [StageRace(stage, [], accounts, once=0.0) for stage in (1, 2, 3)]
+    lines = results.breakdown(races, mini).splitlines()
+    assert len(lines) == 2 + 2 * 3
+    assert lines[3].startswith(f"| 2 | {PLANNED} | 1.25 | 0.25 | 0.25 |")
+    assert lines[4].startswith("| 2 | loop / ours | 1.40 | 3.00 | 1.00 |")
 
 
 @pytest.mark.parametrize(
