@@ -18,8 +18,10 @@ def compute_shares(profile: Profile) -> dict[str, float]:
     rank = profile.stage3.lora_rank
     head = 2 * lengths.total * shape.language.vocabulary * shape.language.width / 1e12
     vision = _stage3(shape, rank, lengths, cached=False) - _stage3(shape, rank, lengths, cached=True)
-    # What checkpointing computes again is one pass through the decoder.
-    decoder = _stage3(shape, rank, lengths) - _stage3(shape, rank, lengths, layers=0)
+    # What checkpointing all layers but the last (whose checkpoint changes more than that) computes again.
+    depth = shape.language.depth
+    again = _stage3(shape, rank, lengths, layers=depth - 1) - _stage3(shape, rank, lengths, layers=0)
+    decoder = again * depth / (depth - 1)
     whole = vision + decoder + head
     return {"vision encoder": vision / whole, "decoder": decoder / whole, "head, logits of every token": head / whole}
 
@@ -67,7 +69,9 @@ def memory_shares(profile: Profile) -> dict[str, float]:
         return memory.activations
 
     vision = kept(shape) - kept(replace(shape, vision=replace(shape.vision, depth=0)))
-    decoder = kept(shape) - kept(replace(shape, language=replace(shape.language, depth=0)))
+    depth = shape.language.depth
+    # A layer as the first ones are: our last one keeps less.
+    decoder = depth * (kept(shape) - kept(replace(shape, language=replace(shape.language, depth=depth - 1))))
     # Logits, their log-softmax and their gradient, in float32 as all else here.
     head = 3 * 4 * lengths.total * shape.language.vocabulary / 2**30
     whole = vision + decoder + head
