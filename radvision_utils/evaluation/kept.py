@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from radvision_utils.config import Profile
-from radvision_utils.data.reports import parse_report
-from radvision_utils.data.studies import open_prepared
+from radvision_utils.data.reports import format_report, parse_report
+from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import process_count, process_rank
-from radvision_utils.inference import ImageLike, Reporter, WrittenReport, reporter_of
+from radvision_utils.inference import Reporter, WrittenReport, reporter_of
 from radvision_utils.runs import read_json, read_json_lines, write_text
 
 logger = logging.getLogger(__name__)
@@ -26,18 +26,23 @@ logger = logging.getLogger(__name__)
 Batches = dict[int, list[WrittenReport]]
 
 
-def write_reports(reporter: Reporter, images: Sequence[ImageLike], folder: Path) -> list[WrittenReport]:
-    """Reports in the order of the images; those that an earlier call wrote into `folder` are not written again.
+def write_reports(reporter: Reporter, studies: Sequence[Study], folder: Path) -> list[WrittenReport]:
+    """Reports in the order of the studies; those that an earlier call wrote into `folder` are not written again.
+
+    Studies whose references are about as long come into one batch, since a batch takes as many steps as its longest
+    report. No reference reaches the model, and with whom a study shares a batch changes no greedy report.
 
     Of several processes each writes its share, and the first waits for the others.
 
     Args:
         reporter: the model of a stage.
-        images: of all studies, the same at every call with this folder.
-        folder: for these images, this model and these settings alone.
+        studies: all of them, the same at every call with this folder.
+        folder: for these studies, this model and these settings alone.
     """
     size = reporter.profile.generation.batch_size
-    firsts = range(0, len(images), size)
+    order = sorted(range(len(studies)), key=lambda i: len(format_report(studies[i].reference)))
+    ordered = [studies[i] for i in order]
+    firsts = range(0, len(ordered), size)
     name = f"stage{reporter.stage}"
     done = _read(folder, name)
     if done:
@@ -46,20 +51,21 @@ def write_reports(reporter: Reporter, images: Sequence[ImageLike], folder: Path)
     _begin(own)
     # By number, not by what is left: the processes look at different moments.
     mine = [first for first in firsts[process_rank() :: process_count()] if first not in done]
-    written = reporter.write([image for first in mine for image in images[first : first + size]])
+    written = reporter.write([study for first in mine for study in ordered[first : first + size]])
     for first in mine:
-        _append(own, first, [next(written) for _ in images[first : first + size]])
+        _append(own, first, [next(written) for _ in ordered[first : first + size]])
     next(written, None)  # lets the progress end
     while process_rank() == 0 and len(done := _read(folder, name)) < len(firsts):
         time.sleep(0.5)
-    return [report for first in sorted(done) for report in done[first]]
+    placed = {order[first + k]: report for first, reports in done.items() for k, report in enumerate(reports)}
+    return [placed[number] for number in sorted(placed)]
 
 
 def help_first_process(profile: Profile, split: str, stages: Iterable[int], folder: Path, key: str) -> dict[str, Any]:
     """What every process but the first does in an evaluation: its share of the reports, then wait for the figures."""
-    images = list(open_prepared(profile).split(split))
+    studies = list(open_prepared(profile).split(split))
     for stage in stages:
-        write_reports(reporter_of(profile, stage), images, folder / "reports" / key)
+        write_reports(reporter_of(profile, stage), studies, folder / "reports" / key)
     while True:
         path = folder / "metrics.json"
         metrics: dict[str, Any] = read_json(path) if path.is_file() else {}

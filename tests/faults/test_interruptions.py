@@ -11,6 +11,7 @@ import torch
 
 from radvision_utils import train_stage
 from radvision_utils.config import project_root
+from radvision_utils.data.reports import format_report
 from radvision_utils.evaluation.kept import write_reports
 from radvision_utils.inference import reporter_of
 from radvision_utils.runs import RunFolder, is_current, read_json_lines
@@ -128,11 +129,11 @@ class TestReports:
         return reporter_of(replace(trained, generation=generation), 3)
 
     @pytest.fixture
-    def images(self, dataset):
-        return [study.image for study in dataset.split("train")[:7]]
+    def studies(self, dataset):
+        return dataset.split("train")[:7]
 
-    def test_written_before_an_interruption_are_not_written_again(self, reporter, images, tmp_path, monkeypatch):
-        whole = write_reports(reporter, images, tmp_path / "whole")
+    def test_written_before_an_interruption_are_not_written_again(self, reporter, studies, tmp_path, monkeypatch):
+        whole = write_reports(reporter, studies, tmp_path / "whole")
         one_by_one = reporter.write
 
         def stop_after_3(chosen):
@@ -143,21 +144,31 @@ class TestReports:
 
         monkeypatch.setattr(reporter, "write", stop_after_3)
         with pytest.raises(KeyboardInterrupt):
-            write_reports(reporter, images, tmp_path / "cut")
+            write_reports(reporter, studies, tmp_path / "cut")
         with (tmp_path / "cut" / "stage3.0.jsonl").open("a") as file:
             file.write('{"first": 2, "rep')
         asked = []
         monkeypatch.setattr(reporter, "write", lambda chosen: asked.extend(chosen) or one_by_one(chosen))
-        again = write_reports(reporter, images, tmp_path / "cut")
-        assert asked == images[2:]
+        again = write_reports(reporter, studies, tmp_path / "cut")
+        shortest_first = sorted(studies, key=lambda study: len(format_report(study.reference)))
+        assert asked == shortest_first[2:]
         assert [w.text for w in again] == [w.text for w in whole]
 
-    def test_two_processes_write_each_its_share_and_together_the_same(self, reporter, images, tmp_path, monkeypatch):
-        whole = write_reports(reporter, images, tmp_path / "one")
+    def test_are_those_of_their_studies_whatever_the_order_they_were_written_in(self, reporter, studies, tmp_path):
+        assert [len(format_report(study.reference)) for study in studies] != sorted(
+            len(format_report(study.reference)) for study in studies
+        )
+        written = write_reports(reporter, studies, tmp_path)
+        alone = [reporter.report(study) for study in studies]
+        assert [w.report for w in written] == alone
+        assert any(report != alone[0] for report in alone)
+
+    def test_two_processes_write_each_its_share_and_together_the_same(self, reporter, studies, tmp_path, monkeypatch):
+        whole = write_reports(reporter, studies, tmp_path / "one")
         monkeypatch.setenv("WORLD_SIZE", "2")
         for rank in ("1", "0"):
             monkeypatch.setenv("RANK", rank)
-            shared = write_reports(reporter, images, tmp_path / "two")
+            shared = write_reports(reporter, studies, tmp_path / "two")
         shares = [[line["first"] for line in read_json_lines(p)] for p in sorted((tmp_path / "two").iterdir())]
         assert shares == [[0, 4], [2, 6]]
         assert [w.text for w in shared] == [w.text for w in whole]
