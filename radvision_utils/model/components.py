@@ -1,10 +1,13 @@
-"""Which parameters belong to the vision encoder, the projector and the language model of a Qwen2.5-VL."""
+"""Which parameters belong to the vision encoder, the projector and the language model of a Qwen2.5-VL, and how to let
+a part of it compute something else for a while."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,3 +50,13 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
         state = getattr(parameter, "quant_state", None)
         counts[component_of(name)] += state.shape.numel() if state is not None else parameter.numel()
     return dict(counts)
+
+
+@contextmanager
+def computing(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within, the module computes `forward` in place of its class's own, whatever wraps the model around it."""
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward

@@ -25,6 +25,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.data.studies import PreparedDataset
 from radvision_utils.environment import choose_device
+from radvision_utils.model.components import computing
 from radvision_utils.model.loading import compute_device
 from radvision_utils.progress import show_progress
 from radvision_utils.runs import RunFolder, fingerprint
@@ -219,17 +220,15 @@ def _encoder(
     @torch.no_grad()
     def encode(studies: Sequence[TrainingStudy]) -> torch.Tensor:
         inputs = collator.prompts([study.image for study in studies])
-        # Behind the projector transformers brings the tokens from the order of windows back to that of the image;
-        # a projector that only joins patches lets what would have entered it through, in that order.
-        visual.merger.forward = lambda patches: patches.view(-1, merged)
         was_training = visual.training
         visual.eval()
         try:
-            with autocast():
+            # Behind the projector transformers brings the tokens from the order of windows back to that of the image;
+            # a projector that only joins patches lets what would have entered it through, in that order.
+            with computing(visual.merger, lambda patches: patches.view(-1, merged)), autocast():
                 pixels = inputs["pixel_values"].to(device, visual.dtype)
                 features = visual(pixels, grid_thw=inputs["image_grid_thw"].to(device)).pooler_output
         finally:
-            del visual.merger.forward
             visual.train(was_training)
         return features.view(len(studies), -1, merged)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from radvision_utils.model.components import computing
 from radvision_utils.model.loading import compute_device
 from radvision_utils.training.collator import IGNORED, Collator, TrainingStudy
 
@@ -29,20 +30,19 @@ def report_token_losses(model: torch.nn.Module, batch: Mapping[str, Any]) -> tup
     """
     # The logits at one position predict the next token; those at the last predict nothing that is known.
     targets = batch["labels"][:, 1 - batch["logits_to_keep"] :]
-    with _losses_for_logits(model, targets), _last_feed_forward_at(model, batch["logits_to_keep"]):
+    unwrapped = getattr(model, "module", model)  # DDP's
+    with _losses_for_logits(unwrapped, targets), _last_feed_forward_at(unwrapped, batch["logits_to_keep"]):
         losses: torch.Tensor = model(**{name: batch[name] for name in MODEL_INPUTS}, use_cache=False).logits
     return losses, targets != IGNORED
 
 
-@contextmanager
-def _losses_for_logits(model: torch.nn.Module, targets: torch.Tensor) -> Iterator[None]:
+def _losses_for_logits(model: Any, targets: torch.Tensor) -> AbstractContextManager[None]:
     """Within, the model gives (B, R) losses in place of (B, R + 1, V) logits.
 
     The head is exchanged, not called from outside, so that whatever wraps the model (PEFT, DDP, FSDP, autocast) sees
     one forward pass as always.
     """
-    unwrapped: Any = getattr(model, "module", model)  # DDP's
-    head = unwrapped.get_output_embeddings()
+    head = model.get_output_embeddings()
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
         counts = targets != IGNORED
@@ -55,35 +55,24 @@ def _losses_for_logits(model: torch.nn.Module, targets: torch.Tensor) -> Iterato
             losses[counts] = _TokenLosses.apply(chosen, head.weight, wanted)
         return losses
 
-    head.forward = forward
-    try:
-        yield
-    finally:
-        del head.forward
+    return computing(head, forward)
 
 
-@contextmanager
-def _last_feed_forward_at(model: torch.nn.Module, positions: int) -> Iterator[None]:
+def _last_feed_forward_at(model: Any, positions: int) -> AbstractContextManager[None]:
     """Within, the decoder's last feed-forward network is computed at so many last positions alone.
 
     No other position of the last layer is read by anything. It is 3 % of the 7B's work on a sample of usual length. Not
     where the layer is checkpointed: it would be computed again outside.
     """
-    unwrapped: Any = getattr(model, "module", model)
-    layer = unwrapped.get_decoder().layers[-1]
+    layer = model.get_decoder().layers[-1]
     if layer.gradient_checkpointing and layer.training:
-        yield
-        return
+        return nullcontext()
     compute = layer.mlp.forward
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
-        return F.pad(compute(hidden[:, -positions:]), (0, 0, max(0, hidden.shape[1] - positions), 0))
+        return F.pad(compute(hidden[:, -positions:]), (0, 0, hidden.shape[1] - positions, 0))
 
-    layer.mlp.forward = forward
-    try:
-        yield
-    finally:
-        del layer.mlp.forward
+    return computing(layer.mlp, forward)
 
 
 class _TokenLosses(torch.autograd.Function):

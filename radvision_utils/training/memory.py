@@ -328,14 +328,9 @@ class _Step:
         weight = language.width * language.inner * bytes_each if self.quantized else 0
         gradients = max(3 * wide, 2 * wide + weight) + 2 * self.layer_input() - product
         kept = self.vision_kept() + self.ends() - 4 * self.tokens * language.width
-        if not self.layers:
-            return kept + (language.depth - 1) * self.language_layer() + gradients
         again = self.language_layer() - (4 * self.tokens * language.width if bytes_each == 4 else 0)
-        first = kept + self.layers * self.layer_input() + again + gradients
-        if self.layers >= language.depth - 1:
-            return first
-        last = (language.depth - 1 - self.layers) * self.language_layer()
-        return max(first, kept + self.layers * self.layer_input() + last + gradients)
+        still_open = (language.depth - 1 - self.layers) * self.language_layer()
+        return kept + self.layers * self.layer_input() + max(again, still_open) + gradients
 
     def vision_backward(self) -> float:
         """Within the last block of the vision encoder, the language model being through."""
