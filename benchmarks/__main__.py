@@ -80,7 +80,8 @@ micro-batch of one; "as planned for a T4" takes the micro-batch and the checkpoi
 finds fastest for the 7B on that card.
 
 With the 7B's vocabulary at a 56th of its width, logits weigh more in `mini` than in the 7B, in memory above all: peers
-that keep those of every token look worse here than there.
+that keep those of every token look worse here than there. With more and narrower blocks the vision encoder would keep
+a share of the memory nearer to the 7B's, and take a far larger one of the seconds: speed goes first here.
 
 In stages 1 and 2 the peers carry no LoRA in the language model, where it is still zero; ours carries it and does not
 compute it.

@@ -2,7 +2,9 @@
 
 What a step of the 7B pays for is kept: 512 x 512 pixels in patches of 14, 324 visual tokens, windows of 112, the
 vocabulary, the width of the decoder's feed-forward layers. The hidden size is a 56th, there are fewer layers, and the
-weights are random. `shares` says how close it comes.
+weights are random. `shares` says how close it comes: in operations and in the vision encoder's share of the seconds,
+not in activation memory. Both cannot be had on a CPU: with the 7B's 32 blocks, narrow enough for its share of the
+operations, the vision encoder would keep more, and spend far too large a share of the seconds element by element.
 """
 
 from __future__ import annotations

@@ -46,13 +46,17 @@ def machine(command: str) -> str:
 
 
 def proportions(profile: Profile) -> str:
-    """`mini` beside the 7B."""
+    """`mini` beside the 7B, and how much of a step each one's vision encoder takes."""
     rows = []
     for what, function in (("compute", shares.compute_shares), ("activation memory", shares.memory_shares)):
         for model, whose in (("mini", profile), ("7B", shares.seven_b())):
             parts = {part: f"{share:.0%}" for part, share in function(whose).items()}
             rows.append({"share of": what, "model": model, **parts})
-    return table(rows)
+    theirs, ours = shares.vision_share_of_operations(shares.seven_b()), shares.vision_share_of_operations(profile)
+    return (
+        f"{table(rows)}\nIn the plain loop's step of stage 1 the vision encoder has {theirs:.0%} of the operations of the "
+        f"7B and {ours:.0%} of `mini`'s, which take {shares.vision_share_of_seconds(profile):.0%} of the seconds there.\n"
+    )
 
 
 def training(race: StageRace) -> str:

@@ -1,9 +1,17 @@
-"""How close `mini` comes to the 7B: the shares of its parts, both by the planner's arithmetic."""
+"""How close `mini` comes to the 7B: the shares of its parts, by the planner's arithmetic and on the clock."""
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from typing import Any
 
+from benchmarks.contenders import ProcessorCollator, in_our_order, load_peer
+from benchmarks.race import keep_freed_memory
 from radvision_utils.config import Profile, load_profile
 from radvision_utils.training.cost import TYPICAL_REPORT, dequantization_seconds, open_card, sample_tflop
 from radvision_utils.training.memory import ON_CPU, stage_memory
@@ -76,6 +84,50 @@ def memory_shares(profile: Profile) -> dict[str, float]:
     head = 3 * 4 * lengths.total * shape.language.vocabulary / 2**30
     whole = vision + decoder + head
     return {"vision encoder": vision / whole, "decoder": decoder / whole, "head, logits of every token": head / whole}
+
+
+def vision_share_of_operations(profile: Profile) -> float:
+    """Of a step of stage 1 as the peers take it: every layer checkpointed, logits of every token."""
+    shape, lengths = read_shape(profile.model), _lengths(profile)
+    blind = replace(shape, vision=replace(shape.vision, depth=0, whole_image=()))
+    rank, layers = profile.stage1.lora_rank, shape.language.depth
+    seeing, not_seeing = (sample_tflop(one, 1, rank, lengths, layers, False) for one in (shape, blind))
+    return (seeing - not_seeing) / tflop(profile, 1, ours=False)
+
+
+def vision_share_of_seconds(profile: Profile, steps: int = 5) -> float:
+    """The same share on the clock: the vision encoder forward and back by itself, and a study of the plain loop.
+
+    Measured in a process of its own, which keeps freed memory as the contenders do.
+
+    Args:
+        profile: of a model that this machine can train, with its studies prepared.
+        steps: the median counts.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=keep_freed_memory) as process:
+        return process.submit(_measure_vision_share, profile, steps).result()
+
+
+def _measure_vision_share(profile: Profile, steps: int) -> float:
+    model = load_peer(profile, 1)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    batch = ProcessorCollator(profile)(in_our_order(profile, 1)[:1]).to(model.device)
+    vision = model.get_base_model().model.visual
+
+    def study() -> Any:
+        return model(**batch, use_cache=False).loss
+
+    def picture() -> Any:
+        return vision(batch["pixel_values"], grid_thw=batch["image_grid_thw"]).pooler_output.sum()
+
+    def seconds(loss: Callable[[], Any]) -> float:
+        began = time.perf_counter()
+        loss().backward()
+        return time.perf_counter() - began
+
+    rounds = [(seconds(picture), seconds(study)) for _ in range(steps + 1)][1:]  # the first warms up
+    return statistics.median(one / whole for one, whole in rounds)
 
 
 def seven_b() -> Profile:

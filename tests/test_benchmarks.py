@@ -106,6 +106,10 @@ def test_mini_has_the_proportions_of_the_7b_in_compute(tmp_path):
     ours, theirs = shares.compute_shares(mini), shares.compute_shares(shares.seven_b())
     for part, share in theirs.items():
         assert abs(ours[part] - share) < 0.1, part
+    of_mini, of_7b = shares.vision_share_of_operations(mini), shares.vision_share_of_operations(shares.seven_b())
+    assert abs(of_mini - of_7b) < 0.05
+    # The vision encoder trains in stage 1: forward, again, and backward, where the decoder's weights get no gradient.
+    assert of_7b > theirs["vision encoder"]
 
 
 def test_prepared_squares_are_those_of_the_plain_loop(tmp_path):
@@ -182,6 +186,7 @@ def test_every_contender_reaches_our_loss_in_every_stage(profile, studies):
             assert account.samples == STEPS * BATCH
             assert account.peak_gib > 0
             assert account.breakdown[PRODUCTS] > 0
+    assert 0 < shares.vision_share_of_seconds(profile, steps=2) < 1
     assert race_generation(profile, rounds=1).ratio.pairs == 1
     # What runs on a card with the 7B takes the same way with any base.
     parts = measure_on_card(profile)
