@@ -52,10 +52,10 @@ def proportions(profile: Profile) -> str:
         for model, whose in (("mini", profile), ("7B", shares.seven_b())):
             parts = {part: f"{share:.0%}" for part, share in function(whose).items()}
             rows.append({"share of": what, "model": model, **parts})
-    theirs, ours = shares.vision_share_of_operations(shares.seven_b()), shares.vision_share_of_operations(profile)
+    ours, theirs = (f"{shares.vision_share_of_operations(model):.0%}" for model in (profile, shares.seven_b()))
     return (
-        f"{table(rows)}\nIn the plain loop's step of stage 1 the vision encoder has {theirs:.0%} of the operations of the "
-        f"7B and {ours:.0%} of `mini`'s, which take {shares.vision_share_of_seconds(profile):.0%} of the seconds there.\n"
+        f"{table(rows)}\nIn a step of stage 1, as the plain loop takes it, the vision encoder has {theirs} of the 7B's "
+        f"operations and {ours} of `mini`'s, which take {shares.vision_share_of_seconds(profile):.0%} of its seconds.\n"
     )
 
 
