@@ -78,8 +78,8 @@ def gpu_check(folder: Path, shape: dict[str, Any] | None = None, minutes: float 
     """Run all parts; one that fails is recorded with its error, and the next one is tried.
 
     Args:
-        folder: gets `gpu_check.json`; what else is written there (at most about 2 GB for the 7B, above all adapters
-            and checkpoints) is removed again.
+        folder: gets `gpu_check.json`; what else is written there is removed again: for the 7B at most about 1.3 GB,
+            in stage 3, when its adapter is written beside the one before, two checkpoints and the features.
         shape: a config of Qwen2.5-VL; if None the 7B's, or a small one where there is no card.
         minutes: parts that would begin later are left out.
 
@@ -103,6 +103,7 @@ def gpu_check(folder: Path, shape: dict[str, Any] | None = None, minutes: float 
                         check.problem = f"left out: the {minutes:g} minutes were over"
                     else:
                         _try(check, work)
+                shutil.rmtree(RunFolder.of(profile).path, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     record = {

@@ -1,5 +1,6 @@
 """Checkpoints that are whole, and the folder where a stage is made until it is finished.
 
+A checkpoint holds what the stage trains, not the whole adapter: the rest is in the adapter that the stage began with.
 transformers writes the files of a checkpoint one after the other; killed in between, it leaves one that looks like any
 other. Here a mark with the size of every file is written last, and a checkpoint without its mark is not used.
 """
@@ -12,17 +13,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, set_peft_model_state_dict
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import TrainerCallback, TrainerState
 
-from radvision_utils.model.adapter import WEIGHTS
+from radvision_utils.config import RadVisionError
 from radvision_utils.runs import read_json, sync_folder, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
 MARK = "whole.json"
 STATE = "trainer_state.json"
+TRAINED = "trained.safetensors"
 
 
 class CheckpointMark(TrainerCallback):
@@ -79,6 +82,28 @@ def finished_state(checkpoint: Path | None) -> TrainerState | None:
     return TrainerState.load_from_json(str(checkpoint / STATE)) if done else None
 
 
-def load_weights(model: PeftModel, checkpoint: Path) -> None:
-    """Put the adapter of a checkpoint into the model."""
-    set_peft_model_state_dict(model, load_file(checkpoint / WEIGHTS))
+def save_trained(model: nn.Module, folder: Path) -> None:
+    """Write the tensors that have gradients, by their names in the model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.data for name, tensor in _trained(model).items()}, folder / TRAINED)
+
+
+def load_trained(model: nn.Module, checkpoint: Path) -> None:
+    """Put the tensors of a checkpoint into the model that trains them.
+
+    Raises:
+        RadVisionError: the checkpoint holds other tensors than the model trains.
+    """
+    saved, trained = load_file(checkpoint / TRAINED), _trained(model)
+    if {name: tensor.shape for name, tensor in saved.items()} != {name: p.shape for name, p in trained.items()}:
+        raise RadVisionError(
+            f"{checkpoint} holds other tensors than this stage trains, perhaps by another version of the libraries: "
+            f"delete {checkpoint.parent.parent} and give the same command again; the stage then begins anew."
+        )
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(saved[name])
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -174,7 +174,8 @@ def disk_gib(shape: Shape, profile: Profile) -> dict[str, float]:
         "features of the frozen vision encoder": cached * features
         if profile.stage2.cache_features or profile.stage3.cache_features
         else 0,
-        "checkpoints of a stage while it trains": 2 * (adapter + (2 + 8 / 256) * trained),
+        # Two are kept, and the oldest goes when the next is written: what trains, and its 8-bit optimizer state.
+        "checkpoints of a stage while it trains": 3 * (4 + 2 + 8 / 256) * trained,
         "adapters of three stages": 3 * adapter,
         "reports, dashboard, notebooks": 20e6 + 20e3 * counts["test"],
     }

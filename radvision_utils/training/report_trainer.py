@@ -11,6 +11,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from radvision_utils.config import RadVisionError, StageSettings
 from radvision_utils.environment import Device
+from radvision_utils.training.checkpoints import load_trained, save_trained
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.guards import GuardedTrainer
 from radvision_utils.training.loss import report_token_losses
@@ -19,7 +20,8 @@ from radvision_utils.training.stages import assert_gradients
 
 
 class ReportTrainer(GuardedTrainer):
-    """transformers.Trainer with the loss on report tokens; a loss that is no number ends the training at once."""
+    """transformers.Trainer with the loss on report tokens, which ends at once where it is no number, and with
+    checkpoints that hold what the stage trains."""
 
     def __init__(self, *, model: torch.nn.Module, args: TrainingArguments, collator: Collator, **options: Any) -> None:
         args._n_gpu = min(args.n_gpu, 1)  # several cards in one process would mean DataParallel; use accelerate launch
@@ -55,6 +57,13 @@ class ReportTrainer(GuardedTrainer):
             )
         # Gradients are averaged over processes, tokens were counted over all of them.
         return loss * self.accelerator.num_processes
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.args.should_save:
+            save_trained(self.model, Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        load_trained(self.model, Path(resume_from_checkpoint))
 
 
 class GradientCheck(TrainerCallback):

@@ -45,7 +45,7 @@ from radvision_utils.training.checkpoints import (
     CheckpointMark,
     finished_state,
     last_checkpoint,
-    load_weights,
+    load_trained,
     start_or_resume,
 )
 from radvision_utils.training.collator import Collator
@@ -233,7 +233,7 @@ def _fit_split(
     checkpoint = last_checkpoint(folder / "checkpoints")
     state = finished_state(checkpoint)
     if checkpoint is not None and state is not None:
-        load_weights(model, checkpoint)
+        load_trained(model, checkpoint)
         log.begin(state)
     else:
         with other_processes_watched(stage):

@@ -8,15 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from radvision_utils import train_stage
+from radvision_utils import RadVisionError, train_stage
 from radvision_utils.config import project_root
 from radvision_utils.data.reports import format_report
 from radvision_utils.evaluation.kept import write_reports
 from radvision_utils.inference import reporter_of
+from radvision_utils.model.components import component_of
 from radvision_utils.runs import RunFolder, is_current, read_json_lines
 from radvision_utils.training import trainer
-from radvision_utils.training.checkpoints import is_whole, last_checkpoint
+from radvision_utils.training.checkpoints import MARK, TRAINED, is_whole, last_checkpoint, mark_whole
+from radvision_utils.training.cost import disk_gib
+from radvision_utils.training.shape import read_shape
 
 STEPS = {"max_steps": 4, "save_steps": 1, "micro_batch": 4, "lora_dropout": 0.1}
 
@@ -58,6 +62,32 @@ def test_a_checkpoint_without_its_mark_is_not_used(tmp_path):
     (tmp_path / "checkpoint-9").mkdir()
     (tmp_path / "checkpoint-9" / "optimizer.pt").write_bytes(b"all there, but who knows")
     assert last_checkpoint(tmp_path) is None
+
+
+def test_a_checkpoint_holds_what_the_stage_trains_in_the_bytes_that_are_planned(fresh_run, killed):
+    profile = fresh_run(stage1=STEPS, stage2=STEPS)
+    train_stage(profile, 1)
+    killed(profile, 2, "save_adapter")
+    checkpoint = last_checkpoint(RunFolder.of(profile).partial("stage2") / "checkpoints")
+    saved = load_file(checkpoint / TRAINED)
+    assert {component_of(name) for name in saved} == {"projector"}
+    shape = read_shape(profile.model)
+    assert sum(tensor.numel() for tensor in saved.values()) == sum(shape.adapter_tensors(profile)[2])
+    # The plan has room for three, of the stage that trains most: here the projector's.
+    planned = disk_gib(shape, profile)["checkpoints of a stage while it trains"] * 2**30 / 3
+    assert sum(path.stat().st_size for path in checkpoint.iterdir()) == pytest.approx(planned, rel=0.05)
+
+
+def test_a_checkpoint_of_other_tensors_is_refused_and_named(fresh_run, killed):
+    profile = fresh_run(stage1=STEPS)
+    killed(profile, 1, "save_adapter")
+    checkpoint = last_checkpoint(RunFolder.of(profile).partial("stage1") / "checkpoints")
+    renamed = {name.replace("lora_A", "lora_a"): tensor for name, tensor in load_file(checkpoint / TRAINED).items()}
+    save_file(renamed, checkpoint / TRAINED)
+    (checkpoint / MARK).unlink()
+    mark_whole(checkpoint)
+    with pytest.raises(RadVisionError, match=r"checkpoint-4 holds other tensors .* delete .*stage1\.partial and give"):
+        train_stage(profile, 1)
 
 
 def test_a_stage_killed_after_its_last_step_does_not_train_on(fresh_run, killed):
