@@ -9,11 +9,11 @@ import copy
 import logging
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -34,11 +34,13 @@ from radvision_utils.progress import Progress, show_progress
 from radvision_utils.runs import RunFolder, require
 from radvision_utils.training.budget import is_out_of_memory
 from radvision_utils.training.collator import Collator
-from radvision_utils.training.loss import to_device
+from radvision_utils.training.loss import report_token_losses, to_device
 
 logger = logging.getLogger(__name__)
 
 ImageLike = Image.Image | Path | str | bytes | Study
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -105,35 +107,52 @@ class Reporter:
     def write(self, images: Sequence[ImageLike], progress: Progress | None = None) -> Iterator[WrittenReport]:
         """Reports in the order of the images, a batch at a time; `progress` is told what would be shown otherwise.
 
-        Where memory ends, batches are halved from then on.
-
         Raises:
             RadVisionError: an image cannot be read, or not even one fits in the memory.
         """
-        first = 0
+        done = 0
         with show_progress(len(images), progress) as step:
-            while first < len(images):
-                batch = images[first : first + self._batch_size]
-                try:
-                    reports = self._write_batch(batch)
-                except Exception as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    reports = []
-                if reports:
-                    yield from reports
-                    step(first := first + len(batch))
-                else:  # not in the handler: there the error still holds the batch's tensors
-                    self._halve(len(batch))
+            for reports in self.in_batches(images, self._write_batch):
+                yield from reports
+                step(done := done + len(reports))
+
+    def in_batches(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Result]) -> Iterator[Result]:
+        """What `work` makes of the items, `generation.batch_size` at a time and in their order.
+
+        Where memory ends, batches are halved from then on.
+
+        Raises:
+            RadVisionError: not even one item fits in the memory.
+        """
+        first = 0
+        while first < len(items):
+            batch, result = items[first : first + self._batch_size], None
+            try:
+                result = work(batch)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            if result is None:  # not in the handler: there the error still holds the batch's tensors
+                self._halve(len(batch))
+            else:
+                yield result
+                first += len(batch)
 
     def _halve(self, size: int) -> None:
         clear_device_cache(garbage_collection=True)
         if size == 1:
             raise RadVisionError(
-                "the memory is too small to write one report: end other programs, or lower generation.max_new_tokens."
+                "the memory is too small for one report at a time: end other programs, or lower "
+                "generation.max_new_tokens."
             )
         self._batch_size = size // 2
         logger.warning("too little memory for %d reports at a time; now %d", size, self._batch_size)
+
+    def token_losses(self, studies: Sequence[Study]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The losses of a batch's reports, teacher-forced, as `report_token_losses` gives them."""
+        batch = to_device(self.collator(studies), compute_device(self.model))
+        with self.device.autocast():
+            return report_token_losses(self.model, batch)
 
     def prepare(self, image: ImageLike) -> Image.Image:
         """An image as the model was trained on them: read, gray, letterboxed to `data.image_size`.

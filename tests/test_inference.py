@@ -11,6 +11,7 @@ from PIL import Image
 
 from radvision_utils import RadVisionError, Report, load_reporter
 from radvision_utils.environment import choose_device
+from radvision_utils.evaluation.image_use import study_losses
 from radvision_utils.inference import compare_stages, reporter_of
 from radvision_utils.model.adapter import load_adapter
 from radvision_utils.model.loading import load_base
@@ -86,8 +87,24 @@ def test_memory_for_not_even_one_report_is_one_sentence(reporter, images, monkey
 
     monkeypatch.setattr(reporter.model, "generate", no_memory)
     monkeypatch.setattr(reporter, "_batch_size", 2)
-    with pytest.raises(RadVisionError, match="too small to write one report: end other programs"):
+    with pytest.raises(RadVisionError, match="too small for one report at a time: end other programs"):
         reporter.report(images[:3])
+
+
+def test_where_memory_ends_losses_of_smaller_batches_are_the_same(reporter, dataset, monkeypatch):
+    studies, sizes, token_losses = dataset.split("test")[:7], [], reporter.token_losses
+    expected = study_losses(reporter, studies)
+
+    def small_memory(batch):
+        sizes.append(len(batch))
+        if sizes[-1] > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return token_losses(batch)
+
+    monkeypatch.setattr(reporter, "token_losses", small_memory)
+    monkeypatch.setattr(reporter, "_batch_size", 32)
+    torch.testing.assert_close(study_losses(reporter, studies), expected, rtol=1e-4, atol=1e-4)
+    assert sizes == [7, 3, 3, 1]
 
 
 def test_weights_unpacked_and_merged_for_a_cpu_give_the_losses_of_training(trained, reporter, dataset):

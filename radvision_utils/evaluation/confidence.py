@@ -32,9 +32,7 @@ from radvision_utils.evaluation.phantom_accuracy import Pairs, asserted_pairs, c
 from radvision_utils.evaluation.table import STAGE_ROWS
 from radvision_utils.explain.passage import Part, parts_of, token_places
 from radvision_utils.inference import Reporter, Sampling, reporter_of
-from radvision_utils.model.loading import compute_device
 from radvision_utils.runs import fingerprint, write_text
-from radvision_utils.training.loss import report_token_losses, to_device
 
 TEMPERATURE = 1.0  # the model's own distribution
 CALIBRATED = 200  # validation studies at most: few sentences are wrong, and only these teach what to doubt
@@ -182,16 +180,13 @@ def sentence_log_probabilities(
 ) -> list[list[tuple[Part, float]]]:
     """For each study its report's sentences with the mean log-probability of their tokens, nats; teacher-forced."""
     shown = [dataclasses.replace(study, report=report) for study, report in zip(studies, reports, strict=True)]
-    size = reporter.profile.generation.batch_size
+    batches = reporter.in_batches(shown, reporter.token_losses)
+    rows = (row for losses, _ in batches for row in losses.double().cpu().numpy())
     found: list[list[tuple[Part, float]]] = []
-    for first in range(0, len(shown), size):
-        batch = to_device(reporter.collator(shown[first : first + size]), compute_device(reporter.model))
-        with reporter.device.autocast():
-            losses, _ = report_token_losses(reporter.model, batch)
-        for study, row in zip(shown[first : first + size], losses.double().cpu().numpy(), strict=True):
-            parts = parts_of(study.report)
-            places = token_places(reporter.collator, study.report, parts)
-            found.append([(p, -float(row[at].mean())) for p, at in zip(parts, places, strict=True) if at])
+    for study, row in zip(shown, rows, strict=True):
+        parts = parts_of(study.report)
+        places = token_places(reporter.collator, study.report, parts)
+        found.append([(p, -float(row[at].mean())) for p, at in zip(parts, places, strict=True) if at])
     return found
 
 

@@ -24,8 +24,6 @@ from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate, share
 from radvision_utils.evaluation.label_scores import ABNORMAL, LabelMatrix, micro_f1
 from radvision_utils.evaluation.records import report_labels
 from radvision_utils.inference import Reporter
-from radvision_utils.model.loading import compute_device
-from radvision_utils.training.loss import report_token_losses, to_device
 
 SAMPLE = 200  # studies at most: each pass over them costs a 7B minutes
 SMALL_GAP = 0.01  # nats per report token below which a gap is as good as none
@@ -63,11 +61,7 @@ def study_losses(reporter: Reporter, studies: Sequence[Study], images: Sequence[
     shown = [s.image for s in studies] if images is None else images
     pictured = [dataclasses.replace(s, image=image) for s, image in zip(studies, shown, strict=True)]
     rows: list[list[float]] = []
-    size = reporter.profile.generation.batch_size
-    for first in range(0, len(pictured), size):
-        batch = to_device(reporter.collator(pictured[first : first + size]), compute_device(reporter.model))
-        with reporter.device.autocast():
-            losses, counts = report_token_losses(reporter.model, batch)
+    for losses, counts in reporter.in_batches(pictured, reporter.token_losses):
         rows += torch.stack([losses.double().sum(1), counts.double().sum(1)], 1).tolist()
     return np.array(rows)
 

@@ -31,12 +31,13 @@ def neighbor_reports(base: Reporter, train: Sequence[Study], studies: Sequence[S
 @torch.inference_mode()
 def image_vectors(base: Reporter, images: Sequence[Path]) -> NDArray[np.float32]:
     """(n, hidden size) the mean of a study's visual tokens, of all its views, as they enter the language model."""
-    size = base.profile.generation.batch_size
-    rows = []
-    for first in range(0, len(images), size):
-        inputs = to_device(base.collator.prompts(images[first : first + size]), compute_device(base.model))
+
+    def vectors(batch: Sequence[Path]) -> NDArray[np.float32]:
+        inputs = to_device(base.collator.prompts(batch), compute_device(base.model))
         with base.device.autocast():
             tokens = base.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
         views = torch.stack([view.float().mean(0) for view in tokens])
-        rows += list(views.view(-1, base.profile.views, views.shape[-1]).mean(1).cpu().numpy())
-    return np.stack(rows)
+        found: NDArray[np.float32] = views.view(-1, base.profile.views, views.shape[-1]).mean(1).cpu().numpy()
+        return found
+
+    return np.concatenate(list(base.in_batches(images, vectors)))

@@ -45,13 +45,10 @@ class Neutral:
 def learn_neutral(reporter: Reporter, train: Sequence[Study]) -> Neutral:
     """The neutral image and sentences of the training studies."""
     chosen = np.random.default_rng(reporter.profile.seed).permutation(len(train))[:IMAGES]
-    size = reporter.profile.generation.batch_size
-    total: Any = 0.0
-    for first in range(0, len(chosen), size):
-        images = [train[int(i)] for i in chosen[first : first + size]]
-        total = total + visual_tokens(reporter, images).sum(0)
+    images = [train[int(i)] for i in chosen]
+    sums = reporter.in_batches(images, lambda batch: visual_tokens(reporter, batch).sum(0))
     normals, denials = _normal_sentences(train)
-    return Neutral(total / len(chosen), denials, normals)
+    return Neutral(torch.stack(list(sums)).sum(0) / len(chosen), denials, normals)
 
 
 def _normal_sentences(train: Sequence[Study]) -> tuple[tuple[str, ...], dict[str, str]]:

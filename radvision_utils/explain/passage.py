@@ -188,11 +188,8 @@ class Passage:
         Returns:
             (n, parts)
         """
-        size = self.reporter.profile.generation.batch_size
-        known = [
-            self._log_probabilities(self._mixed(kept[first : first + size])) for first in range(0, len(kept), size)
-        ]
-        return self._by_part(torch.cat(known) * self._sign).double().cpu().numpy()
+        known = self.reporter.in_batches(list(kept), lambda some: self._log_probabilities(self._mixed(np.stack(some))))
+        return self._by_part(torch.cat(list(known)) * self._sign).double().cpu().numpy()
 
     @torch.no_grad()
     def log_probabilities(self) -> Array:
