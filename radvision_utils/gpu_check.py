@@ -78,7 +78,7 @@ def gpu_check(folder: Path, shape: dict[str, Any] | None = None, minutes: float 
     """Run all parts; one that fails is recorded with its error, and the next one is tried.
 
     Args:
-        folder: gets `gpu_check.json`; what else is written there is removed again: for the 7B at most about 1.3 GB,
+        folder: gets `gpu_check.json`; what else is written there is removed again: for the 7B at most about 1.4 GB,
             in stage 3, when its adapter is written beside the one before, two checkpoints and the features.
         shape: a config of Qwen2.5-VL; if None the 7B's, or a small one where there is no card.
         minutes: parts that would begin later are left out.
