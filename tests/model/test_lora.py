@@ -56,8 +56,9 @@ def test_losses_and_gradients_are_pefts(small_profile, batch, stage, quantizatio
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_under_autocast_they_are_pefts_to_rounding(small_profile, batch, stage):
-    half = replace(choose_device(), dtype="bfloat16")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_under_autocast_they_are_pefts_to_rounding(small_profile, batch, stage, dtype):
+    half = replace(choose_device(), dtype=dtype)
     model = trained(small_profile, stage, half).train()
     expected, slopes = losses_and_gradients(model, batch, half.autocast)
     speed_up_lora(model)
