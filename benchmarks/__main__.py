@@ -31,6 +31,7 @@ class Size:
     rounds: int  # of generation and preparation
     tokens: int  # a report, in generation
     pictures: int  # a round of preparation
+    stages: tuple[int, ...]  # whose memory is measured
     sides: tuple[int, ...]
     batches: tuple[int, ...]
     studies: tuple[int, ...]
@@ -41,11 +42,12 @@ FULL = Size(
     rounds=4,
     tokens=TYPICAL_REPORT,
     pictures=256,
+    stages=(1, 2, 3),
     sides=(224, 336, 448, 512, 672, 896),
     batches=(1, 2, 4, 8, 16, 32),
     studies=(250, 1000, 4000, 16000),
 )
-QUICK = Size(turns=2, rounds=1, tokens=8, pictures=32, sides=(224,), batches=(1,), studies=(250,))
+QUICK = Size(turns=2, rounds=1, tokens=8, pictures=32, stages=(1,), sides=(224,), batches=(1,), studies=(250,))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,8 +82,7 @@ micro-batch of one; "as planned for a T4" takes the micro-batch and the checkpoi
 finds fastest for the 7B on that card.
 
 With the 7B's vocabulary at a 56th of its width, logits weigh more in `mini` than in the 7B, in memory above all: peers
-that keep those of every token look worse here than there. With more and narrower blocks the vision encoder would keep
-a share of the memory nearer to the 7B's, and take a far larger one of the seconds: speed goes first here.
+that keep those of every token look worse here than there. For memory see `mini deep`, below.
 
 In stages 1 and 2 the peers carry no LoRA in the language model, where it is still zero; ours carries it and does not
 compute it.
@@ -94,6 +95,12 @@ lingshu-7b that read them. Freed memory is kept for the next tensor, for everyon
 _WHERE = """Where the seconds go, in a further step whose operations were timed one by one (the product of a 4-bit
 layer's forward pass is one of them with its dequantization; ours had read its studies before). The wider a model, the
 more of its time are products, and the nearer the ratio comes to that of the operations:
+"""
+
+
+_DEEP = """Here activations are shared out nearly as in the 7B. Speed is not measured with this model, because so many
+narrow blocks spend their time otherwise than wide ones. One optimizer step of four studies, as above: the peak of its
+tensors beside the model.
 """
 
 
@@ -129,17 +136,16 @@ def _preparation(size: Size, scratch: Path) -> Iterator[str]:
 def _training(size: Size, scratch: Path) -> Iterator[str]:
     from benchmarks import results
     from benchmarks.generation import race_generation
-    from benchmarks.mini import BATCH, make_profile
+    from benchmarks.mini import BATCH, MINI, make_profile
     from benchmarks.race import STEPS_A_TURN
     from benchmarks.training import StageRace, race_stage
     from radvision_utils.config import STAGES
     from radvision_utils.data.prepare import prepare_dataset
 
-    if importlib.util.find_spec("trl") is None:
-        raise RadVisionError("TRL, one of the peers, is not installed: `pip install -e .[bench]`, or `make bench`.")
+    _require_trl()
     profile = make_profile(scratch, size.turns * STEPS_A_TURN * BATCH, **{"generation.max_new_tokens": size.tokens})
     prepare_dataset(profile)
-    yield f"## The model `mini` beside the 7B\n\n{results.proportions(profile)}"
+    yield f"## The model `mini` beside the 7B\n\n{results.proportions(MINI, profile)}\n{results.vision_share(profile)}"
     yield _EXPLAINED
     races: list[StageRace] = []
     for stage in STAGES:
@@ -149,6 +155,26 @@ def _training(size: Size, scratch: Path) -> Iterator[str]:
     yield f"{_WHERE}\n{results.breakdown(races, profile)}"
     yield f"What the 7B would gain by operations alone, by arithmetic:\n\n{results.arithmetic()}"
     yield f"## Generation\n\n{results.generation(race_generation(profile, size.rounds))}"
+
+
+def _memory(size: Size, scratch: Path) -> Iterator[str]:
+    from benchmarks import results
+    from benchmarks.mini import BATCH, DEEP, make_profile
+    from benchmarks.training import step_memory
+    from radvision_utils.config import STAGES
+    from radvision_utils.data.prepare import prepare_dataset
+
+    _require_trl()
+    at_once = {f"stage{stage}.warmup_ratio": 0.0 for stage in STAGES}  # the first step of a warm-up changes nothing
+    profile = make_profile(scratch / "memory", BATCH, DEEP, **at_once)
+    prepare_dataset(profile)
+    yield f"## Memory, with the model `{DEEP}`\n\n{results.proportions(DEEP, profile)}\n{_DEEP}"
+    yield results.memory({stage: step_memory(profile, stage) for stage in size.stages})
+
+
+def _require_trl() -> None:
+    if importlib.util.find_spec("trl") is None:
+        raise RadVisionError("TRL, one of the peers, is not installed: `pip install -e .[bench]`, or `make bench`.")
 
 
 def _growth(size: Size, scratch: Path) -> Iterator[str]:
@@ -166,7 +192,12 @@ def _on_card(size: Size, scratch: Path) -> Iterator[str]:
     yield f"## The 7B, random weights\n\n{results.on_card(measure_on_card(random_7b(scratch, steps=size.turns)))}"
 
 
-PARTS: dict[str, Part] = {"preparation": _preparation, "training": _training, "growth": _growth}
+PARTS: dict[str, Part] = {
+    "preparation": _preparation,
+    "training": _training,
+    "memory": _memory,
+    "growth": _growth,
+}
 
 
 if __name__ == "__main__":

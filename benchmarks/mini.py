@@ -1,10 +1,13 @@
-"""`mini`: a Qwen2.5-VL with the 7B's proportions that takes a step in seconds on a CPU, and its studies.
+"""`mini`: a Qwen2.5-VL with the 7B's proportions that takes a step in seconds on a CPU, `mini deep`, and their studies.
 
 What a step of the 7B pays for is kept: 512 x 512 pixels in patches of 14, 324 visual tokens, windows of 112, the
 vocabulary, the width of the decoder's feed-forward layers. The hidden size is a 56th, there are fewer layers, and the
-weights are random. `shares` says how close it comes: in operations and in the vision encoder's share of the seconds,
-not in activation memory. Both cannot be had on a CPU: with the 7B's 32 blocks, narrow enough for its share of the
-operations, the vision encoder would keep more, and spend far too large a share of the seconds element by element.
+weights are random. `shares` says how close it comes.
+
+`mini` is for speed: its shares of operations are near the 7B's, and so is the vision encoder's share of the seconds.
+`mini deep` is for memory: with the 7B's 32 blocks and their feed-forward width, activations are shared out as there.
+One model cannot be both on a CPU: so many blocks, narrow enough for their share of the operations, take far too large
+a share of the seconds, element by element.
 """
 
 from __future__ import annotations
@@ -41,25 +44,28 @@ ENDING_AT_THE_REPORT = CHAT_TEMPLATE.replace(
     "<|im_end|>\n{% endfor %}", "<|im_end|>{% if message['role'] != 'assistant' %}\n{% endif %}{% endfor %}"
 )
 HELD_OUT = 4  # validation studies whose loss is compared, and test studies
+MINI, DEEP = "mini", "mini deep"
+_VISION = {
+    MINI: {"depth": 8, "hidden_size": 192, "num_heads": 4, "intermediate_size": 512},
+    DEEP: {"depth": 32, "hidden_size": 16, "num_heads": 1, "intermediate_size": 3420},
+}
+_DECODER_LAYERS = {MINI: 12, DEEP: 14}
 
 
-def mini_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
-    """The tiny base's configuration with the dimensions of `mini`."""
+def mini_config(tokenizer: Qwen2Tokenizer, model: str = MINI) -> Qwen2_5_VLConfig:
+    """The tiny base's configuration with the dimensions of `mini` or `mini deep`."""
     config = build_config(tokenizer)
     for name, value in {
-        "depth": 8,
-        "hidden_size": 192,
-        "num_heads": 4,
-        "intermediate_size": 512,
+        **_VISION[model],
         "patch_size": 14,
         "window_size": 112,
-        "fullatt_block_indexes": [7],  # one in eight, as in the 7B
+        "fullatt_block_indexes": list(range(7, _VISION[model]["depth"], 8)),  # one in eight, as in the 7B
         "out_hidden_size": 64,
     }.items():
         setattr(config.vision_config, name, value)
     for name, value in {
         "hidden_size": 64,
-        "num_hidden_layers": 12,
+        "num_hidden_layers": _DECODER_LAYERS[model],
         "num_attention_heads": 4,
         "num_key_value_heads": 1,
         "intermediate_size": 18944,
@@ -84,33 +90,35 @@ def mini_processor(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLProcessor:
     )
 
 
-def save_mini(folder: Path) -> None:
+def save_mini(folder: Path, model: str = MINI) -> None:
     """Write model (16-bit, as the 7B comes) and processor, random but reproducible, for `from_pretrained`."""
     tokenizer = AutoProcessor.from_pretrained(TINY_BASE).tokenizer
     torch.manual_seed(SEED)
-    model = Qwen2_5_VLForConditionalGeneration(mini_config(tokenizer))
+    network = Qwen2_5_VLForConditionalGeneration(mini_config(tokenizer, model))
     with torch.no_grad():
         # Words that the tokenizer lacks are never written, like the unused rows of the 7B's vocabulary. The others are
         # told apart well enough for the loss to fall in a few steps, so that equal losses mean something.
-        model.lm_head.weight[: len(tokenizer)] *= 5
-        model.lm_head.weight[len(tokenizer) :] = 0
-    model.to(torch.bfloat16).save_pretrained(folder)
+        network.lm_head.weight[: len(tokenizer)] *= 5
+        network.lm_head.weight[len(tokenizer) :] = 0
+    network.to(torch.bfloat16).save_pretrained(folder)
     mini_processor(tokenizer).save_pretrained(folder)
 
 
-def make_profile(folder: Path, train: int, **changes: Any) -> Profile:
-    """Draw studies, save `mini`, and give the settings that train one on the other for one epoch.
+def make_profile(folder: Path, train: int, model: str = MINI, /, **changes: Any) -> Profile:
+    """Draw studies, save the model, and give the settings that train one on the other for one epoch.
 
     Args:
         folder: everything is written below it.
         train: training studies, a multiple of `BATCH`.
+        model: `MINI` or `DEEP`.
         changes: settings by their dotted names.
     """
     rows = _studies({"train": train, "validation": HELD_OUT, "test": HELD_OUT})
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), folder / "studies.parquet")
-    if not (folder / "mini").is_dir():
-        save_mini(folder / "mini")
+    base = folder / model.replace(" ", "-")
+    if not base.is_dir():
+        save_mini(base, model)
     stages = {
         "micro_batch": BATCH,
         "accumulation": 1,
@@ -125,7 +133,7 @@ def make_profile(folder: Path, train: int, **changes: Any) -> Profile:
     }
     settings = {
         "data.workers": 1,
-        "model.base": str(folder / "mini"),
+        "model.base": str(base),
         "model.visual_tokens": VISUAL_TOKENS,
         **{f"stage{number}.{key}": value for number in (1, 2, 3) for key, value in stages.items()},
         **changes,

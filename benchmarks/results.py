@@ -17,6 +17,7 @@ from benchmarks.gpu import OnCard
 from benchmarks.growth import Point
 from benchmarks.mini import BATCH
 from benchmarks.preparation import Preparation
+from benchmarks.race import Account
 from benchmarks.training import StageRace, planned_for_t4
 from radvision_utils.config import STAGES, Profile
 from radvision_utils.data.images import cores
@@ -45,16 +46,21 @@ def machine(command: str) -> str:
     return f"{_processor()}, {cores()} cores{card}; {date}; `{command}`. {libraries}.\n"
 
 
-def proportions(profile: Profile) -> str:
-    """`mini` beside the 7B, and how much of a step each one's vision encoder takes."""
+def proportions(name: str, profile: Profile) -> str:
+    """A small model beside the 7B."""
     rows = []
     for what, function in (("compute", shares.compute_shares), ("activation memory", shares.memory_shares)):
-        for model, whose in (("mini", profile), ("7B", shares.seven_b())):
+        for model, whose in ((name, profile), ("7B", shares.seven_b())):
             parts = {part: f"{share:.0%}" for part, share in function(whose).items()}
             rows.append({"share of": what, "model": model, **parts})
+    return table(rows)
+
+
+def vision_share(profile: Profile) -> str:
+    """How much of a step the vision encoder takes, of `mini` and of the 7B."""
     ours, theirs = (f"{shares.vision_share_of_operations(model):.0%}" for model in (profile, shares.seven_b()))
     return (
-        f"{table(rows)}\nIn a step of stage 1, as the plain loop takes it, the vision encoder has {theirs} of the 7B's "
+        f"In a step of stage 1, as the plain loop takes it, the vision encoder has {theirs} of the 7B's "
         f"operations and {ours} of `mini`'s, which take {shares.vision_share_of_seconds(profile):.0%} of its seconds.\n"
     )
 
@@ -206,6 +212,19 @@ def on_card(parts: Sequence[OnCard]) -> str:
                 "features, s an image, once": f"{part.features:.3f}" if part.features else "",
             }
         )
+    return table(rows)
+
+
+def memory(accounts: Mapping[int, Mapping[str, Account]]) -> str:
+    """Peak memory of a step by contender, a column a stage."""
+    names = dict.fromkeys(name for of_stage in accounts.values() for name in of_stage)
+    rows = []
+    for name in names:
+        peaks = {
+            f"stage {stage}, GiB": f"{of_stage[name].peak_gib:.2f}" if name in of_stage else ""
+            for stage, of_stage in accounts.items()
+        }
+        rows.append({"contender": name, **peaks})
     return table(rows)
 
 

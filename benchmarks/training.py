@@ -72,14 +72,39 @@ def race_stage(profile: Profile, stage: int, turns: int, once: float = 0.0) -> S
     Raises:
         RadVisionError: a contender failed, or they did not do the same work.
     """
-    ways = our_ways(profile, stage)
-    logger.info("stage %d, %d turns: %s", stage, turns, ", ".join([*ways, *PEERS]))
-    runners = [Runner(name, ours, way, stage) for name, way in ways.items()]
-    runners += [Runner(name, train, profile, stage) for name, train in PEERS.items()]
+    runners = _contenders(profile, stage, keep_freed=True)
+    logger.info("stage %d, %d turns: %s", stage, turns, ", ".join(runner.name for runner in runners))
     seconds, accounts = race(runners, turns)
     check_same_work(accounts)
     images = len(open_prepared(profile).split("train")) + HELD_OUT
     return StageRace(stage, seconds, accounts, max(once, accounts[OURS].once / images))
+
+
+def step_memory(profile: Profile, stage: int) -> dict[str, Account]:
+    """Train a stage for one optimizer step with each contender, one after the other.
+
+    Args:
+        profile: with studies for one step; the stages before are trained.
+        stage: 1, 2 or 3.
+
+    Raises:
+        RadVisionError: a contender failed, or they did not do the same work.
+    """
+    accounts = {}
+    for runner in _contenders(profile, stage, keep_freed=False):
+        try:
+            runner.start()
+            accounts[runner.name] = runner.finish()
+        finally:
+            runner.stop()
+        logger.info("stage %d, %s: %.2f GiB", stage, runner.name, accounts[runner.name].peak_gib)
+    check_same_work(accounts)
+    return accounts
+
+
+def _contenders(profile: Profile, stage: int, keep_freed: bool) -> list[Runner]:
+    runners = [Runner(name, ours, way, stage, keep_freed) for name, way in our_ways(profile, stage).items()]
+    return runners + [Runner(name, train, profile, stage, keep_freed) for name, train in PEERS.items()]
 
 
 def our_ways(profile: Profile, stage: int) -> dict[str, Profile]:

@@ -10,6 +10,7 @@ import torch
 from benchmarks import results, shares
 from benchmarks.breakdown import ATTENTION, DEQUANTIZED, ELEMENTWISE, KINDS, PRODUCTS, REST, Breakdown, kind_of
 from benchmarks.contenders import (
+    ONE_AT_A_TIME,
     OURS,
     PLAIN,
     PLANNED,
@@ -24,11 +25,11 @@ from benchmarks.contenders import (
 )
 from benchmarks.generation import check_same_reports, race_generation
 from benchmarks.gpu import measure_on_card
-from benchmarks.mini import BATCH, ENDING_AT_THE_REPORT, make_profile, mini_config
+from benchmarks.mini import BATCH, DEEP, ENDING_AT_THE_REPORT, MINI, make_profile, mini_config
 from benchmarks.preparation import race_preparation
 from benchmarks.race import STEPS_A_TURN, Account, Runner, race
 from benchmarks.ratios import Ratio
-from benchmarks.training import StageRace, check_same_work
+from benchmarks.training import StageRace, check_same_work, step_memory
 from radvision_utils import RadVisionError, load_profile
 from radvision_utils.data.prepare import prepare_dataset
 from radvision_utils.model.loading import TINY_BASE, load_processor
@@ -38,13 +39,16 @@ TURNS = 2
 STEPS = TURNS * STEPS_A_TURN
 
 
-@pytest.fixture(scope="module")
-def profile(tmp_path_factory):
+def with_tiny_base(folder, studies, **changes):
     """The benchmark's studies for the tiny base."""
-    folder = tmp_path_factory.mktemp("bench")
     shutil.copytree(TINY_BASE, folder / "mini")
     (folder / "mini" / "chat_template.jinja").write_text(ENDING_AT_THE_REPORT)
-    return make_profile(folder, STEPS * BATCH, **{"model.visual_tokens": 16})
+    return make_profile(folder, studies, **{"model.visual_tokens": 16}, **changes)
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory):
+    return with_tiny_base(tmp_path_factory.mktemp("bench"), STEPS * BATCH)
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +104,25 @@ def test_a_ratio_shows_median_and_spread():
     assert str(Ratio.of([2.0, 1.0, 4.0])) == "2.00 (1.00 to 4.00, 3 pairs)"
 
 
-def test_mini_has_the_proportions_of_the_7b_in_compute(tmp_path):
-    mini_config(ProcessorCollator(load_profile()).processor.tokenizer).save_pretrained(tmp_path)
-    mini = load_profile("tiny", {"model.base": str(tmp_path), "model.visual_tokens": 324})
-    ours, theirs = shares.compute_shares(mini), shares.compute_shares(shares.seven_b())
+def small_model(folder, model=MINI):
+    """The settings of a model of the benchmark, of which only the configuration is there."""
+    mini_config(ProcessorCollator(load_profile()).processor.tokenizer, model).save_pretrained(folder)
+    ranks = {f"stage{number}.lora_rank": 2 for number in (1, 2, 3)}
+    return load_profile("tiny", {"model.base": str(folder), "model.visual_tokens": 324, **ranks})
+
+
+@pytest.mark.parametrize(
+    ("model", "shares_of"),
+    [(MINI, shares.compute_shares), (DEEP, shares.compute_shares), (DEEP, shares.memory_shares)],
+)
+def test_the_small_models_have_the_proportions_of_the_7b(tmp_path, model, shares_of):
+    ours, theirs = shares_of(small_model(tmp_path, model)), shares_of(shares.seven_b())
     for part, share in theirs.items():
-        assert abs(ours[part] - share) < 0.1, part
+        assert abs(ours[part] - share) < 0.11, part
+
+
+def test_the_vision_encoder_has_the_7bs_share_of_a_step(tmp_path):
+    mini, theirs = small_model(tmp_path), shares.compute_shares(shares.seven_b())
     of_mini, of_7b = shares.vision_share_of_operations(mini), shares.vision_share_of_operations(shares.seven_b())
     assert abs(of_mini - of_7b) < 0.05
     # The vision encoder trains in stage 1: forward, again, and backward, where the decoder's weights get no gradient.
@@ -134,8 +151,7 @@ def test_the_table_of_a_stage_has_steps_features_memory_and_verdict():
 
 
 def test_the_table_of_seconds_divides_the_loops_by_ours_kind_by_kind(tmp_path):
-    mini_config(ProcessorCollator(load_profile()).processor.tokenizer).save_pretrained(tmp_path)
-    mini = load_profile("tiny", {"model.base": str(tmp_path), "model.visual_tokens": 324})
+    mini = small_model(tmp_path)
     kinds = dict.fromkeys(KINDS, 1.0)
     accounts = {PLANNED: Account(breakdown=kinds), PLAIN: Account(breakdown=kinds | {PRODUCTS: 3.0})}
     races = [StageRace(stage, [], accounts, once=0.0) for stage in (1, 2, 3)]
@@ -193,3 +209,15 @@ def test_every_contender_reaches_our_loss_in_every_stage(profile, studies):
     assert [part.part for part in parts[:3]] == ["stage 1", "stage 2", "stage 3"]
     assert all(part.rate > 0 for part in parts)
     assert len(results.on_card(parts).splitlines()) == 2 + len(parts)
+
+
+@pytest.mark.slow
+def test_the_memory_of_one_step_is_measured_for_every_contender(tmp_path):
+    pytest.importorskip("trl")
+    profile = with_tiny_base(tmp_path, BATCH, **{"stage1.warmup_ratio": 0.0})
+    prepare_dataset(profile)
+    accounts = step_memory(profile, 1)
+    assert list(accounts) == [OURS, ONE_AT_A_TIME, PLANNED, PLAIN, TRAINER, TRL]
+    assert all(account.peak_gib > 0 and account.samples == BATCH for account in accounts.values())
+    assert accounts[ONE_AT_A_TIME].peak_gib < accounts[OURS].peak_gib < accounts[TRAINER].peak_gib
+    assert results.memory({1: accounts}).count(" GiB |") == 1

@@ -117,9 +117,14 @@ def check_ledger(before: dict[str, str], after: dict[str, str], number: int) -> 
     """
     moved = [key for key in before if before[key] != after[key]]
     expected = [f"{STAGES[number].component}.adapter"]
+    if not moved:
+        raise RadVisionError(
+            f"stage {number} has changed nothing, and its result is not kept: with so few optimizer steps the learning "
+            f"rate of its warm-up is still 0. Train longer, or set stage{number}.warmup_ratio=0."
+        )
     if moved != expected:
         raise RadVisionError(
-            f"stage {number} should have changed {expected[0]} only, but {', '.join(moved) or 'nothing'} changed: "
+            f"stage {number} should have changed {expected[0]} only, but {', '.join(moved)} changed: "
             "its result is not kept; please report this with your library versions."
         )
     return moved

@@ -218,6 +218,14 @@ def test_a_loss_that_is_no_number_stops_with_step_and_studies(small_profile, dat
     assert RunFolder.of(profile).record("stage1") is None
 
 
+def test_a_stage_that_ends_before_its_learning_rate_begins_says_so(small_profile, dataset, tmp_path):
+    profile = copy_run(small_profile, tmp_path, stage1=replace(small_profile.stage1, max_steps=1))
+    with pytest.raises(RadVisionError, match=r"stage 1 has changed nothing, .* set stage1\.warmup_ratio=0"):
+        train_stage(profile, 1)
+    settings = replace(profile.stage1, warmup_ratio=0.0)
+    assert train_stage(replace(profile, stage1=settings), 1).record["steps"] == 1
+
+
 def test_accumulation_gives_the_same_step_as_one_large_batch(small_profile, dataset, tmp_path):
     hashes = []
     for name, micro, times in (("one", 8, 1), ("four", 2, 4)):
