@@ -13,7 +13,7 @@ from radvision_utils.dashboard.content import clean
 from radvision_utils.dashboard.markup import escape
 
 _ROW, _LABEL, _BAR = 26, 214, 190  # height of a bar with its gap, width of its label and of a full bar; pixels
-_LEFT, _TOP, _SIDE, _TALL = 52, 10, 330, 210  # margins and size of a plot's field
+_LEFT, _TOP, _SIDE, _TALL = 52, 22, 330, 210  # margins and size of a plot's field
 _MAPS = {"occlusion": "by occlusion (on the cards)", "gradient": "by gradient"}  # all other rows are controls
 _CONTROLS = {"random": "random map", "center": "center of the image"}
 
@@ -177,7 +177,8 @@ def _plot(
             # Curves rise to the right: the lower right of a point is free, near the edge the upper left.
             inside = x < _LEFT + _SIDE * 0.7
             anchor = f'x="{x + 8 if inside else x - 8:.1f}" text-anchor="{"start" if inside else "end"}"'
-            parts.append(f'<text {anchor} y="{y + 16 if inside else y - 6:.1f}">{escape(label)}</text>')
+            halo = 'paint-order="stroke" stroke="var(--rv-paper)" stroke-width="4"'  # readable on a line
+            parts.append(f'<text {anchor} y="{y + 16 if inside else y - 6:.1f}" {halo}>{escape(label)}</text>')
             labeled.append((x, y))
     bottom = _TOP + _TALL + 40
     parts.append(f'<text x="{_LEFT + _SIDE / 2}" y="{bottom}" text-anchor="middle">{escape(right)}</text>')
