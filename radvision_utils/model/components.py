@@ -42,6 +42,11 @@ def is_adapter(name: str) -> bool:
     return ".lora_A." in name or ".lora_B." in name or ".modules_to_save." in name
 
 
+def trained_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that have gradients, by their names in the model."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Number of parameters of each component, those of an attached adapter included; works on `meta` tensors."""
     counts: Counter[str] = Counter(dict.fromkeys(COMPONENTS, 0))

@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 
 from radvision_utils.config import Profile, RadVisionError, RunPaused, StageSettings
 from radvision_utils.environment import process_count
+from radvision_utils.model.components import trained_tensors
 from radvision_utils.runs import read_json, write_json
 from radvision_utils.training.cost import Card
 from radvision_utils.training.plan import first_change
@@ -171,7 +172,7 @@ def train_in_memory(memory: MemoryBudget, model: torch.nn.Module, attempt: Calla
     Raises:
         RadVisionError: one study at a time does not fit.
     """
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = trained_tensors(model)
     start = {name: parameter.detach().cpu().clone() for name, parameter in trained.items()}
     while True:
         try:

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerState
 
 from radvision_utils.config import RadVisionError
+from radvision_utils.model.components import trained_tensors
 from radvision_utils.runs import read_json, sync_folder, write_json, write_text
 
 logger = logging.getLogger(__name__)
@@ -83,9 +84,9 @@ def finished_state(checkpoint: Path | None) -> TrainerState | None:
 
 
 def save_trained(model: nn.Module, folder: Path) -> None:
-    """Write the tensors that have gradients, by their names in the model."""
+    """Write what the stage trains, by its names in the model."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.data for name, tensor in _trained(model).items()}, folder / TRAINED)
+    save_file({name: tensor.data for name, tensor in trained_tensors(model).items()}, folder / TRAINED)
 
 
 def load_trained(model: nn.Module, checkpoint: Path) -> None:
@@ -94,7 +95,7 @@ def load_trained(model: nn.Module, checkpoint: Path) -> None:
     Raises:
         RadVisionError: the checkpoint holds other tensors than the model trains.
     """
-    saved, trained = load_file(checkpoint / TRAINED), _trained(model)
+    saved, trained = load_file(checkpoint / TRAINED), trained_tensors(model)
     if {name: tensor.shape for name, tensor in saved.items()} != {name: p.shape for name, p in trained.items()}:
         raise RadVisionError(
             f"{checkpoint} holds other tensors than this stage trains, perhaps by another version of the libraries: "
@@ -103,7 +104,3 @@ def load_trained(model: nn.Module, checkpoint: Path) -> None:
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(saved[name])
-
-
-def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -119,8 +119,9 @@ def check_ledger(before: dict[str, str], after: dict[str, str], number: int) -> 
     expected = [f"{STAGES[number].component}.adapter"]
     if not moved:
         raise RadVisionError(
-            f"stage {number} has changed nothing, and its result is not kept: with so few optimizer steps the learning "
-            f"rate of its warm-up is still 0. Train longer, or set stage{number}.warmup_ratio=0."
+            f"stage {number} has changed nothing, and its result is not kept. If it had a single optimizer step, the "
+            f"learning rate of its warm-up was still 0: train longer, or set stage{number}.warmup_ratio=0. "
+            "Otherwise please report this with your library versions."
         )
     if moved != expected:
         raise RadVisionError(
