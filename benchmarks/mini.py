@@ -52,7 +52,7 @@ _VISION = {
 _DECODER_LAYERS = {MINI: 12, DEEP: 14}
 
 
-def mini_config(tokenizer: Qwen2Tokenizer, model: str = MINI) -> Qwen2_5_VLConfig:
+def mini_config(tokenizer: Qwen2Tokenizer, model: str) -> Qwen2_5_VLConfig:
     """The tiny base's configuration with the dimensions of `mini` or `mini deep`."""
     config = build_config(tokenizer)
     for name, value in {
@@ -90,7 +90,7 @@ def mini_processor(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLProcessor:
     )
 
 
-def save_mini(folder: Path, model: str = MINI) -> None:
+def save_mini(folder: Path, model: str) -> None:
     """Write model (16-bit, as the 7B comes) and processor, random but reproducible, for `from_pretrained`."""
     tokenizer = AutoProcessor.from_pretrained(TINY_BASE).tokenizer
     torch.manual_seed(SEED)

@@ -83,6 +83,8 @@ def race_stage(profile: Profile, stage: int, turns: int, once: float = 0.0) -> S
 def step_memory(profile: Profile, stage: int) -> dict[str, Account]:
     """Train a stage for one optimizer step with each contender, one after the other.
 
+    One step is less than a turn, so a contender goes to its end without waiting and gives its account.
+
     Args:
         profile: with studies for one step; the stages before are trained.
         stage: 1, 2 or 3.
