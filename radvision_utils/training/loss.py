@@ -89,14 +89,8 @@ class _TokenLosses(torch.autograd.Function):
         rows = max(1, _CHUNK_BYTES // (4 * len(weight)))
         for first in range(0, len(hidden), rows):
             chunk = slice(first, first + rows)
-            logits, target = F.linear(hidden[chunk], weight).float(), targets[chunk, None]
-            total = logits.logsumexp(1, keepdim=True)
-            losses[chunk] = (total - logits.gather(1, target)).squeeze(1)
-            if gradient is not None:
-                # softmax minus one at the target, in the memory of the logits
-                slope = logits.sub_(total).exp_()
-                slope.scatter_add_(1, target, slope.new_full(target.shape, -1.0))
-                gradient[chunk] = slope.mul_(_SCALE).to(weight.dtype) @ weight
+            into = None if gradient is None else gradient[chunk]
+            losses[chunk] = _chunk_losses(hidden[chunk], weight, targets[chunk, None], into)
         if gradient is not None:
             ctx.save_for_backward(gradient.div_(_SCALE))
         ctx.dtype = hidden.dtype
@@ -106,6 +100,22 @@ class _TokenLosses(torch.autograd.Function):
     def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return (slopes[0][:, None] * gradient).to(ctx.dtype), None, None
+
+
+def _chunk_losses(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor | None
+) -> torch.Tensor:
+    """Losses (N,) of (N, H) with targets (N, 1); their gradient, `_SCALE` times as large, goes into `gradient`.
+
+    What is as wide as the vocabulary ends here, before the next chunk begins.
+    """
+    logs = F.log_softmax(F.linear(hidden, weight).float(), 1)
+    losses = -logs.gather(1, targets).squeeze(1)
+    if gradient is not None:
+        slope = logs.exp_()  # softmax minus one at the target
+        slope.scatter_add_(1, targets, slope.new_full(targets.shape, -1.0))
+        gradient.copy_(slope.mul_(_SCALE).to(weight.dtype) @ weight)
+    return losses
 
 
 @torch.no_grad()

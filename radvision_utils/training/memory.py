@@ -15,7 +15,7 @@ GIB = 2**30
 # Beside torch's tensors: the CUDA context with its loaded kernels (0.3 to 0.5 GiB in nvidia-smi), cuBLAS's workspace,
 # and what the allocator holds in blocks too small for the next tensor. An allowance, not arithmetic.
 CONTEXT_GIB = 0.75
-# The loss makes logits in chunks of so many bytes of float32 (`loss.py`); logsumexp works in a second such chunk.
+# The loss makes logits in chunks of so many bytes of float32 (`loss.py`); their logarithms take a second such chunk.
 _LOGIT_CHUNK_BYTES = 128 << 20
 _SMALL_TENSOR = 4096  # numbers; the 8-bit optimizer keeps the state of smaller tensors in float32
 _QUANTIZED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, an 8-bit scale for 64, a float32 scale for 256 scales

@@ -1,8 +1,11 @@
 """The loss in chunks: what cross entropy over all logits gives, without ever having all logits."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from radvision_utils.environment import choose_device
 from radvision_utils.model.adapter import attach_adapter
@@ -61,6 +64,18 @@ def test_no_more_logits_at_a_time_than_a_chunk_and_none_of_prompt_and_padding(mo
         report_token_losses(model, batch)
     assert max(rows) == 16
     assert sum(rows) == (batch["labels"] != IGNORED).sum()
+
+
+def test_however_many_chunks_two_are_in_memory_at_most(monkeypatch):
+    words, rows = 50_000, 4
+    chunk = 4 * words * rows
+    monkeypatch.setattr(loss, "_CHUNK_BYTES", chunk)
+    hidden, weight = torch.randn(5 * rows, 8, requires_grad=True), torch.randn(words, 8)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        loss._TokenLosses.apply(hidden, weight, torch.zeros(5 * rows, dtype=torch.int64))
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    assert chunk < max(itertools.accumulate(changes)) < 2.1 * chunk
 
 
 @pytest.mark.parametrize("layers", [0, None])
