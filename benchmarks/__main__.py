@@ -27,7 +27,7 @@ RESULTS = Path(__file__).parent / "RESULTS.md"
 class Size:
     """How much is measured."""
 
-    turns: int  # of each contender in each stage; the last is not counted
+    turns: int  # of each contender in each stage; the first and the last are not counted
     rounds: int  # of generation and preparation
     tokens: int  # a report, in generation
     pictures: int  # a round of preparation
@@ -38,7 +38,7 @@ class Size:
 
 
 FULL = Size(
-    turns=5,
+    turns=6,
     rounds=4,
     tokens=TYPICAL_REPORT,
     pictures=256,
@@ -47,7 +47,7 @@ FULL = Size(
     batches=(1, 2, 4, 8, 16, 32),
     studies=(250, 1000, 4000, 16000),
 )
-QUICK = Size(turns=2, rounds=1, tokens=8, pictures=32, stages=(1,), sides=(224,), batches=(1,), studies=(250,))
+QUICK = Size(turns=3, rounds=1, tokens=8, pictures=32, stages=(1,), sides=(224,), batches=(1,), studies=(250,))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,11 +75,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 _EXPLAINED = """Every contender trains the same component of `mini` from the same weights: NF4, `PagedAdamW8bit`,
 float32, four studies an optimizer step, the same studies in every step; each in a process of its own, two steps at a
-time in turn, the second measured. The plain loop takes one study at a time; it and transformers.Trainer make the logits
-of every token. TRL scores in tiles: on a CPU every token, on a card with Triton those of the report. All peers
-checkpoint every layer. "RadVision" is `train_stage` with that and their micro-batch; "one study at a time" has a
-micro-batch of one; "as planned for a T4" takes the micro-batch and the checkpointed layers that `radvision_utils plan`
-finds fastest for the 7B on that card.
+time in turn, the second measured, the first turn not counted. The plain loop takes one study at a time; it and
+transformers.Trainer make the logits of every token. TRL scores in tiles: on a CPU every token, on a card with Triton
+those of the report. All peers checkpoint every layer. "RadVision" is `train_stage` with that and their micro-batch;
+"one study at a time" has a micro-batch of one; "as planned for a T4" takes the micro-batch and the checkpointed layers
+that `radvision_utils plan` finds fastest for the 7B on that card.
 
 With the 7B's vocabulary at a 56th of its width, logits weigh more in `mini` than in the 7B, in memory above all: peers
 that keep those of every token look worse here than there. For memory see `mini deep`, below.
@@ -88,7 +88,8 @@ In stages 1 and 2 the peers carry no LoRA in the language model, where it is sti
 compute it.
 
 Peak: tensors of a step, beside the model. With features: what they cost once is spread over the three epochs of
-lingshu-7b that read them. Freed memory is kept for the next tensor, for everyone, as a card's allocator does.
+lingshu-7b that read them. Freed memory is kept for the next tensor, for everyone, as a card's allocator does; who waits
+for a turn gives it up, and has it back before the turn begins.
 """
 
 
