@@ -111,7 +111,7 @@ class Turns(TrainerCallback):
         self._steps += 1
         if self._recording is not None and not self.account.peak_gib:
             self._recording.stop()
-            self.account.peak_gib = _peak_gib(self._recording)
+            self.account.peak_gib = peak_gib(self._recording)
         if self._breakdown is not None:
             self._breakdown.__exit__(None, None, None)
             self.account.breakdown = self._breakdown.of(seconds)
@@ -277,8 +277,8 @@ def _serve(
         raise
 
 
-def _peak_gib(recorded: Any) -> float:
-    """The most that was allocated at a time since the recording began."""
+def peak_gib(recorded: Any) -> float:
+    """The most that was allocated at a time since a `torch.profiler` with `profile_memory` began to record; GiB."""
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
     return max(itertools.accumulate(changes), default=0) / 2**30

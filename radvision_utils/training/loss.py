@@ -92,7 +92,7 @@ class _TokenLosses(torch.autograd.Function):
             into = None if gradient is None else gradient[chunk]
             losses[chunk] = _chunk_losses(hidden[chunk], weight, targets[chunk, None], into)
         if gradient is not None:
-            ctx.save_for_backward(gradient.div_(_SCALE))
+            ctx.save_for_backward(gradient)
         ctx.dtype = hidden.dtype
         return losses
 
@@ -105,7 +105,7 @@ class _TokenLosses(torch.autograd.Function):
 def _chunk_losses(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor | None
 ) -> torch.Tensor:
-    """Losses (N,) of (N, H) with targets (N, 1); their gradient, `_SCALE` times as large, goes into `gradient`.
+    """Losses (N,) of (N, H) with targets (N, 1); their gradient goes into `gradient`.
 
     What is as wide as the vocabulary ends here, before the next chunk begins.
     """
@@ -114,7 +114,7 @@ def _chunk_losses(
     if gradient is not None:
         slope = logs.exp_()  # softmax minus one at the target
         slope.scatter_add_(1, targets, slope.new_full(targets.shape, -1.0))
-        gradient.copy_(slope.mul_(_SCALE).to(weight.dtype) @ weight)
+        gradient.copy_(slope.mul_(_SCALE).to(weight.dtype) @ weight).div_(_SCALE)
     return losses
 
 

@@ -5,7 +5,6 @@ included) on top of what is alive before it: weights, optimizer state, the batch
 """
 
 import gc
-import itertools
 import re
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from benchmarks.race import peak_gib
 from radvision_utils import RadVisionError, load_profile
 from radvision_utils.__main__ import main, parse_settings
 from radvision_utils.data.reports import Report
@@ -110,9 +110,7 @@ def measured_peak(profile_, stage, batch, layers, device, cached=False):
         gc.collect()  # what earlier models left would be counted as freed by this step
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
             step()
-    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
-    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-    return before, max(itertools.accumulate(changes))
+    return before, peak_gib(recorded) * GIB
 
 
 def lengths_of(profile_, batch):
