@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: every table, 50 to 90 minutes on two cores and 24 GB; `--quick`: minutes, nothing written.
+"""`python -m benchmarks`: every table, about 80 minutes on two cores and 24 GB; `--quick`: minutes, nothing written.
 
 On a card it measures the 7B with random weights instead; the comparison with others is for a CPU, where two models fit
 side by side.
