@@ -108,7 +108,7 @@ def add_confidence(
         Whether there was something to do: False where the same was computed before.
 
     Raises:
-        RadVisionError: called in several processes.
+        RadVisionError: called in several processes, or no sentence of the reports speaks of an observation.
     """
     key = fingerprint([metrics["key"], metrics["hash"], samples, TEMPERATURE, CALIBRATED])
     if metrics.get("confidence", {}).get("key") == key and (folder / "confidence.jsonl").is_file():
@@ -126,6 +126,12 @@ def add_confidence(
     studies = list(dataset.split(metrics["split"]))
     own = {r["uid"]: Report(**r["generated"]) for r in records if r["model"]["stage"] == max(STAGE_ROWS)}
     judged = judge_sentences(reporter, studies, [own[study.uid] for study in studies], samples, kept)
+    for split, sentences in (("validation", known), (metrics["split"], judged)):
+        if all(sentence.right is None for sentence in sentences):
+            raise RadVisionError(
+                f"no sentence of the {split} reports speaks of an observation, so that none can have a confidence: "
+                "train longer, or evaluate without samples."
+            )
     model = fit_logistic(*_table(known, samples))
     lines = _lines(studies, judged, model, samples)
     write_text(folder / "confidence.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
@@ -278,10 +284,15 @@ def coverage_curve(
 
 
 def _sentence(ece: Mapping[str, Mapping[str, Any]], curve: Sequence[Mapping[str, Any]]) -> str:
+    error = (
+        f"confidence of a sentence: expected calibration error {figure_text(ece['calibrated'])} (token probability "
+        f"alone {figure_text(ece['token probability'])})"
+    )
+    if curve[0]["shown"]["value"] is None:
+        return f"{error}; none asserts a finding"
     half = curve[len(curve) // 2]
     return (
-        f"confidence of a sentence: expected calibration error {figure_text(ece['calibrated'])} (token probability "
-        f"alone {figure_text(ece['token probability'])}); of asserting ones {figure_text(curve[0]['unsupported'])} "
+        f"{error}; of asserting ones {figure_text(curve[0]['unsupported'])} "
         f"are unsupported, of those that at least {half['agreement']} of {len(curve) - 1} samples repeat "
         f"{figure_text(half['unsupported'])} ({figure_text(half['shown'])} of them are shown)"
     )

@@ -161,13 +161,20 @@ def show_reliability(metrics: Mapping[str, Any]) -> Figure:
 
 def show_coverage(metrics: Mapping[str, Any]) -> Figure:
     """What hiding sentences that few samples repeat costs in true findings, and gains in unsupported ones."""
-    curve = metrics["confidence"]["coverage"]
     samples = metrics["confidence"]["samples"]
+    # A number that hides every sentence leaves none that could be wrong.
+    curve = [row for row in metrics["confidence"]["coverage"] if row["unsupported"]["value"] is not None]
     figure = new_figure(5.6, 4.0)
     axes = figure.subplots()
+    if not curve:
+        axes.text(0.5, 0.5, "no sentence asserts a finding", ha="center")
+        return figure
     x, y = ([row[name]["value"] for row in curve] for name in ("shown", "unsupported"))
     axes.plot(x, y, color=VERMILION, marker="o", label="unsupported, of the sentences shown")
-    axes.plot(x, [1 - row["told"]["value"] for row in curve], color=BLUE, marker="s", label="true findings not told")
+    if curve[0]["told"]["value"] is not None:  # some study has a finding
+        axes.plot(
+            x, [1 - row["told"]["value"] for row in curve], color=BLUE, marker="s", label="true findings not told"
+        )
     for row in curve:
         axes.plot(
             [row["shown"]["value"]] * 2,

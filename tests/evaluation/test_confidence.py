@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from radvision_utils import evaluate
+from radvision_utils.config import RadVisionError
 from radvision_utils.evaluation import confidence, evidence
 from radvision_utils.evaluation.bootstrap import Bootstrap
 from radvision_utils.evaluation.calibration import auroc, calibration_figures, fit_logistic
 from radvision_utils.evaluation.confidence import JudgedSentence, claims_of, coverage_curve
-from radvision_utils.evaluation.evidence_figures import evidence_rows, show_maps
+from radvision_utils.evaluation.evidence_figures import evidence_rows, show_coverage, show_maps
 from radvision_utils.evaluation.phantom_accuracy import asserted_pairs
 from radvision_utils.inference import Sampling, reporter_of
 from radvision_utils.runs import read_json_lines
@@ -75,6 +76,31 @@ def test_hiding_what_few_samples_repeat_trades_coverage_for_truth():
     assert [row["shown"]["value"] for row in curve] == [1, 1, 0.5, 0.5]
     assert [row["unsupported"]["value"] for row in curve] == [0.5, 0.5, 0, 0]
     assert [row["told"]["value"] for row in curve] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("said", "truths"),
+    [
+        ([], [EFFUSION]),  # a model that only ever writes normal reports
+        ([("Left effusion.", 1)], [EFFUSION]),  # what two or three samples would have to say hides all
+        ([("Left effusion.", 1)], [frozenset()]),
+        ([], [frozenset()]),
+    ],
+)
+def test_coverage_is_drawn_whatever_is_missing(said, truths):
+    sentences = [JudgedSentence(0, None, -0.1, claims_of(text), agreement, False) for text, agreement in said]
+    curve = coverage_curve(sentences, truths, 3, Bootstrap(1, seed=1))
+    figure = show_coverage({"confidence": {"samples": 3, "coverage": curve}})
+    figure.canvas.draw()
+    texts = {text.get_text() for text in figure.axes[0].texts}
+    assert texts == ({"0, 1"} if said else {"no sentence asserts a finding"})
+
+
+def test_reports_without_an_observation_are_told_so(trained, result, monkeypatch):
+    monkeypatch.setattr(confidence, "CALIBRATED", 4)
+    monkeypatch.setattr(confidence, "claims_of", lambda text: None)
+    with pytest.raises(RadVisionError, match="no sentence of the validation reports speaks of an observation"):
+        evaluate(trained, samples=1)
 
 
 def test_drawn_reports_are_the_same_again_whatever_was_drawn_before(trained, dataset):
