@@ -23,7 +23,7 @@ _MODEL_ROWS = ("base", "after stage")  # how the rows begin that a model of this
 _FIGURES = {column.name: (column.protocol, column.metric) for column in COLUMNS}
 _NAMES = {column.name: column.heading for column in COLUMNS} | FACTS
 _THUMB = 96  # pixels
-_BAR, _ROW, _LABEL = 226, 24, 170  # width and height of a bar with its gap, and of its label; pixels
+_BAR, _ROW, _LABEL = 182, 24, 214  # width and height of a bar with its gap, and of its label; pixels
 
 
 def overview(records: Sequence[Record], metrics: Mapping[str, Any], run_folder: Path) -> str:

@@ -47,7 +47,9 @@ def show_maps(folder: Path, count: int = 3) -> Figure:
     found = _supported(read_json_lines(folder / "evidence.jsonl"))[:count]
     figure = new_figure(8.4, 3.1 * max(len(found), 1) + 0.3)
     if not found:
-        figure.subplots().text(0.5, 0.5, "no sentence has a supported map", ha="center")
+        axes = figure.subplots()
+        axes.text(0.5, 0.5, "no sentence has a supported map", ha="center")
+        axes.set_axis_off()
         return figure
     grid, kinds = figure.subplots(len(found), 3, squeeze=False), ("radiograph", "gradient", "occlusion")
     for axes, kind in zip(grid[0], kinds, strict=True):
@@ -168,6 +170,7 @@ def show_coverage(metrics: Mapping[str, Any]) -> Figure:
     axes = figure.subplots()
     if not curve:
         axes.text(0.5, 0.5, "no sentence asserts a finding", ha="center")
+        axes.set_axis_off()
         return figure
     x, y = ([row[name]["value"] for row in curve] for name in ("shown", "unsupported"))
     axes.plot(x, y, color=VERMILION, marker="o", label="unsupported, of the sentences shown")

@@ -10,6 +10,7 @@ from radvision_utils.dashboard.card import ReportCard
 from radvision_utils.dashboard.page import write_page
 from radvision_utils.dashboard.records import read_predictions
 from radvision_utils.data.phantom import phantom_row
+from radvision_utils.evaluation.finding_labels import OBSERVATIONS
 from radvision_utils.evaluation.table import COLUMNS, FACTS
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -203,6 +204,24 @@ def test_the_table_of_results_needs_no_scrolling_on_a_desktop(chromium, run_fold
     page.goto(path.as_uri())
     assert page.evaluate("document.querySelectorAll('thead th').length") == 1 + len(columns)
     assert page.evaluate("(e => e.scrollWidth <= e.clientWidth)(document.querySelector('.wide'))")
+    page.close()
+
+
+CUT_IN_CHARTS = """() => [...document.querySelectorAll('svg.chart text')].filter(text => {
+  const own = text.getBoundingClientRect(), chart = text.closest('svg').getBoundingClientRect();
+  return own.left < chart.left || own.right > chart.right || own.top < chart.top || own.bottom > chart.bottom;
+}).map(text => text.textContent)"""
+
+
+def test_no_chart_cuts_the_name_of_an_observation(chromium, run_folder):
+    records = read_predictions(run_folder / "evaluation/predictions.jsonl")
+    for record in records:
+        record["verdicts"] = dict.fromkeys(OBSERVATIONS, "agree")
+    path = write_page(records, {}, run_folder, run_folder / "x.html")
+    page = chromium.new_page(viewport={"width": 1440, "height": 900})
+    page.goto(path.as_uri())
+    assert page.evaluate("document.querySelectorAll('svg.chart text').length") >= len(OBSERVATIONS)
+    assert page.evaluate(CUT_IN_CHARTS) == []
     page.close()
 
 
