@@ -122,17 +122,12 @@ def add_confidence(
     validation = list(dataset.split("validation"))
     validation = [validation[i] for i in sample(len(validation), profile.seed)[:CALIBRATED]]
     greedy = [w.report for w in write_reports(reporter, validation, kept / "validation")]
-    known = judge_sentences(reporter, validation, greedy, samples, kept / "validation")
+    known = _with_claims(judge_sentences(reporter, validation, greedy, samples, kept / "validation"), "validation")
+    model = fit_logistic(*_table(known, samples))
     studies = list(dataset.split(metrics["split"]))
     own = {r["uid"]: Report(**r["generated"]) for r in records if r["model"]["stage"] == max(STAGE_ROWS)}
     judged = judge_sentences(reporter, studies, [own[study.uid] for study in studies], samples, kept)
-    for split, sentences in (("validation", known), (metrics["split"], judged)):
-        if all(sentence.right is None for sentence in sentences):
-            raise RadVisionError(
-                f"no sentence of the {split} reports speaks of an observation, so that none can have a confidence: "
-                "train longer, or evaluate without samples."
-            )
-    model = fit_logistic(*_table(known, samples))
+    known = _with_claims(judged, metrics["split"])
     lines = _lines(studies, judged, model, samples)
     write_text(folder / "confidence.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     shutil.rmtree(folder / "samples", ignore_errors=True)
@@ -141,7 +136,7 @@ def add_confidence(
         "samples": samples,
         "temperature": TEMPERATURE,
         "calibrated_on": {"split": "validation", "studies": len(validation), **model.to_json()},
-        **_figures(judged, model, samples, Bootstrap(len(studies), profile.seed), [_truth(s) for s in studies]),
+        **_figures(known, model, samples, Bootstrap(len(studies), profile.seed), [_truth(s) for s in studies]),
         "seconds": round(time.perf_counter() - started, 1),
     }
     return True
@@ -202,8 +197,17 @@ def _truth(study: Study) -> Pairs:
     return asserted_pairs(f"{study.reference.findings}\n{study.reference.impression}")
 
 
-def _table(judged: Sequence[JudgedSentence], samples: int) -> tuple[list[list[float]], list[bool]]:
+def _with_claims(judged: Sequence[JudgedSentence], split: str) -> list[JudgedSentence]:
     known = [sentence for sentence in judged if sentence.right is not None]
+    if not known:
+        raise RadVisionError(
+            f"no sentence of the {split} reports speaks of an observation, so that none can have a confidence: "
+            "train longer, or evaluate without samples."
+        )
+    return known
+
+
+def _table(known: Sequence[JudgedSentence], samples: int) -> tuple[list[list[float]], list[bool]]:
     return [sentence.features(samples) for sentence in known], [bool(sentence.right) for sentence in known]
 
 
@@ -230,12 +234,10 @@ def _lines(
 
 
 def _figures(
-    judged: Sequence[JudgedSentence], model: Logistic, samples: int, bootstrap: Bootstrap, truths: Sequence[Pairs]
+    known: Sequence[JudgedSentence], model: Logistic, samples: int, bootstrap: Bootstrap, truths: Sequence[Pairs]
 ) -> dict[str, Any]:
-    known = [sentence for sentence in judged if sentence.right is not None]
     study = np.array([sentence.study for sentence in known])
-    right = np.array([bool(sentence.right) for sentence in known])
-    features = np.array([sentence.features(samples) for sentence in known])
+    features, right = map(np.array, _table(known, samples))
     asserting = features[:, 2] > 0
     scores = {
         "calibrated": model.probabilities(features),

@@ -47,10 +47,7 @@ def show_maps(folder: Path, count: int = 3) -> Figure:
     found = _supported(read_json_lines(folder / "evidence.jsonl"))[:count]
     figure = new_figure(8.4, 3.1 * max(len(found), 1) + 0.3)
     if not found:
-        axes = figure.subplots()
-        axes.text(0.5, 0.5, "no sentence has a supported map", ha="center")
-        axes.set_axis_off()
-        return figure
+        return _say(figure, "no sentence has a supported map")
     grid, kinds = figure.subplots(len(found), 3, squeeze=False), ("radiograph", "gradient", "occlusion")
     for axes, kind in zip(grid[0], kinds, strict=True):
         axes.set_title(kind, fontsize=9)
@@ -67,6 +64,14 @@ def show_maps(folder: Path, count: int = 3) -> Figure:
                 axes.imshow(values, cmap="viridis", vmin=0, vmax=1, alpha=0.5 * np.sqrt(values), extent=(0, 1, 1, 0))
             axes.set(xticks=(), yticks=())
         row[0].set_ylabel(textwrap.fill(f"study {uid}: {sentence['text']}", 30), fontsize=8)
+    return figure
+
+
+def _say(figure: Figure, words: str) -> Figure:
+    """Words where there is nothing to draw."""
+    axes = figure.subplots()
+    axes.text(0.5, 0.5, words, ha="center")
+    axes.set_axis_off()
     return figure
 
 
@@ -167,11 +172,9 @@ def show_coverage(metrics: Mapping[str, Any]) -> Figure:
     # A number that hides every sentence leaves none that could be wrong.
     curve = [row for row in metrics["confidence"]["coverage"] if row["unsupported"]["value"] is not None]
     figure = new_figure(5.6, 4.0)
-    axes = figure.subplots()
     if not curve:
-        axes.text(0.5, 0.5, "no sentence asserts a finding", ha="center")
-        axes.set_axis_off()
-        return figure
+        return _say(figure, "no sentence asserts a finding")
+    axes = figure.subplots()
     x, y = ([row[name]["value"] for row in curve] for name in ("shown", "unsupported"))
     axes.plot(x, y, color=VERMILION, marker="o", label="unsupported, of the sentences shown")
     if curve[0]["told"]["value"] is not None:  # some study has a finding
