@@ -8,12 +8,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from radvision_utils.bases.random import random_model_folder
 from radvision_utils.config import STAGES, Profile, load_profile
 from radvision_utils.data.prepare import prepare_dataset
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import choose_device, peak_memory_gib
 from radvision_utils.inference import reporter_of
-from radvision_utils.model.random_base import random_model_folder
 from radvision_utils.training.cost import find_card, sample_tflop
 from radvision_utils.training.shape import longest, read_shape
 from radvision_utils.training.trainer import train_stage

@@ -147,7 +147,7 @@ def _absolute(path: str) -> str:
 def _predict(options: argparse.Namespace) -> None:
     root = options.output_root or "outputs"
     if options.to or any(path.is_dir() or path.suffix.lower() == ".csv" for path in options.images):
-        from radvision_utils.batch_predict import predict_files, told
+        from radvision_utils.own_images import predict_files, told
 
         print(f"{told(predict_files(options.images, options.run, options.stage, options.to, root))}\n{DISCLAIMER}")
         return
@@ -199,7 +199,7 @@ def _label(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from radvision_utils.export import export_run, push_to_hub
+    from radvision_utils.hand_over.export import export_run, push_to_hub
 
     profile = RunFolder(options.run, options.output_root or "outputs").profile()
     record = export_run(profile, options.to)
@@ -221,7 +221,7 @@ def _gpu_check(options: argparse.Namespace) -> None:
 
 
 def _build_base(options: argparse.Namespace) -> None:
-    from radvision_utils.build_base import TINY_BASE, build_base
+    from radvision_utils.bases.build import TINY_BASE, build_base
 
     folder = options.to or TINY_BASE
     print(json.dumps(build_base(folder), indent=2))

@@ -132,8 +132,8 @@ class _LiveModel:
         self._reporters: dict[int, Reporter] = {}
 
     def __call__(self, name: str, image: bytes | Path, stage: int) -> ReportCard:
-        from radvision_utils.batch_predict import own_record, training_forms
         from radvision_utils.inference import reporter_of
+        from radvision_utils.own_images import own_record, training_forms
 
         if isinstance(image, Path) and not image.is_file():
             raise RadVisionError(f"image {image} does not exist: give the path of a PNG, JPEG or DICOM file.")

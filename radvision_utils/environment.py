@@ -6,6 +6,7 @@ Torch is imported inside the functions that need it, so that reading settings st
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -16,6 +17,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from radvision_utils.config import ModelSettings, RadVisionError
@@ -139,6 +141,14 @@ def peak_memory_gib(device: Device) -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def open_room(name: str) -> ModuleType:
+    """A module that stands beside the spine (drawn studies, bases, planning ...), imported when a run asks for it.
+
+    The spine is read without these rooms, and imports none of them: it calls what they hold by this function.
+    """
+    return importlib.import_module(f"radvision_utils.{name}")
 
 
 def hosted_notebook() -> str:

@@ -41,6 +41,11 @@ def text_table(rows: Sequence[Mapping[str, object]]) -> HTML:
     return HTML(html)
 
 
+def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; a cell may hold anything but a bar."""
+    return "".join("| " + " | ".join(line) + " |\n" for line in [heads, ["---"] * len(heads), *lines])
+
+
 def tidy(axes: Axes) -> None:
     """Take away the frame's upper and right line."""
     axes.spines[["top", "right"]].set_visible(False)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from accelerate.utils.memory import clear_device_cache
 
+from radvision_utils.bases.random import QWEN_7B, random_model_folder
 from radvision_utils.config import Profile, RadVisionError, RunPaused, load_profile
 from radvision_utils.data.prepare import prepare_dataset
 from radvision_utils.data.studies import open_prepared
@@ -33,14 +34,13 @@ from radvision_utils.environment import (
     peak_memory_gib,
     versions,
 )
-from radvision_utils.export import check_merge
+from radvision_utils.hand_over.export import check_merge
+from radvision_utils.hand_over.merge import merge_into_files
 from radvision_utils.inference import reporter_of
 from radvision_utils.model.adapter import attach_adapter, save_adapter
 from radvision_utils.model.audit import audit_fp16
 from radvision_utils.model.components import count_parameters, is_adapter
 from radvision_utils.model.loading import compute_device, load_base, load_processor
-from radvision_utils.model.merge import merge_into_files
-from radvision_utils.model.random_base import QWEN_7B, random_model_folder
 from radvision_utils.runs import RunFolder, now, read_json, write_json
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import MODEL_INPUTS, mean_report_loss, to_device

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from radvision_utils import gpu_check as module
+from radvision_utils.bases.random import random_base, random_model_folder
 from radvision_utils.config import load_profile
 from radvision_utils.environment import choose_device
 from radvision_utils.gpu_check import check_table, gpu_check, small_shape
 from radvision_utils.model.components import component_of, count_parameters
 from radvision_utils.model.loading import load_base, load_processor, quantization_config
-from radvision_utils.model.random_base import random_base, random_model_folder
 
 PARTS = 8
 
@@ -100,7 +100,7 @@ def test_only_the_language_models_linears_of_the_random_model_are_4_bit(settings
 
 
 def test_the_16_bits_of_a_packed_layer_are_gone_before_the_next_is_made(folder, settings, monkeypatch):
-    from radvision_utils.model import random_base as made
+    from radvision_utils.bases import random as made
 
     originals, like, fill = [], made._like, made._fill
 

@@ -16,11 +16,12 @@ from transformers import (
 )
 
 from radvision_utils.config import ModelSettings, RadVisionError
-from radvision_utils.environment import Device, require_device
-from radvision_utils.model.random_base import is_random, random_base
+from radvision_utils.environment import Device, open_room, require_device
 from radvision_utils.model.vision import speed_up_vision
 
 TINY_BASE = Path(__file__).parent / "tiny_base"
+QWEN_7B = Path(__file__).parent / "qwen2_5_vl_7b.json"
+RANDOM_WEIGHTS = "random_weights.json"  # stands in a base's folder instead of weights
 # Full paths: shorter names are silently ignored, and the vision tower and the merger would be quantized too.
 NOT_QUANTIZED = ("model.visual", "lm_head")
 
@@ -53,8 +54,8 @@ def load_base(settings: ModelSettings, device: Device) -> PreTrainedModel:
     # One process computes on one card. "auto" would spread one model over all cards and break several processes.
     place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device.kind == "cuda" else "cpu"
     path, dtype, quantization = base_path(settings), device.torch_dtype(), quantization_config(settings, device)
-    if is_random(path):
-        model = random_base(Path(path), dtype, quantization, place, device.attention)
+    if (Path(path) / RANDOM_WEIGHTS).is_file():
+        model = open_room("bases.random").random_base(Path(path), dtype, quantization, place, device.attention)
     else:
         model = _from_pretrained(
             Qwen2_5_VLForConditionalGeneration,

@@ -7,11 +7,11 @@ import shutil
 import pytest
 from PIL import Image
 
-from radvision_utils import RadVisionError, batch_predict
+from radvision_utils import RadVisionError, own_images
 from radvision_utils.__main__ import main
-from radvision_utils.batch_predict import find_images, predict_files
 from radvision_utils.dashboard.card import ReportCard
 from radvision_utils.inference import Reporter
+from radvision_utils.own_images import find_images, predict_files
 from radvision_utils.runs import RunFolder
 
 
@@ -61,7 +61,7 @@ def _options(run):
 
 def test_reports_are_those_of_one_image_at_a_time(run, trained, folder, tmp_path):
     predict_files([folder], to=tmp_path / "to", **run)
-    reporter = batch_predict.reporter_of(trained, 3)
+    reporter = own_images.reporter_of(trained, 3)
     for record in records_of(tmp_path / "to"):
         assert record["generated"]["findings"] == reporter.report(folder / record["uid"]).findings
 
@@ -95,7 +95,7 @@ def test_a_finished_folder_loads_no_model_and_a_changed_file_is_reported_anew(
 ):
     predict_files([folder], to=tmp_path / "to", **run)
     with monkeypatch.context() as patch:
-        patch.setattr(batch_predict, "reporter_of", lambda *_: pytest.fail("loaded"))
+        patch.setattr(own_images, "reporter_of", lambda *_: pytest.fail("loaded"))
         again = predict_files([folder], to=tmp_path / "to", **run)
         assert (again.written, again.kept) == (0, 4)
     shutil.copy(dataset.split("validation")[4].image, folder / "2.png")

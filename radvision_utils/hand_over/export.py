@@ -17,10 +17,10 @@ import torch
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import Device, choose_device
+from radvision_utils.hand_over.merge import base_bytes, merge_into_files
+from radvision_utils.hand_over.model_card import model_card
 from radvision_utils.model.adapter import WEIGHTS, load_adapter
 from radvision_utils.model.loading import base_path, compute_device, load_base, load_processor
-from radvision_utils.model.merge import base_bytes, merge_into_files
-from radvision_utils.model_card import model_card
 from radvision_utils.runs import RunFolder, now, read_json, require, write_json, write_text
 from radvision_utils.training.collator import IGNORED, Collator
 from radvision_utils.training.loss import MODEL_INPUTS, to_device
@@ -233,11 +233,9 @@ def _copy_settings(profile: Profile, base: Path, collator: Collator, to: Path) -
 
 def _records(profile: Profile) -> dict[str, Any]:
     """What the run's steps recorded, by step; the evaluation only if it belongs to this adapter."""
-    folder = RunFolder.of(profile)
     records = {step: require(profile, step) for step in ("data", "stage1", "stage2", "stage3")}
     try:
         records["evaluation"] = require(profile, "evaluation")
     except RadVisionError as error:
         logger.info("the model card has no figures of an evaluation: %s", error)
-    records["run"] = read_json(folder.path / "run.json")
     return records

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TrainingArguments
 
+from radvision_utils.bases.tiny import build_model, build_processor, train_tokenizer
 from radvision_utils.config import DISCLAIMER, PROMPT, Profile, load_profile
 from radvision_utils.data.prepare import prepare_dataset
 from radvision_utils.data.reports import format_report
@@ -24,7 +25,6 @@ from radvision_utils.evaluation.phantom_accuracy import phantom_accuracy
 from radvision_utils.inference import Reporter
 from radvision_utils.model.components import count_parameters
 from radvision_utils.model.loading import TINY_BASE, load_base, load_processor
-from radvision_utils.model.tiny import build_model, build_processor, train_tokenizer
 from radvision_utils.runs import write_text
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import mean_report_loss

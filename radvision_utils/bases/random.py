@@ -26,11 +26,9 @@ from transformers import (
 )
 from transformers.quantizers import AutoHfQuantizer
 
+from radvision_utils.model.loading import QWEN_7B, RANDOM_WEIGHTS, TINY_BASE
 from radvision_utils.runs import read_json, write_json
 
-QWEN_7B = Path(__file__).parent / "qwen2_5_vl_7b.json"
-SEED_FILE = "random_weights.json"  # stands in a folder instead of weights
-_TOKENIZER = Path(__file__).parent / "tiny_base"
 _TOKENS = {
     "bos_token_id": "<|endoftext|>",
     "eos_token_id": "<|im_end|>",
@@ -56,7 +54,7 @@ def random_model_folder(folder: Path, config: dict[str, Any] | None = None, seed
     Returns:
         The folder.
     """
-    tokenizer = AutoProcessor.from_pretrained(_TOKENIZER).tokenizer
+    tokenizer = AutoProcessor.from_pretrained(TINY_BASE).tokenizer
     values = read_json(QWEN_7B) if config is None else copy.deepcopy(config)
     numbers = {name: tokenizer.convert_tokens_to_ids(word) for name, word in _TOKENS.items()}
     values |= numbers
@@ -68,12 +66,12 @@ def random_model_folder(folder: Path, config: dict[str, Any] | None = None, seed
         image_processor=Qwen2VLImageProcessor(size=dict(_PIXELS), **grid),
         tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(size=dict(_PIXELS), **grid),
-        chat_template=(_TOKENIZER / "chat_template.jinja").read_text(encoding="utf-8"),
+        chat_template=(TINY_BASE / "chat_template.jinja").read_text(encoding="utf-8"),
     )
     folder.mkdir(parents=True, exist_ok=True)
     shape.save_pretrained(folder)
     processor.save_pretrained(folder)
-    write_json(folder / SEED_FILE, {"seed": seed})
+    write_json(folder / RANDOM_WEIGHTS, {"seed": seed})
     return folder
 
 
@@ -89,7 +87,7 @@ def random_base(
     At no time is more than one 16-bit tensor alive beyond the model itself (for the 7B 1.1 GB, its embeddings).
 
     Args:
-        folder: holds `config.json` and `SEED_FILE`.
+        folder: holds `config.json` and `RANDOM_WEIGHTS`.
         dtype: of all weights that are not quantized.
         quantization: of the linears that it does not skip; None: of none.
         device: "cpu" or "cuda:0".
@@ -102,7 +100,7 @@ def random_base(
     quantizer = None if quantization is None else AutoHfQuantizer.from_config(quantization, pre_quantized=False)
     if quantizer is not None:
         quantizer.preprocess_model(model=model, device_map={"": device})
-    generator = torch.Generator(device).manual_seed(read_json(folder / SEED_FILE)["seed"])
+    generator = torch.Generator(device).manual_seed(read_json(folder / RANDOM_WEIGHTS)["seed"])
     deviation = config.get_text_config().initializer_range
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -152,8 +150,3 @@ def _buffers(config: Qwen2_5_VLConfig) -> dict[str, torch.Tensor]:
     text.num_hidden_layers, text.intermediate_size, text.vocab_size, text.pad_token_id = 1, 8, 8, 0
     text.layer_types = text.layer_types[:1]
     return dict(Qwen2_5_VLForConditionalGeneration(small).named_buffers())
-
-
-def is_random(path: str) -> bool:
-    """Whether a base is a folder without weights, to be filled at random."""
-    return (Path(path) / SEED_FILE).is_file()
