@@ -61,7 +61,7 @@ def race_preparation(folder: Path, picture_format: str, rounds: int, count: int)
     seconds = []
     for _ in range(rounds):
         mine, theirs = (_emptied(folder / name) for name in ("ours", "plain"))
-        jobs = ((number, [pictures[number % len(pictures)]], mine / f"{number}.png") for number in range(count))
+        jobs = ((number, pictures[number % len(pictures)], mine / f"{number}.png") for number in range(count))
         began = time.perf_counter()
         stored = sum(1 for _ in store_squares(jobs, IMAGE_SIZE, 0, count))
         between = time.perf_counter()

@@ -58,7 +58,7 @@ def _rows(drawn: list[tuple[dict[str, object], np.ndarray]], first: int, last: i
         marked[0, :32] = [255 * (number >> bit & 1) for bit in range(32)]
         stream = io.BytesIO()
         Image.fromarray(marked).save(stream, "PNG", compress_level=1)
-        yield {**row, "uid": str(number), "img_frontal": stream.getvalue(), "img_lateral": None}
+        yield {**row, "uid": str(number), "img_frontal": stream.getvalue()}
 
 
 def prepare(source: Path, folder: Path) -> dict[str, float]:
@@ -89,7 +89,7 @@ def seconds_of_a_large_image(folder: Path, repeats: int = 8) -> float:
     Image.fromarray((np.asarray(chest) + noise).clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=95)
     started = time.perf_counter()
     for _ in range(repeats):
-        store_square([stream.getvalue()], folder / "large.png", 512)
+        store_square(stream.getvalue(), folder / "large.png", 512)
     return (time.perf_counter() - started) / repeats
 
 

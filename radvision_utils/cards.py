@@ -121,7 +121,7 @@ def _explain(profile: Profile, study: Study, record: dict[str, Any], stage: int)
     from radvision_utils.inference import reporter_of
 
     found = explain_report(reporter_of(profile, stage), study, Report(**record["generated"]))
-    return evidence_record(study.uid, found.parts, found.seconds, profile.views)
+    return evidence_record(study.uid, found.parts, found.seconds)
 
 
 class _LiveModel:

@@ -55,7 +55,6 @@ class DataSettings:
     phantoms: int = _setting(3000, low=10)  # embedded studies to draw, where source is "phantom"
     hospital: str = _setting("B", choices=("A", "B", "C"))  # whose look and reporting habits the phantoms have
     image_size: int = _setting(512, low=56, high=4096)  # side of the stored square image, pixels
-    lateral: bool = False  # the lateral view as a second image, black where a study has none
     required: str = _setting("both", choices=("both", "either"))  # report sections that a study must have
     deidentified: str = _setting("drop", choices=("drop", "keep"))  # sentences with XXXX in training targets
     priors: str = _setting("drop", choices=("drop", "keep"))  # sentences that refer to earlier studies
@@ -132,11 +131,6 @@ class Profile:
             raise RadVisionError(f"stage {number!r} does not exist: choose 1, 2 or 3.")
         settings: StageSettings = getattr(self, f"stage{number}")
         return settings
-
-    @property
-    def views(self) -> int:
-        """Images of a study: the frontal one, or the lateral one too."""
-        return 2 if self.data.lateral else 1
 
     def to_dict(self) -> dict[str, Any]:
         """The profile as plain JSON values; `profile_from_dict` reads it back."""

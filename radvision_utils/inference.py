@@ -22,7 +22,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from radvision_utils.config import Profile, RadVisionError
-from radvision_utils.data.images import letterbox, load_image, stack_views, views_of
+from radvision_utils.data.images import letterbox, load_image
 from radvision_utils.data.reports import Report, parse_report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import Device, choose_device
@@ -95,7 +95,7 @@ class Reporter:
     def report(self, images: ImageLike | Sequence[ImageLike]) -> Report | list[Report]:
         """Report on one image or several: a `PIL.Image`, a path (PNG, JPEG, DICOM), the bytes of such a file, a study.
 
-        Where the model was trained with indications or lateral views, only a study can give them.
+        Where the model was trained with indications, only a study can give one.
 
         Raises:
             RadVisionError: an image cannot be read; the sentence names it.
@@ -155,24 +155,17 @@ class Reporter:
             return report_token_losses(self.model, batch)
 
     def prepare(self, image: ImageLike) -> Image.Image:
-        """An image as the model was trained on them: read, gray, letterboxed to `data.image_size`.
-
-        With `data.lateral` an image twice as high as wide is a frontal view above a lateral one; another gets a black
-        one.
-        """
+        """An image as the model was trained on them: read, gray, letterboxed to `data.image_size`."""
         size = self.profile.data.image_size
         if isinstance(image, Study):
             image = image.image
         if not isinstance(image, Image.Image):
             image = load_image(image if isinstance(image, bytes) else Path(image), size)
-        if self.profile.views == 1:
-            return letterbox(image, size)
-        views = views_of(image) if image.height == 2 * image.width else [image, Image.new("L", (size, size))]
-        return stack_views([letterbox(view, size) for view in views])
+        return letterbox(image, size)
 
     def prompt(self, image: ImageLike) -> list[int]:
         """Token numbers of the prompt for an image; a study brings its indication."""
-        return self.collator.prompt(self.profile.views, image.indication if isinstance(image, Study) else "")
+        return self.collator.prompt(image.indication if isinstance(image, Study) else "")
 
     @torch.inference_mode()
     def _write_batch(self, images: Sequence[ImageLike]) -> list[WrittenReport]:

@@ -10,7 +10,7 @@ import io
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -165,71 +165,35 @@ class Stored:
     fault: str = ""
 
 
-def stack_views(squares: Sequence[Image.Image]) -> Image.Image:
-    """The views of a study as one picture, the frontal above the lateral."""
-    side = squares[0].width
-    stacked = Image.new("L", (side, side * len(squares)))
-    for number, square in enumerate(squares):
-        stacked.paste(square, (0, side * number))
-    return stacked
-
-
-def views_of(image: Image.Image) -> list[Image.Image]:
-    """The square views of a prepared picture, from above.
-
-    Raises:
-        RadVisionError: it is not made of squares.
-    """
-    side = image.width
-    if image.height % side:
-        raise RadVisionError(f"an image has {side} x {image.height} pixels: prepare the images at data.image_size.")
-    return [image.crop((0, top, side, top + side)) for top in range(0, image.height, side)]
-
-
-def store_square(views: Sequence[bytes | None], path: Path, size: int) -> Stored:
+def store_square(data: bytes, path: Path, size: int) -> Stored:
     """Write a picture as an 8-bit grayscale PNG square, wholly or not at all; nothing else of its file is kept.
 
     Args:
-        views: the frontal picture, encoded; behind it the lateral one if it is wanted, black if it is None or damaged.
-        path: of the PNG; the squares of two views stand one above the other.
-        size: side of a square in pixels.
+        data: the picture, encoded.
+        path: of the PNG.
+        size: side of the square in pixels.
 
     Raises:
-        UnfitImage: the frontal picture cannot be decoded, has a size that no radiograph has, or shows nothing.
+        UnfitImage: the picture cannot be decoded, has a size that no radiograph has, or shows nothing.
     """
-    assert views[0] is not None
-    picture, oddities = _decode(views[0], "the image", size)
+    picture, oddities = _decode(data, "the image", size)
     low, high = picture.getextrema()
     if low == high:
         raise UnfitImage("the image is blank, all its pixels are alike: export it again.", "image is blank")
     square = letterbox(picture, size)
-    others = [_lateral(data, size) for data in views[1:]]
-    stored = stack_views([square, *(other for other, _ in others)])
     partial = path.with_name(f".{path.name}.partial")
-    stored.save(partial, format="PNG", compress_level=PNG_LEVEL)
+    square.save(partial, format="PNG", compress_level=PNG_LEVEL)
     os.replace(partial, path)
-    oddities += tuple(oddity for _, oddity in others if oddity)
-    return Stored(hashlib.sha256(stored.tobytes()).hexdigest()[:16], mirror_symmetry(square), oddities)
-
-
-def _lateral(data: bytes | None, size: int) -> tuple[Image.Image, str]:
-    """The lateral square and why it is black, if it is: a study is not lost for its second view."""
-    black = Image.new("L", (size, size))
-    if not data:
-        return black, "no lateral view, black instead"
-    try:
-        return letterbox(_decode(data, "the lateral image", size)[0], size), ""
-    except UnfitImage:
-        return black, "lateral view cannot be read, black instead"
+    return Stored(hashlib.sha256(square.tobytes()).hexdigest()[:16], mirror_symmetry(square), oddities)
 
 
 def store_squares(
-    jobs: Iterable[tuple[T, Sequence[bytes | None], Path]], size: int, workers: int, count: int | None
+    jobs: Iterable[tuple[T, bytes, Path]], size: int, workers: int, count: int | None
 ) -> Iterator[tuple[T, Stored]]:
     """Store many pictures as squares, in parallel, a few ahead of the one that is asked for.
 
     Args:
-        jobs: what the picture belongs to, its encoded views (see `store_square`), and where to write it.
+        jobs: what the picture belongs to, its encoded bytes, and where to write it.
         size: side of the squares in pixels.
         workers: processes; 0: one a core, 1: this process.
         count: how many jobs to expect, None if unknown; a few do not pay for processes.
@@ -242,14 +206,14 @@ def store_squares(
     """
     workers = min(workers or cores(), 1 + (count or _PER_WORKER * 64) // _PER_WORKER)
     if workers == 1:
-        yield from ((item, _try_store(views, path, size)) for item, views, path in jobs)
+        yield from ((item, _try_store(data, path, size)) for item, data, path in jobs)
         return
     # Spawn: a fork would copy the locks of threads (torch, pyarrow) in whatever state they are.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         ahead: deque[tuple[T, Future[Stored]]] = deque()
         try:
-            for item, views, path in jobs:
-                ahead.append((item, pool.submit(_try_store, views, path, size)))
+            for item, data, path in jobs:
+                ahead.append((item, pool.submit(_try_store, data, path, size)))
                 if len(ahead) > 4 * workers:
                     yield ahead[0][0], ahead.popleft()[1].result()
             while ahead:
@@ -263,9 +227,9 @@ def store_squares(
             pool.shutdown(cancel_futures=True)
 
 
-def _try_store(views: Sequence[bytes | None], path: Path, size: int) -> Stored:
+def _try_store(data: bytes, path: Path, size: int) -> Stored:
     try:
-        return store_square(views, path, size)
+        return store_square(data, path, size)
     except UnfitImage as error:
         return Stored("", reason=error.reason, fault=str(error))
 

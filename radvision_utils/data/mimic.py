@@ -17,7 +17,7 @@ from radvision_utils.data.rows import Row, Source, check_columns, check_count, c
 
 METADATA, SPLIT = "mimic-cxr-2.0.0-metadata.csv", "mimic-cxr-2.0.0-split.csv"
 
-_FRONTAL, _LATERAL = ("PA", "AP"), ("LATERAL", "LL")  # ViewPosition, the preferred one first
+_FRONTAL = ("PA", "AP")  # ViewPosition, the preferred one first
 
 _HEADING = re.compile(r"\n ([A-Z ()/,-]+):\s")
 _NAMES = {
@@ -143,8 +143,7 @@ def _rows(folder: Path, metadata: Path, split: Path, roots: Sequence[Path]) -> I
                 "comparison": _plain(sections.get("comparison")),
                 "patient": patient,
                 "split": splits.get(patient),
-                "img_frontal": _picture(folder, place, lines, _FRONTAL),
-                "img_lateral": _picture(folder, place, lines, _LATERAL),
+                "img_frontal": _picture(folder, place, lines),
             }
         )
 
@@ -154,8 +153,8 @@ def _plain(text: str | None) -> str | None:
     return None if text is None else " ".join(text.split())
 
 
-def _picture(folder: Path, place: str, lines: Sequence[Mapping[str, str]], views: Sequence[str]) -> bytes | None:
-    for view in views:
+def _picture(folder: Path, place: str, lines: Sequence[Mapping[str, str]]) -> bytes | None:
+    for view in _FRONTAL:
         for line in lines:
             file = inside(folder, f"files/{place}/{line['dicom_id']}.jpg")
             if file and line["ViewPosition"].strip().upper() == view:

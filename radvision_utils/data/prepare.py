@@ -93,7 +93,7 @@ def _prepare(profile: Profile, source: Source, folder: Path, progress: Progress 
     with show_progress(source.count, progress) as step, (folder / REMARKS).open("w", encoding="utf-8") as listing:
         remarks = Remarks(listing)
         candidates = _screen(_counted(source.rows(), tally, step), profile, source.is_open_i, remarks)
-        jobs = ((candidate, candidate.views, folder / candidate.image) for candidate in candidates)
+        jobs = ((candidate, candidate.picture, folder / candidate.image) for candidate in candidates)
         stored = store_squares(jobs, profile.data.image_size, profile.data.workers, source.count)
         _write_studies(folder / "studies.arrow", _kept(stored, tally, shared, remarks))
         if verdicts := shared.judge():
@@ -125,7 +125,7 @@ class _Candidate:
     split: str
     group: str  # stands for the patient
     image: str  # path in the data folder
-    views: tuple[bytes | None, ...]  # encoded: frontal, and lateral if it is wanted
+    picture: bytes  # encoded
     report: Report
     reference: Report
     sentences: Counter[str]  # dropped from the report, by reason
@@ -174,8 +174,8 @@ def _screen(rows: Iterable[Row], profile: Profile, is_open_i: bool, remarks: Rem
             for oddity in oddities(f"{reference.findings}\n{reference.impression}"):
                 remarks.add(MENDED, uid, f"report with {oddity}")
             image, group = f"images/{safe_name(uid)}.png", group_of(patient, profile.seed)
-            views = (row["img_frontal"], *((row["img_lateral"],) if settings.lateral else ()))
-            yield _Candidate(uid, split, group, image, views, report, reference, lost + lost_too, row)
+            picture = row["img_frontal"]
+            yield _Candidate(uid, split, group, image, picture, report, reference, lost + lost_too, row)
 
 
 def _unwanted(settings: DataSettings) -> set[str]:

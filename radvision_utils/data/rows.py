@@ -1,7 +1,7 @@
 """What every source has in common: the schema of a row, what is checked of it, and how tables are read.
 
-The schema is that of the hub data set `ykumards/open-i`. Its `image` is TEXT, the title of the examination ("Xray Chest
-PA and Lateral"); the pictures are the encoded bytes in `img_frontal` and `img_lateral`.
+The schema is that of the hub data set `ykumards/open-i` without its lateral views. Its `image` is TEXT, the title of
+the examination ("Xray Chest PA and Lateral"); the picture is the encoded bytes in `img_frontal`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ COLUMNS = (
     "findings",
     "impression",
     "img_frontal",
-    "img_lateral",
 )
 NEEDED = ("uid", "findings", "impression", "img_frontal")
 """Columns without which there is nothing to learn from; the others may be missing and are then None."""
@@ -84,7 +83,7 @@ def make_row(values: Mapping[str, Any]) -> Row:
     if isinstance(row["uid"], float):  # pandas makes a column of whole numbers with gaps one of floats
         row["uid"] = int(row["uid"]) if row["uid"].is_integer() else None
     for column, value in row.items():
-        if column.startswith("img_"):
+        if column == "img_frontal":
             row[column] = value = value.get("bytes") if isinstance(value, dict) else value
             _check_type(row["uid"], column, value, (bytes,), "the bytes of an image file")
         elif column == "uid":

@@ -87,7 +87,7 @@ def _open_phantom(settings: DataSettings, seed: int) -> Source:
         name="phantom",
         kind="phantom",
         is_open_i=False,
-        citation="Phantom studies drawn by this project: radvision_utils/data/phantom.py.",
+        citation="Phantom studies drawn by this project: radvision_utils/data/phantom.",
         license="MIT, as this project.",
         count=count,
         read=lambda: phantom_rows(count, settings.hospital, seed, workers=settings.workers),
@@ -107,9 +107,9 @@ def _open_hub(name: str) -> Source:
             "files and give their folder as the source."
         ) from error
     check_columns(table.column_names, f"the hub data set {name}")
-    for column in ("img_frontal", "img_lateral"):
-        if isinstance(table.features.get(column), datasets.Image):
-            table = table.cast_column(column, datasets.Image(decode=False))
+    table = table.select_columns([name for name in table.column_names if name in (*COLUMNS, *EXTRAS)])
+    if isinstance(table.features.get("img_frontal"), datasets.Image):
+        table = table.cast_column("img_frontal", datasets.Image(decode=False))
     check_count(table.num_rows, f"the hub data set {name}")
     return Source(
         name=name,

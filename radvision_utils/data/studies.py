@@ -23,8 +23,7 @@ class Study:
     Attributes:
         uid: its number in the source.
         split: "train", "validation" or "test".
-        image: the frontal radiograph, an 8-bit grayscale PNG of `data.image_size` pixels square; with `data.lateral`
-            the lateral one stands below it.
+        image: the frontal radiograph, an 8-bit grayscale PNG of `data.image_size` pixels square.
         report: the cleaned report, the training target.
         reference: the report as it stands in the source, for evaluation.
         indication: why the examination was made.

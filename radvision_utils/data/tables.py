@@ -2,7 +2,7 @@
 
 One's own folder has a `radvision.json` that says where the table and the images are and what its columns are called:
 `{"table": "reports.csv", "images": "png", "uid": "study", "image": "file", "findings": "findings", "impression":
-"impression"}`, and if they are there `"patient"`, `"split"`, `"lateral"` and `"indication"`.
+"impression"}`, and if they are there `"patient"`, `"split"` and `"indication"`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CHEXPERT_PLUS = "df_chexpert_plus_240401.csv"
 MAP = "radvision.json"
 
 _MAP_NEEDED = ("table", "uid", "image", "findings", "impression")
-_MAP_OPTIONAL = ("images", "lateral", "patient", "split", "indication")
+_MAP_OPTIONAL = ("images", "patient", "split", "indication")
 
 
 def open_i_terms(is_open_i: bool) -> dict[str, Any]:
@@ -85,21 +85,20 @@ def _image_files(folder: Path) -> dict[str, Path]:
 
 
 def _kaggle_rows(folder: Path, images: dict[str, Path]) -> Iterator[Row]:
-    views: dict[tuple[str, str], Path] = {}
+    frontal: dict[str, Path] = {}
     absent = 0
     for line in csv_lines(folder / PROJECTIONS):
         file = images.get(line["filename"].split(".")[0])
         if file is None:
             absent += 1
-        else:
-            views.setdefault((line["uid"], line["projection"].strip().lower()), file)
+        elif line["projection"].strip().lower() == "frontal":
+            frontal.setdefault(line["uid"], file)
     if absent:
         log.warning("%d images named in %s are not in %s", absent, PROJECTIONS, folder)
     for line in csv_lines(folder / REPORTS):
         row = make_row(line)
-        for view in ("frontal", "lateral"):
-            file = views.get((line["uid"], view))
-            row[f"img_{view}"] = file.read_bytes() if file else None
+        file = frontal.get(line["uid"])
+        row["img_frontal"] = file.read_bytes() if file else None
         yield row
 
 
@@ -145,10 +144,8 @@ def _mapped_rows(folder: Path, table: Path, columns: Mapping[str, str]) -> Itera
             for key in ("uid", "findings", "impression", "patient", "split", "indication")
             if key in columns
         }
-        for key, view in (("image", "img_frontal"), ("lateral", "img_lateral")):
-            file = inside(images, line[columns[key]]) if key in columns else None
-            values[view] = file.read_bytes() if file else None
-        yield make_row(values)
+        file = inside(images, line[columns["image"]])
+        yield make_row({**values, "img_frontal": file.read_bytes() if file else None})
 
 
 def open_chexpert_plus(name: str, folder: Path, seed: int) -> Source | None:
@@ -187,11 +184,9 @@ def _study_folder(line: Mapping[str, str]) -> str:
 def _chexpert_rows(folder: Path, seed: int) -> Iterator[Row]:
     for study, group in groupby(csv_lines(folder / CHEXPERT_PLUS), key=_study_folder):
         lines = list(group)
-        views: dict[str, bytes] = {}
-        for line in lines:
-            view = f"img_{line['frontal_lateral'].strip().lower()}"
-            if view not in views and (file := _chexpert_image(folder, line["path_to_image"])):
-                views[view] = file.read_bytes()
+        frontal = (line for line in lines if line["frontal_lateral"].strip().lower() == "frontal")
+        files = (_chexpert_image(folder, line["path_to_image"]) for line in frontal)
+        file = next((file for file in files if file), None)
         uid, patient = "_".join(study.split("/")[-2:]), lines[0]["deid_patient_id"]
         judges = split_name(lines[0]["split"], uid) != "train"
         known = "validation" if share_of(f"patient:{patient}", seed) < 0.1 else "train"
@@ -204,7 +199,7 @@ def _chexpert_rows(folder: Path, seed: int) -> Iterator[Row]:
                 "indication": _given(lines[0].get("section_clinical_history")) or sections["history"],
                 "patient": patient,
                 "split": "test" if judges else known,
-                **views,
+                "img_frontal": file.read_bytes() if file else None,
             }
         )
 

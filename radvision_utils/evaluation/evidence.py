@@ -58,23 +58,19 @@ def worst_first(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]
     return sorted(records, key=badness)
 
 
-def evidence_record(uid: str, parts: Sequence[PartEvidence], seconds: float, views: int = 1) -> dict[str, Any]:
-    """One line of `evidence.jsonl`; maps are cut at 0 and scaled to a maximum of 1.
-
-    They cover the stored picture: a lateral view below the frontal one, of which no map is made, is 0.
-    """
-    height, width = parts[0].occlusion.shape if parts else (0, 0)
+def evidence_record(uid: str, parts: Sequence[PartEvidence], seconds: float) -> dict[str, Any]:
+    """One line of `evidence.jsonl`; maps are cut at 0 and scaled to a maximum of 1."""
     return {
         "uid": uid,
-        "grid": [height * views, width] if parts else [],
+        "grid": list(parts[0].occlusion.shape) if parts else [],
         "sentences": [
             {
                 "section": part.section,
                 "index": part.index,
                 "text": part.text,
                 "contrast": part.contrast,
-                "gradient": _scaled(part.gradient, views),
-                "occlusion": _scaled(part.occlusion, views),
+                "gradient": _scaled(part.gradient),
+                "occlusion": _scaled(part.occlusion),
                 "supported": part.supported,
                 "side_consistent": side_consistent(part.text, part.occlusion),
                 "rank_correlation": rounded(rank_correlation(part.gradient, part.occlusion)),
@@ -85,10 +81,9 @@ def evidence_record(uid: str, parts: Sequence[PartEvidence], seconds: float, vie
     }
 
 
-def _scaled(values: NDArray[np.float64], views: int) -> list[list[float]]:
+def _scaled(values: NDArray[np.float64]) -> list[list[float]]:
     positive = np.maximum(values, 0)
-    scaled = (positive / positive.max() if positive.any() else positive).round(3)
-    rows: list[list[float]] = np.pad(scaled, ((0, (views - 1) * len(scaled)), (0, 0))).tolist()
+    rows: list[list[float]] = (positive / positive.max() if positive.any() else positive).round(3).tolist()
     return rows
 
 
@@ -191,7 +186,7 @@ class _Work:
         started = time.perf_counter()
         passage = open_passage(reporter, neutral, self.studies[uid], self.reports[uid])
         parts = explain_passage(passage) if passage is not None else ()
-        line = evidence_record(uid, parts, time.perf_counter() - started, self.profile.views)
+        line = evidence_record(uid, parts, time.perf_counter() - started)
         if passage is not None and uid in self.judged:
             self.lesions += self._judge(passage, parts, uid)
         return line

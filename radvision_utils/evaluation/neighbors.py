@@ -28,7 +28,7 @@ def neighbor_reports(base: Reporter, train: Sequence[Study], studies: Sequence[S
 
 
 def image_vectors(base: Reporter, images: Sequence[Path]) -> NDArray[np.float32]:
-    """(n, hidden size) the mean of a study's visual tokens, of all its views, as they enter the language model."""
+    """(n, hidden size) the mean of an image's visual tokens, as they enter the language model."""
     means = base.in_batches(images, lambda batch: visual_tokens(base, batch).mean(1))
     vectors: NDArray[np.float32] = torch.cat(list(means)).cpu().numpy()
     return vectors

@@ -69,7 +69,7 @@ def _normal_sentences(train: Sequence[Study]) -> tuple[tuple[str, ...], dict[str
 
 @torch.no_grad()
 def visual_tokens(reporter: Reporter, images: Sequence[ImageLike]) -> torch.Tensor:
-    """(n, V, D) what the projector gives the language model for each image, float32; a second view behind the first.
+    """(n, V, D) what the projector gives the language model for each image, float32.
 
     The tokens lie row by row: the encoder works in windows, and puts its tokens back in order before it ends.
     """

@@ -138,7 +138,7 @@ def token_places(collator: Collator, report: Report, parts: Sequence[Part]) -> l
 
 
 class Passage:
-    """A report under its image. Of two views only the frontal one is questioned; the lateral one stays as it is.
+    """A report under its image.
 
     Args:
         reporter: the model.
@@ -150,11 +150,8 @@ class Passage:
     def __init__(self, reporter: Reporter, neutral: Neutral, image: ImageLike, layout: Layout) -> None:
         self.reporter, self.neutral, self.layout = reporter, neutral, layout
         self.core: Any = core_of(reporter)
-        visual = reporter.collator.settings.visual_tokens
-        tokens = visual_tokens(reporter, [image])[0]
-        self.tokens, self._lateral = tokens[:visual], tokens[visual:]
-        self._neutral_tokens = neutral.tokens[:visual]
-        side = math.isqrt(visual)
+        self.tokens = visual_tokens(reporter, [image])[0]
+        side = math.isqrt(len(self.tokens))
         self.grid = (side, side)
         device = compute_device(self.core)
         self._ids = torch.tensor([layout.ids], device=device)
@@ -168,8 +165,7 @@ class Passage:
 
     def _rotary_positions(self) -> torch.Tensor:
         line, merge = self.layout.line, self.reporter.collator.processor.image_processor.merge_size
-        views = 1 + len(self._lateral) // len(self.tokens)
-        grid = torch.tensor([[1, self.grid[0] * merge, self.grid[1] * merge]] * views, device=self._ids.device)
+        grid = torch.tensor([[1, self.grid[0] * merge, self.grid[1] * merge]], device=self._ids.device)
         known, _ = self.core.model.get_rope_index(
             self._ids[:, :line], self._is_image[:, :line].long(), image_grid_thw=grid
         )
@@ -203,8 +199,8 @@ class Passage:
 
         The gradient is taken halfway between the two images: at the image itself a model that is sure has hardly any.
         """
-        away = self.tokens - self._neutral_tokens
-        point = (self._neutral_tokens + away / 2)[None].requires_grad_()
+        away = self.tokens - self.neutral.tokens
+        point = (self.neutral.tokens + away / 2)[None].requires_grad_()
         scores = self._by_part(self._log_probabilities(point) * self._sign)[0]
         found = []
         for number, score in enumerate(scores):
@@ -215,7 +211,7 @@ class Passage:
 
     def _mixed(self, kept: Kept) -> torch.Tensor:
         keep = torch.tensor(kept, device=self.tokens.device)[..., None]
-        return torch.where(keep, self.tokens, self._neutral_tokens)
+        return torch.where(keep, self.tokens, self.neutral.tokens)
 
     def _by_part(self, values: torch.Tensor) -> torch.Tensor:
         sums = torch.zeros(len(values), len(self.layout.parts), device=values.device)
@@ -226,7 +222,6 @@ class Passage:
         rows = len(tokens)
         words = self.core.get_input_embeddings()(self._ids)
         image = self._is_image[..., None].expand(rows, -1, words.shape[-1])
-        tokens = torch.cat([tokens, self._lateral.expand(rows, -1, -1)], 1)
         with self.reporter.device.autocast():
             states = self.core.model.language_model(
                 inputs_embeds=words.expand(rows, -1, -1).masked_scatter(image, tokens.to(words.dtype)),

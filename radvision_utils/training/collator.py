@@ -19,7 +19,6 @@ from transformers import ProcessorMixin
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from radvision_utils.config import ModelSettings, RadVisionError
-from radvision_utils.data.images import views_of
 from radvision_utils.data.reports import Report, format_report
 
 IGNORED = -100  # label of a position that the loss skips
@@ -68,14 +67,13 @@ class Collator:
         self.end = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
         self.pad = self.tokenizer.convert_tokens_to_ids("<|endoftext|>")
         self.prompt()  # an image token in model.prompt is refused before anything else is done
-        self._resized: dict[str, list[torch.Tensor]] = {}
+        self._resized: dict[str, torch.Tensor] = {}
 
-    def prompt(self, views: int = 1, indication: str = "") -> list[int]:
+    def prompt(self, indication: str = "") -> list[int]:
         """Token numbers of the prompt.
 
         Args:
-            views: images of a study.
-            indication: why it was made; has a say only with `model.indication`, and is cut at 300 characters.
+            indication: why the examination was made; has a say only with `model.indication`, cut at 300 characters.
 
         Raises:
             RadVisionError: `model.prompt` holds an image token.
@@ -85,12 +83,12 @@ class Collator:
             # A mark of the chat format in a stranger's text would end our turn.
             said = _MARKS.sub(" ", indication).strip()[:_LONGEST_INDICATION]
             words += f" Indication: {said or 'not given.'}"
-        turn = [*[{"type": "image"}] * views, {"type": "text", "text": words}]
+        turn = [{"type": "image"}, {"type": "text", "text": words}]
         text = self.processor.apply_chat_template(
             [{"role": "user", "content": turn}], add_generation_prompt=True, tokenize=False
         )
         token = self.processor.image_token
-        if text.count(token) != views:
+        if text.count(token) != 1:
             raise RadVisionError(f"model.prompt must not contain the image token {token!r}: remove it.")
         return self._ids(text.replace(token, token * self._image_tokens))
 
@@ -107,8 +105,7 @@ class Collator:
             positions have a say in the loss (one before the report to the end); uids: whose studies these are.
         """
         images = self._study_inputs(studies)
-        views = len(images["image_grid_thw"]) // len(studies)
-        prompts = [self.prompt(views, study.indication) for study in studies]
+        prompts = [self.prompt(study.indication) for study in studies]
         reports = [self.report_ids(study.report) for study in studies]
         length = max(len(prompt) + len(report) for prompt, report in zip(prompts, reports, strict=True))
         ids = torch.full((len(studies), length), self.pad)
@@ -130,8 +127,7 @@ class Collator:
     def prompts(self, images: Sequence[Any], indications: Sequence[str] = ()) -> dict[str, Any]:
         """Inputs for generation: the prompt with each image (a path or a prepared `PIL.Image`), no report."""
         inputs = self._image_inputs(images, [None] * len(images))
-        views = len(inputs["image_grid_thw"]) // len(images)
-        prompts = [self.prompt(views, indication) for indication in indications or [""] * len(images)]
+        prompts = [self.prompt(indication) for indication in indications or [""] * len(images)]
         length = max(map(len, prompts))
         # Left: the first word of a report must come right behind its prompt.
         ids = torch.tensor([[self.pad] * (length - len(prompt)) + prompt for prompt in prompts])
@@ -140,16 +136,15 @@ class Collator:
 
     def describe(self, study: TrainingStudy) -> list[dict[str, Any]]:
         """The parts of a training example in order: `{"part", "tokens", "text", "in the loss"}`."""
-        views = len(self._views(study.image, None))
-        prompt = self.tokenizer.decode(self.prompt(views, study.indication))
-        before, *_, after = prompt.split(self.processor.image_token * self._image_tokens)
+        prompt = self.tokenizer.decode(self.prompt(study.indication))
+        before, after = prompt.split(self.processor.image_token * self._image_tokens)
         report = self.tokenizer.decode(self.report_ids(study.report))
         parts = [("system and user turn", before), ("prompt", after), ("report", report)]
         rows = [
             {"part": part, "tokens": len(self._ids(text)), "text": text, "in the loss": part == "report"}
             for part, text in parts
         ]
-        image = {"part": "image", "tokens": self._image_tokens * views, "text": "(visual tokens)", "in the loss": False}
+        image = {"part": "image", "tokens": self._image_tokens, "text": "(visual tokens)", "in the loss": False}
         return [rows[0], image, *rows[1:]]
 
     @property
@@ -171,11 +166,11 @@ class Collator:
             return self._image_inputs(images, [str(image) for image in images])
         side = math.isqrt(self._image_tokens) * self.processor.image_processor.merge_size
         features = self.features.of(studies)
-        grid = torch.tensor([[1, side, side]]).expand(len(features) // self._image_tokens, -1)
+        grid = torch.tensor([[1, side, side]]).expand(len(studies), -1)
         return {"pixel_values": features, "image_grid_thw": grid}
 
     def _image_inputs(self, images: Sequence[Any], keys: Sequence[str | None]) -> dict[str, Any]:
-        resized = [view for image, key in zip(images, keys, strict=True) for view in self._views(image, key)]
+        resized = [self._resized_once(image, key) for image, key in zip(images, keys, strict=True)]
         pixels = self.processor.image_processor(images=resized, do_resize=False, return_tensors="pt")
         tokens = pixels["image_grid_thw"].prod(1) // self.processor.image_processor.merge_size**2
         if not (tokens == self._image_tokens).all():
@@ -185,20 +180,23 @@ class Collator:
             )
         return {"pixel_values": pixels["pixel_values"], "image_grid_thw": pixels["image_grid_thw"]}
 
-    def _views(self, image: Any, key: str | None) -> list[torch.Tensor]:
-        """Each view as the processor would resize it, (3, H, W) uint8; decoded and resized once per training image."""
-        if key is not None and key in self._resized:
-            return [view.expand(3, -1, -1) for view in self._resized[key]]
-        if not isinstance(image, Image.Image):
-            with Image.open(image) as file:
-                image = file.convert("L")
-        views = [self._resize(view) for view in views_of(image.convert("L"))]
-        pixels = sum(view.numel() for view in views)
-        if key is not None and (len(self._resized) + 1) * pixels <= _CACHE_BYTES:
-            self._resized[key] = views
-        return [view.expand(3, -1, -1) for view in views]
+    def _resized_once(self, image: Any, key: str | None) -> torch.Tensor:
+        """The image as the processor would resize it, (3, H, W) uint8; decoded and resized once in training."""
+        resized = None if key is None else self._resized.get(key)
+        if resized is None:
+            if not isinstance(image, Image.Image):
+                with Image.open(image) as file:
+                    image = file.convert("L")
+            resized = self._resize(image.convert("L"))
+            if key is not None and (len(self._resized) + 1) * resized.numel() <= _CACHE_BYTES:
+                self._resized[key] = resized
+        return resized.expand(3, -1, -1)
 
     def _resize(self, image: Image.Image) -> torch.Tensor:
+        if image.width != image.height:
+            raise RadVisionError(
+                f"an image has {image.width} x {image.height} pixels: prepare the images at data.image_size."
+            )
         gray = torch.from_numpy(np.array(image, dtype=np.uint8))[None]
         # The three channels are one, and the processor resizes each alike: resizing one is exact (and tested).
         shape = self.processor.image_processor

@@ -166,7 +166,7 @@ def disk_gib(shape: Shape, profile: Profile) -> dict[str, float]:
     adapter = 4 * sum(map(sum, tensors.values()))
     trained = max(sum(sizes) for sizes in tensors.values())
     embedded = profile.model.base == "tiny" or Path(profile.model.base).is_dir()
-    features = profile.model.visual_tokens * profile.views * shape.vision.merge**2 * shape.vision.width * 2
+    features = profile.model.visual_tokens * shape.vision.merge**2 * shape.vision.width * 2
     cached = counts["train"] + min(counts["validation"], profile.stage2.validation_studies)
     bytes_by_use = {
         "base model from the hub": 0 if embedded else 2 * shape.parameters,

@@ -39,7 +39,7 @@ class Features:
     """What enters the projector.
 
     Attributes:
-        values: (studies, visual tokens of all views, merged patches x width), memory-mapped, in the format the encoder
+        values: (studies, visual tokens, merged patches x width), memory-mapped, in the format the encoder
             computed in.
         rows: which row is whose image's.
         seconds: it took to compute them now; 0 where they were there.

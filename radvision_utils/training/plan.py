@@ -111,7 +111,7 @@ def plan_record(
         card: it runs on a card, not on the CPU in float32.
     """
     changes: Any = {f"stage{stage}": settings}
-    image = profile.model.visual_tokens * profile.views
+    image = profile.model.visual_tokens
     lengths, numbers = Lengths(image, prompt - image, report), ON_CARD if card else ON_CPU
     memory = stage_memory(
         read_shape(profile.model),

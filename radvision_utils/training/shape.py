@@ -170,7 +170,7 @@ class Lengths:
 def longest(profile: Profile) -> Lengths:
     """A sample as long as the profile allows: what memory must be planned for."""
     text = round(_TEXT_TOKENS * len(profile.model.prompt) / len(PROMPT))
-    return Lengths(profile.model.visual_tokens * profile.views, text, profile.model.max_report_tokens)
+    return Lengths(profile.model.visual_tokens, text, profile.model.max_report_tokens)
 
 
 def read_shape(settings: ModelSettings) -> Shape:

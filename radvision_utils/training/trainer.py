@@ -251,7 +251,7 @@ def _fit_split(
             profile,
             stage,
             settings,
-            len(collator.prompt(profile.views)),
+            len(collator.prompt()),
             max(len(collator.report_ids(study.report)) for study in train),
             cached=collator.features is not None,
             card=device.kind == "cuda",

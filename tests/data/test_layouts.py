@@ -104,7 +104,6 @@ def test_mimic_gives_the_pa_view_the_sections_and_the_official_split(tmp_path, r
     assert first["indication"] == "___ year old woman with cough // rule out pneumonia"
     files = tmp_path / "files" / "p10" / "p10000001" / "s50000002"
     assert first["img_frontal"] == (files / "50000002-2.jpg").read_bytes()
-    assert first["img_lateral"] == (files / "50000002-0.jpg").read_bytes()
     assert {row["patient"]: row["split"] for row in source.rows()}["10000004"] == "test"
 
 
@@ -164,7 +163,7 @@ def chexpert_folder(folder: Path, images: str = "", kind: str = "jpg") -> Path:
     for patient in range(64):
         split = "valid" if patient % 8 == 0 else "train"
         for study in (1, 2):
-            for number, view in ((1, "Frontal"), (2, "Lateral")):
+            for number, view in ((1, "Lateral"), (2, "Frontal"), (3, "Frontal")):
                 path = f"{split}/patient{patient:05}/study{study}/view{number}_{view.lower()}"
                 write(folder / images / f"{path}.{kind}", picture(patient * 8 + study * 2 + number))
                 texts = ("nan" if study == 1 else "", f"Clear lungs in {patient}, {study}.", "Normal.", "Cough.")
@@ -175,14 +174,16 @@ def chexpert_folder(folder: Path, images: str = "", kind: str = "jpg") -> Path:
 
 
 @pytest.mark.parametrize(("images", "kind"), [("", "jpg"), ("PNG", "png"), ("PNG/PNG", "png")])
-def test_chexpert_plus_gives_both_views_of_a_study_and_tests_on_the_official_valid_split(tmp_path, images, kind):
+def test_chexpert_plus_gives_the_frontal_view_of_a_study_and_tests_on_the_official_valid_split(tmp_path, images, kind):
     source = open_source(str(chexpert_folder(tmp_path, images, kind)), SETTINGS, 0)
     rows = list(source.rows())
     assert (source.kind, source.count, len(rows)) == ("chexpert-plus", 128, 128)
     assert rows[0]["uid"] == "patient00000_study1"
     assert rows[0]["findings"] == "Clear lungs in 0, 1."
     assert rows[0]["indication"] == "Cough."
-    assert rows[0]["img_frontal"] != rows[0]["img_lateral"]
+    assert (
+        rows[0]["img_frontal"] == (tmp_path / images / f"valid/patient00000/study1/view2_frontal.{kind}").read_bytes()
+    )
     splits: dict[str, set[str]] = {name: {r["patient"] for r in rows if r["split"] == name} for name in SPLITS}
     assert splits["test"] == {f"pat{patient:05}" for patient in range(0, 64, 8)}
     assert 0 < len(splits["validation"]) < 16

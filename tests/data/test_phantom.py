@@ -30,7 +30,6 @@ COLUMNS = {
     "findings": str,
     "impression": str,
     "img_frontal": bytes,
-    "img_lateral": type(None),
     "truth": str,
 }
 
@@ -306,17 +305,15 @@ def test_bad_input_is_answered_with_one_sentence():
     assert list(phantom_rows(0)) == []
 
 
-def test_where_opacities_are_ambiguous_the_frontal_view_is_the_same_and_the_lateral_and_the_indication_tell():
-    frontals, laterals = {}, {}
+def test_where_opacities_are_ambiguous_the_image_does_not_tell_them_apart():
+    images = {}
     for name in ("consolidation", "atelectasis"):
         plan = [phantom.Finding(name, "right", "lower" if name == "consolidation" else None)]
         seen = [phantom._as_seen(finding) for finding in plan]
-        streams = [lambda purpose: np.random.default_rng([7, int.from_bytes(purpose.encode(), "big")])] * 2
-        frontals[name], _ = phantom.render(HOSPITALS["C"], seen, streams[0])
-        laterals[name] = phantom.render_lateral(HOSPITALS["C"], plan, streams[1])
-    np.testing.assert_array_equal(frontals["consolidation"], frontals["atelectasis"])
-    different = np.abs(laterals["consolidation"].astype(int) - laterals["atelectasis"]) > 30
-    assert 0.01 < different.mean() < 0.2
+        images[name], _ = phantom.render(
+            HOSPITALS["C"], seen, lambda purpose: np.random.default_rng([7, int.from_bytes(purpose.encode(), "big")])
+        )
+    np.testing.assert_array_equal(images["consolidation"], images["atelectasis"])
 
 
 def test_an_ambiguous_hospitals_indication_names_the_kind_and_says_nothing_where_there_is_none():
@@ -326,7 +323,6 @@ def test_an_ambiguous_hospitals_indication_names_the_kind_and_says_nothing_where
         kinds = {name for name, _ in truth_findings(row["truth"])} & {"consolidation", "atelectasis"}
         assert len(kinds) <= 1
         told[(next(iter(kinds), ""), row["indication"])] += 1
-        assert Image.open(io.BytesIO(row["img_lateral"])).size == (512, 512)
     assert {kind: said for kind, said in told if kind} == {
         "consolidation": "Fever and cough.",
         "atelectasis": "Shortness of breath after surgery.",

@@ -52,7 +52,6 @@ def row(uid: object, **changes: object) -> dict[str, object]:
         "findings": f"The lungs are clear in study {uid}.",
         "impression": "No acute disease.",
         "img_frontal": picture(zlib.crc32(str(uid).encode())),
-        "img_lateral": None,
         "truth": "{}",  # so that it is not taken for Open-I
     }
     return {**values, **changes}

@@ -44,7 +44,7 @@ def test_every_other_picture_is_decoded_in_full(data):
 
 def test_preparation_and_reports_on_own_images_see_the_same_pixels(tmp_path):
     jpeg = encoded(1024)
-    store_square([jpeg], tmp_path / "square.png", 256)
+    store_square(jpeg, tmp_path / "square.png", 256)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "square.png")), square(jpeg, 256))
 
 

@@ -34,7 +34,6 @@ def row(uid: object, **changes: object) -> dict[str, object]:
         "findings": "The lungs are clear.",
         "impression": "No acute disease.",
         "img_frontal": png(),
-        "img_lateral": None,
     }
     return {**values, **changes}
 
@@ -131,12 +130,11 @@ def test_a_relative_path_is_found_from_the_working_directory(tmp_path, monkeypat
     assert open_source("a.parquet", SETTINGS, 0).count == 1
 
 
-def test_the_kaggle_layout_gives_the_first_image_of_each_view(tmp_path):
+def test_the_kaggle_layout_gives_the_first_frontal_image(tmp_path):
     source = open_source(str(kaggle_folder(tmp_path)), SETTINGS, 0)
     first, second, third = source.rows()
     assert (source.kind, source.is_open_i, source.count) == ("kaggle", True, 3)
     assert first["img_frontal"] == png(11)
-    assert first["img_lateral"] == png(10)
     assert second["img_frontal"] is None
     assert third["img_frontal"] is None
     assert first["image"] == "Xray Chest PA and Lateral"

@@ -1,7 +1,7 @@
 """The hospitals of the phantoms.
 
 A is what the tiny base model has seen; B looks and words things differently and is what the stages are trained on; C is
-A with opacities whose kind one frontal view cannot tell.
+A with opacities whose kind the image cannot tell.
 """
 
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ class Hospital(Look):
         rates: relative frequency of each finding among the abnormal studies; absent means never.
         habits: the wording of the reports.
         normal: share of studies without a finding, 0..1.
-        ambiguous: whether consolidation and atelectasis look alike in the frontal view. Which it is, the lateral view
-            shows and the indication says: this is where those optional inputs can be seen to matter.
+        ambiguous: whether consolidation and atelectasis look alike. Which it is, the indication says: this is where
+            that optional input can be seen to matter.
     """
 
     name: str

@@ -9,7 +9,7 @@ import io
 import json
 import os
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -20,7 +20,6 @@ from PIL import Image
 
 from radvision_utils.data.phantom.hospitals import HOSPITALS, Hospital
 from radvision_utils.data.phantom.images import render
-from radvision_utils.data.phantom.lateral import render_lateral
 from radvision_utils.data.phantom.reports import FINDINGS, Finding, soil, write_report
 
 _CHUNK = 16
@@ -65,8 +64,8 @@ def phantom_row(uid: int, hospital: str = "B", seed: int = 0, dirt: bool = True)
 
     Returns:
         The columns uid, MeSH, Problems, image (title of the examination), indication, comparison,
-        findings, impression, img_frontal (JPEG bytes or None), img_lateral (JPEG bytes for hospital C,
-        else None), and truth: JSON with hospital, seed and findings (name, side, zone, box).
+        findings, impression, img_frontal (JPEG bytes or None), and truth: JSON with hospital, seed and
+        findings (name, side, zone, box).
 
     Raises:
         ValueError: the hospital is unknown, or uid or seed is negative.
@@ -212,7 +211,7 @@ def _draw(
 
 
 def _as_seen(finding: Finding) -> Finding:
-    """What the frontal view of an ambiguous hospital shows: an atelectasis looks like a basal consolidation."""
+    """What the picture of an ambiguous hospital shows: an atelectasis looks like a basal consolidation."""
     return Finding("consolidation", finding.side, "lower") if finding.name == "atelectasis" else finding
 
 
@@ -247,7 +246,6 @@ def _row(uid: int, hospital: Hospital, seed: int, dirt: bool) -> dict[str, objec
         "findings": findings,
         "impression": impression,
         "img_frontal": _encoded(image),
-        "img_lateral": _lateral(uid, hospital, seed, plan),
         "truth": json.dumps({"hospital": hospital.name, "seed": seed, "findings": [asdict(f) for f in drawn]}),
     }
     return _soiled(_rng(uid, hospital, seed, "dirt"), row) if dirt else row
@@ -259,12 +257,6 @@ def _indication(rng: np.random.Generator, plan: Collection[Finding], hospital: H
         return _INDICATIONS[at]
     kind = next((f.name for f in plan if f.name in _OPACITIES), _OPACITIES[at % 2])
     return _TELLING[kind]
-
-
-def _lateral(uid: int, hospital: Hospital, seed: int, plan: Sequence[Finding]) -> bytes | None:
-    if not hospital.ambiguous:
-        return None
-    return _encoded(render_lateral(hospital, plan, lambda purpose: _rng(uid, hospital, seed, purpose)))
 
 
 def _soiled(rng: np.random.Generator, row: dict[str, object]) -> dict[str, object]:
