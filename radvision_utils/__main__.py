@@ -50,14 +50,12 @@ def _parser() -> argparse.ArgumentParser:
         "--evidence", type=int, default=0, metavar="N", help="maps of what sentences rest on, N studies, worst first"
     )
     judge.add_argument("--samples", type=int, default=0, metavar="K", help="confidence of sentences, from K reports")
-    _clinical(judge)
 
     score = verbs.add_parser("score", help="score predictions of any system; needs no torch")
     score.add_argument("predictions", type=Path, help="predictions.jsonl, or a CSV: uid, prediction, reference")
     score.add_argument("--run", default="", metavar="NAME", help="compare with the references of this run's split")
     score.add_argument("--split", default="test", metavar="SPLIT", help="of that run (default: test)")
     score.add_argument("--json", type=Path, default=None, metavar="FILE", help="write all figures there")
-    _clinical(score)
     _output_root(score)
 
     plan = verbs.add_parser("plan", help="memory, hours and disk of the three stages on a card, by arithmetic")
@@ -87,10 +85,6 @@ def _parser() -> argparse.ArgumentParser:
 def _run_name(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", default="tiny", metavar="NAME", help="folder below outputs/")
     _output_root(parser)
-
-
-def _clinical(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--clinical-models", action="store_true", help="add RadGraph, CheXbert ... if installed")
 
 
 def _output_root(parser: argparse.ArgumentParser) -> None:
@@ -166,7 +160,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from radvision_utils.evaluation.evaluate import evaluate
 
     profile = RunFolder(options.run, options.output_root or "outputs").profile()
-    result = evaluate(profile, options.split, options.force, options.clinical_models, options.evidence, options.samples)
+    result = evaluate(profile, options.split, options.force, options.evidence, options.samples)
     if process_rank():
         return
     print((result.folder / "table.md").read_text(encoding="utf-8"))
@@ -178,7 +172,7 @@ def _score(options: argparse.Namespace) -> None:
     from radvision_utils.runs import write_json
 
     run = RunFolder(options.run, options.output_root or "outputs") if options.run else None
-    metrics, page = score_file(options.predictions, run, options.split, options.clinical_models)
+    metrics, page = score_file(options.predictions, run, options.split)
     print(f"{page}\n{DISCLAIMER}")
     if options.json:
         write_json(options.json, metrics)

@@ -1,4 +1,4 @@
-"""What a finished evaluation may be asked for beyond its scores: evidence, confidence, clinical models."""
+"""What a finished evaluation may be asked for beyond its scores: evidence and confidence."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from radvision_utils.config import Profile
-from radvision_utils.data.reports import Report
-from radvision_utils.evaluation.clinical import HEADING, add_clinical_scores
 from radvision_utils.evaluation.confidence import add_confidence
 from radvision_utils.evaluation.evidence import add_evidence
 from radvision_utils.evaluation.evidence_figures import save_evidence_figures
-from radvision_utils.evaluation.table import STAGE_ROWS
 from radvision_utils.runs import read_json_lines, write_json, write_text
 
 FILES = ("evidence.jsonl", "confidence.jsonl")
@@ -45,17 +42,3 @@ def with_sentences(page: str, metrics: dict[str, Any]) -> str:
     page = re.sub(rf"{_HEADING}\n.*?(?={_NEXT})", "", page, flags=re.DOTALL)
     lines = [f"- {metrics[name]['sentence']}.\n" for name in ("evidence", "confidence") if name in metrics]
     return page.replace(_NEXT, f"{_HEADING}\n\n{''.join(lines)}\n{_NEXT}", 1)
-
-
-def add_clinical_to_evaluation(metrics: dict[str, Any], folder: Path) -> None:
-    """Scores the finished reports of the stages, and puts the figures into `metrics.json` and `table.md`."""
-    records = read_json_lines(folder / "predictions.jsonl")
-    reports = {}
-    for stage, row in STAGE_ROWS.items():
-        own = [record for record in records if record["model"]["stage"] == stage]
-        reports[row] = [Report(**record["generated"]) for record in own]
-    references = [Report(**record["reference"]) for record in own]
-    section = add_clinical_scores(metrics["rows"], reports, references, metrics["seed"])
-    told = (folder / "table.md").read_text(encoding="utf-8").split(HEADING)[0]
-    write_text(folder / "table.md", told + section)
-    write_json(folder / "metrics.json", metrics)

@@ -21,7 +21,7 @@ from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.data.summary import SPLITS
 from radvision_utils.environment import process_rank, versions
 from radvision_utils.evaluation import image_use
-from radvision_utils.evaluation.addenda import FILES, add_clinical_to_evaluation, add_to_evaluation
+from radvision_utils.evaluation.addenda import FILES, add_to_evaluation
 from radvision_utils.evaluation.baselines import BEST_CONSTANT, CONSTANT, NEAREST, ROWS, blind_reports
 from radvision_utils.evaluation.bootstrap import RESAMPLES
 from radvision_utils.evaluation.figures import save_figures
@@ -84,12 +84,7 @@ class EvaluationResult:
 
 
 def evaluate(
-    profile: Profile,
-    split: str = "test",
-    force: bool = False,
-    clinical: bool = False,
-    evidence: int = 0,
-    samples: int = 0,
+    profile: Profile, split: str = "test", force: bool = False, evidence: int = 0, samples: int = 0
 ) -> EvaluationResult:
     """Write and score reports for a split, or give back the result where nothing has changed.
 
@@ -97,7 +92,6 @@ def evaluate(
         profile: the run's settings.
         split: "test", "validation" or "train".
         force: also where nothing has changed.
-        clinical: add the scores of RadGraph, CheXbert, RaTEScore and GREEN where their packages are installed.
         evidence: add maps of the last stage's reports for so many studies, the worst first; on phantoms also for some
             drawn by lot, whose maps are compared with what was drawn.
         samples: add confidence in every sentence, from so many sampled reports of the last stage for each study.
@@ -119,8 +113,6 @@ def evaluate(
                 metrics = _Evaluation(profile, split, folder, key).run()
     if process_rank() == 0:
         shutil.rmtree(folder / "reports", ignore_errors=True)
-    if clinical:
-        add_clinical_to_evaluation(metrics, folder)
     if (evidence or samples) and not process_rank():
         add_to_evaluation(metrics, profile, folder, evidence, samples)
     return EvaluationResult(folder, metrics)

@@ -17,7 +17,6 @@ from radvision_utils.data.language import is_english
 from radvision_utils.data.reports import Report, parse_report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.evaluation.bootstrap import RESAMPLES
-from radvision_utils.evaluation.clinical import add_clinical_scores
 from radvision_utils.evaluation.finding_labels import label
 from radvision_utils.evaluation.rows import Scorer, scoring_versions
 from radvision_utils.evaluation.table import CONVENTIONS, STAGE_ROWS, add_meteor, page, table_rows
@@ -28,16 +27,13 @@ SEED = 7
 Pairs = dict[str, tuple[Report, Report | None]]  # uid -> prediction, reference
 
 
-def score_file(
-    path: Path, run: RunFolder | None = None, split: str = "test", clinical: bool = False
-) -> tuple[dict[str, Any], str]:
+def score_file(path: Path, run: RunFolder | None = None, split: str = "test") -> tuple[dict[str, Any], str]:
     """The figures of `metrics.json` for every system in a file of predictions, and the page for people.
 
     Args:
         path: `.jsonl` (one system a stage) or `.csv` (one system).
         run: whose references to compare with, instead of those in the file.
         split: of the run.
-        clinical: add the scores of RadGraph, CheXbert, RaTEScore and GREEN where their packages are installed.
 
     Raises:
         RadVisionError: the file cannot be read; a study is unknown, missing or there twice; a text is empty or not
@@ -57,7 +53,6 @@ def score_file(
     scored = {name: scorer.score(given) for name, given in reports.items()}
     rows = {name: row.to_json() for name, row in scored.items()}
     add_meteor(rows, reports, references)
-    section = add_clinical_scores(rows, reports, references, SEED) if clinical else ""
     metrics = {
         "predictions": path.name,
         "n": len(references),
@@ -68,7 +63,7 @@ def score_file(
         "rows": rows,
         "table": table_rows(rows),
     }
-    return metrics, page(path.name, metrics, scored) + section
+    return metrics, page(path.name, metrics, scored)
 
 
 def label_lines(text: str) -> str:

@@ -12,7 +12,6 @@ from radvision_utils import RadVisionError, evaluate
 from radvision_utils.__main__ import main
 from radvision_utils.config import project_root
 from radvision_utils.data.language import is_english
-from radvision_utils.evaluation import clinical
 from radvision_utils.evaluation.score import score_file
 from radvision_utils.runs import RunFolder
 
@@ -158,26 +157,3 @@ def test_real_reports_pass_for_english(open_i):
 )
 def test_other_languages_do_not(text):
     assert not is_english(text)
-
-
-def test_clinical_models_that_are_not_there_are_named_and_never_imported(write, monkeypatch):
-    monkeypatch.setattr(clinical.importlib.util, "find_spec", lambda name: None)
-    metrics, page = score_file(write(GOOD), clinical=True)
-    assert "`pip install radgraph f1chexbert RaTEScore green_score`" in page
-    row = metrics["rows"]["theirs"][clinical.CLINICAL]
-    assert row["green"] == {"value": None, "note": "n/a (needs green_score)"}
-    assert set(row) == {model.metric for model in clinical.MODELS}
-
-
-def test_a_clinical_model_that_fails_is_named(write, monkeypatch):
-    broken = clinical.ClinicalModel("odd_score", "json", "odd", lambda ours, true: 1 / 0)
-    monkeypatch.setattr(clinical, "MODELS", [broken])
-    with pytest.raises(RadVisionError, match=r"odd is installed but failed \(ZeroDivisionError: division by zero\)"):
-        score_file(write(GOOD), clinical=True)
-
-
-def test_a_clinical_model_that_works_gets_a_figure_with_interval(write, monkeypatch):
-    fine = clinical.ClinicalModel("fine_score", "json", "fine", lambda ours, true: [0.25, 0.75])
-    monkeypatch.setattr(clinical, "MODELS", [fine])
-    metrics, _ = score_file(write(GOOD), clinical=True)
-    assert metrics["rows"]["theirs"][clinical.CLINICAL]["fine_score"]["value"] == 0.5
