@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE
 from transformers import (
     AutoProcessor,
     BitsAndBytesConfig,
@@ -18,6 +21,9 @@ from transformers import (
 from radvision_utils.config import ModelSettings, RadVisionError
 from radvision_utils.environment import Device, open_room, require_device
 from radvision_utils.model.vision import speed_up_vision
+from radvision_utils.progress import download_bar
+
+logger = logging.getLogger(__name__)
 
 TINY_BASE = Path(__file__).parent / "tiny_base"
 QWEN_7B = Path(__file__).parent / "qwen2_5_vl_7b.json"
@@ -57,6 +63,10 @@ def load_base(settings: ModelSettings, device: Device) -> PreTrainedModel:
     if (Path(path) / RANDOM_WEIGHTS).is_file():
         model = open_room("bases.random").random_base(Path(path), dtype, quantization, place, device.attention)
     else:
+        if quantization is not None:
+            # transformers 5.3 reads 16-bit weights with threads, faster than they are quantized, so that much of the
+            # model waits in memory; later versions read them one by one of themselves.
+            os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
         model = _from_pretrained(
             Qwen2_5_VLForConditionalGeneration,
             settings,
@@ -100,6 +110,8 @@ def load_processor(settings: ModelSettings, image_size: int) -> ProcessorMixin:
 def _from_pretrained(loader: Any, settings: ModelSettings, **options: Any) -> Any:
     path = base_path(settings)
     try:
+        if loader is Qwen2_5_VLForConditionalGeneration and not Path(path).is_dir():
+            _fetch(path)
         return loader.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
         if Path(path).is_dir():
@@ -108,6 +120,12 @@ def _from_pretrained(loader: Any, settings: ModelSettings, **options: Any) -> An
             f"base model {path!r} is neither a folder here nor could it be fetched from the model hub "
             f"({_first_line(error)}): check the name and the network, or give a folder with `--set model.base=PATH`."
         ) from error
+
+
+def _fetch(base: str) -> None:
+    """Bring a base of the hub to this machine within sight: the 7B is 15.4 GiB."""
+    logger.info("base model %s: fetched from the model hub, unless it lies in %s", base, HF_HUB_CACHE)
+    snapshot_download(base, allow_patterns=["*.json", "model*.safetensors"], tqdm_class=download_bar())
 
 
 def _first_line(error: Exception) -> str:

@@ -1,11 +1,14 @@
-"""What one sees of a stage while it trains and afterwards: a bar or throttled lines, `log.jsonl`, the loss curve."""
+"""What one sees of a stage while it trains and afterwards: a bar or throttled lines, `log.jsonl`, the loss curve, and
+where the time went."""
 
 from __future__ import annotations
 
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,41 @@ from radvision_utils.runs import read_json_lines, write_text
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 10.0
+
+
+class Stopwatch:
+    """Seconds by part of a piece of work. A part within a part counts for itself alone; what is in none is "other".
+
+    Args:
+        started: when the work began, as `time.perf_counter` gives it.
+    """
+
+    def __init__(self, started: float) -> None:
+        self.started = self._clock = started
+        self._part, self._seconds = "other", defaultdict[str, float](float)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Within, the time belongs to the part; it may be entered again and again."""
+        outer = self._part
+        self._turn_to(name)
+        try:
+            yield
+        finally:
+            self._turn_to(outer)
+
+    def record(self) -> dict[str, float]:
+        """Seconds of each part so far, in the order in which the parts began."""
+        self._turn_to(self._part)
+        return {part: round(seconds, 1) for part, seconds in self._seconds.items()}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{part} {seconds:.1f}" for part, seconds in self.record().items())
+
+    def _turn_to(self, part: str) -> None:
+        now = time.perf_counter()
+        self._seconds[self._part] += now - self._clock
+        self._part, self._clock = part, now
 
 
 class StageLog(TrainerCallback):

@@ -1,12 +1,10 @@
-"""What each of the three stages trains, and the proofs that it trains that and nothing else."""
+"""What each of the three stages trains, and the check that gradients reach that and nothing else."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -14,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from radvision_utils.config import Profile, RadVisionError
-from radvision_utils.model.components import COMPONENTS, component_of, is_adapter
+from radvision_utils.model.components import component_of, is_adapter
 
 
 @dataclass(frozen=True)
@@ -97,35 +95,3 @@ def assert_gradients(model: nn.Module, number: int) -> None:
                 f"stage {number} trains the {stage.title} only, but after the first batch {name} {what}: "
                 "this is a fault of the set-up, not of the data; please report it with your library versions."
             )
-
-
-def weight_ledger(model: nn.Module) -> dict[str, str]:
-    """SHA-256 (16 hex digits) of each component's base weights and adapter weights: `{"projector.adapter": ...}`."""
-    digests = {f"{component}.{part}": hashlib.sha256() for component in COMPONENTS for part in ("base", "adapter")}
-    for name, parameter in model.named_parameters():
-        digest = digests[f"{component_of(name)}.{'adapter' if is_adapter(name) else 'base'}"]
-        digest.update(name.encode())
-        digest.update(parameter.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy().tobytes())
-    return {key: digest.hexdigest()[:16] for key, digest in digests.items()}
-
-
-def check_ledger(before: dict[str, str], after: dict[str, str], number: int) -> list[str]:
-    """Which parts moved.
-
-    Raises:
-        RadVisionError: something else than the stage's part of the adapter moved, or that did not.
-    """
-    moved = [key for key in before if before[key] != after[key]]
-    expected = [f"{STAGES[number].component}.adapter"]
-    if not moved:
-        raise RadVisionError(
-            f"stage {number} has changed nothing, and its result is not kept. If it had a single optimizer step, the "
-            f"learning rate of its warm-up was still 0: train longer, or set stage{number}.warmup_ratio=0. "
-            "Otherwise please report this with your library versions."
-        )
-    if moved != expected:
-        raise RadVisionError(
-            f"stage {number} should have changed {expected[0]} only, but {', '.join(moved)} changed: "
-            "its result is not kept; please report this with your library versions."
-        )
-    return moved

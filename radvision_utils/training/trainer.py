@@ -51,18 +51,13 @@ from radvision_utils.training.checkpoints import (
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.features import VisionLeaves, features_for_pixels, stage_features
 from radvision_utils.training.guards import other_processes_watched
+from radvision_utils.training.ledger import check_ledger, weight_ledger
 from radvision_utils.training.loss import MODEL_INPUTS, mean_report_loss, to_device
 from radvision_utils.training.plan import plan_record
 from radvision_utils.training.plan_table import beside_measured
-from radvision_utils.training.progress import StageLog, draw_losses
+from radvision_utils.training.progress import StageLog, Stopwatch, draw_losses
 from radvision_utils.training.report_trainer import GradientCheck, ReportTrainer, training_arguments
-from radvision_utils.training.stages import (
-    STAGES,
-    check_ledger,
-    checkpoint_layers,
-    select_stage,
-    weight_ledger,
-)
+from radvision_utils.training.stages import STAGES, checkpoint_layers, select_stage
 
 logger = logging.getLogger(__name__)
 
@@ -115,21 +110,29 @@ def _train(profile: Profile, stage: int, key: str, device: Device, started: floa
     dataset = open_prepared(profile)
     seed_everything(profile.seed + stage)
     forget_peak_memory(device)
+    watch = Stopwatch(started)
 
-    model = _stage_model(profile, stage, folder, device)
-    collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
-    sample = to_device(collator(dataset.split("train")[:2]), compute_device(model))
-    kept = guard_fp16(model, {name: sample[name] for name in MODEL_INPUTS}, device)
-    before = weight_ledger(model)
-    features = stage_features(model, profile, stage, dataset, collator, before)
+    with watch.part("load"):
+        model = _stage_model(profile, stage, folder, device)
+        collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
+        sample = to_device(collator(dataset.split("train")[:2]), compute_device(model))
+        kept = guard_fp16(model, {name: sample[name] for name in MODEL_INPUTS}, device)
+    with watch.part("ledger"):
+        before = weight_ledger(model)
+    with watch.part("features"):
+        features = stage_features(model, profile, stage, dataset, collator, before)
     collator.features = features
     with features_for_pixels(model) if features else nullcontext():
-        facts = _fit(model, profile, stage, work, dataset, collator, device, started)
+        facts = _fit(model, profile, stage, work, dataset, collator, device, watch)
     if process_rank():
         return  # the first process alone writes
-    moved = check_ledger(before, weight_ledger(model), stage)
+    with watch.part("ledger"):
+        after = weight_ledger(model)
+    moved = check_ledger(before, after, stage)
 
-    save_adapter(model, work / "adapter")
+    with watch.part("save"):
+        save_adapter(model, work / "adapter")
+        draw_losses(work / "log.jsonl", work / "loss.png", STAGES[stage].title)
     parent = require(profile, f"stage{stage - 1}")["hash"] if stage > 1 else None
     record = {
         "stage": stage,
@@ -142,7 +145,7 @@ def _train(profile: Profile, stage: int, key: str, device: Device, started: floa
         "features": features.record if features else None,
         "float32_blocks": kept,
         "moved": moved,
-        "ledger": {"before": before, "after": weight_ledger(model)},
+        "ledger": {"before": before, "after": after},
         "prompt": profile.model.prompt,
         "settings": profile.to_dict()[step],
         "seed": profile.seed,
@@ -150,11 +153,12 @@ def _train(profile: Profile, stage: int, key: str, device: Device, started: floa
         "dtype": device.dtype,
         "peak_memory_gib": round(peak_memory_gib(device), 3),
         "seconds": round(time.perf_counter() - started, 1),
+        "seconds_by_part": watch.record(),
         "versions": versions(),
         "finished": now(),
     }
     logger.info("%s", beside_measured(record, card=device.kind == "cuda"))
-    draw_losses(work / "log.jsonl", work / "loss.png", STAGES[stage].title)
+    logger.info("stage %d: seconds by part: %s", stage, watch)
     write_json(work / "stage.json", record)
     folder.publish(profile, step)
 
@@ -187,7 +191,7 @@ def _fit(
     dataset: PreparedDataset,
     collator: Collator,
     device: Device,
-    started: float,
+    watch: Stopwatch,
 ) -> dict[str, Any]:
     """Train, with the loss on validation studies before, at each epoch's end and after; what there is to record."""
     whole = profile.stage(stage)
@@ -195,7 +199,7 @@ def _fit(
 
     def attempt(split: Split) -> dict[str, Any]:
         settings = replace(whole, micro_batch=split.micro_batch, accumulation=split.accumulation)
-        return _fit_split(model, profile, settings, stage, folder, dataset, collator, device, started)
+        return _fit_split(model, profile, settings, stage, folder, dataset, collator, device, watch)
 
     return {**train_in_memory(memory, model, attempt), "memory_events": memory.events}
 
@@ -209,7 +213,7 @@ def _fit_split(
     dataset: PreparedDataset,
     collator: Collator,
     device: Device,
-    started: float,
+    watch: Stopwatch,
 ) -> dict[str, Any]:
     train = dataset.split("train")
     held_out = dataset.split("validation")[: settings.validation_studies]
@@ -217,7 +221,8 @@ def _fit_split(
     checkpoint_layers(model, stage, settings.checkpointed_layers)
 
     def validate() -> float:
-        return mean_report_loss(model, collator, held_out, settings.micro_batch * 2, device.autocast)
+        with watch.part("validation"):
+            return mean_report_loss(model, collator, held_out, settings.micro_batch * 2, device.autocast)
 
     batch = profile.stage(stage).micro_batch * profile.stage(stage).accumulation
     log = StageLog(folder / "log.jsonl", f"stage {stage}", batch, validate)
@@ -226,7 +231,7 @@ def _fit_split(
         args=training_arguments(settings, device, folder / "checkpoints", profile.seed + stage),
         collator=collator,
         train_dataset=train,
-        callbacks=[GradientCheck(stage), log, TimeBudget(settings.max_minutes, started), CheckpointMark()],
+        callbacks=[GradientCheck(stage), log, TimeBudget(settings.max_minutes, watch.started), CheckpointMark()],
     )
     if collator.features:
         trainer.add_callback(VisionLeaves())
@@ -236,7 +241,7 @@ def _fit_split(
         load_trained(model, checkpoint)
         log.begin(state)
     else:
-        with other_processes_watched(stage):
+        with other_processes_watched(stage), watch.part("steps"):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         state = trainer.state
         pause_if_unfinished(stage, settings.max_minutes, state)

@@ -17,8 +17,9 @@ from radvision_utils.runs import RunFolder, is_current
 from radvision_utils.training import features as module
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.features import VisionLeaves, features_for_pixels, open_features, stage_features
+from radvision_utils.training.ledger import weight_ledger
 from radvision_utils.training.loss import report_token_losses
-from radvision_utils.training.stages import select_stage, weight_ledger
+from radvision_utils.training.stages import select_stage
 
 
 @pytest.fixture(scope="module")

@@ -19,14 +19,13 @@ from radvision_utils.model.loading import load_base, load_processor
 from radvision_utils.runs import RunFolder, read_json_lines
 from radvision_utils.training import trainer
 from radvision_utils.training.collator import Collator
+from radvision_utils.training.ledger import check_ledger, weight_ledger
 from radvision_utils.training.loss import mean_report_loss, report_token_losses
 from radvision_utils.training.stages import (
     STAGES,
     assert_gradients,
-    check_ledger,
     checkpoint_layers,
     select_stage,
-    weight_ledger,
 )
 
 FULL = "{component}.adapter"
