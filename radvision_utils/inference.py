@@ -212,8 +212,11 @@ def load_reporter(run: str = "tiny", stage: int = 3, output_root: str = "outputs
     return reporter_of(RunFolder(run, output_root).profile(), stage)
 
 
-def reporter_of(profile: Profile, stage: int) -> Reporter:
+def reporter_of(profile: Profile, stage: int, base: PreTrainedModel | None = None) -> Reporter:
     """As `load_reporter`, for a profile at hand.
+
+    Args:
+        base: as `_base_again` gives it, in place of loading one.
 
     Raises:
         RadVisionError: the stage is missing, unfinished or made with other settings.
@@ -223,7 +226,7 @@ def reporter_of(profile: Profile, stage: int) -> Reporter:
     if stage:
         require(profile, f"stage{stage}")
     device = choose_device()
-    model = load_base(profile.model, device)
+    model = load_base(profile.model, device) if base is None else base
     collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
     # A CPU would unpack the 4-bit weights and add LoRA anew for every token: it is nearly twice as fast with both done
     # once, and float32 holds the same weights. In the 16 bits of a card the sums would be rounded.
@@ -237,10 +240,24 @@ def reporter_of(profile: Profile, stage: int) -> Reporter:
         else:
             speed_up_lora(adapted)
             model = adapted
-    if device.dtype == "float16":
-        record = RunFolder.of(profile).record(f"stage{stage or 1}") or {}
-        keep_in_float32(model, record.get("float32_blocks", []))
+    keep_in_float32(model, _float32_blocks(profile, stage) if device.dtype == "float16" else [])
     return Reporter(model, collator, profile, stage, device)
+
+
+def _float32_blocks(profile: Profile, stage: int) -> list[str]:
+    record = RunFolder.of(profile).record(f"stage{stage or 1}") or {}
+    blocks: list[str] = record.get("float32_blocks", [])
+    return blocks
+
+
+def _base_again(reporter: Reporter) -> PreTrainedModel | None:
+    """The base under a reporter that is done, as it was loaded; None where its weights or blocks are no longer that."""
+    if reporter.device.dtype == "float16" and _float32_blocks(reporter.profile, reporter.stage):
+        return None
+    if isinstance(reporter.model, PeftModel):
+        base: PreTrainedModel = reporter.model.unload()
+        return base
+    return None if reporter.stage else reporter.model
 
 
 def compare_stages(profile: Profile, stages: Sequence[int], count: int = 3) -> list[dict[str, str]]:
@@ -251,8 +268,12 @@ def compare_stages(profile: Profile, stages: Sequence[int], count: int = 3) -> l
     """
     studies = open_prepared(profile).split("validation")[:count]
     rows = [{"study": study.uid} for study in studies]
+    base = None
     for stage in stages:
-        reports = reporter_of(profile, stage).report(studies)
+        reporter = reporter_of(profile, stage, base)
+        reports = reporter.report(studies)
+        base = _base_again(reporter)
+        del reporter  # before another base is loaded
         for row, report in zip(rows, reports, strict=True):
             row["base, untuned" if stage == 0 else f"after stage {stage}"] = _in_one(report)
     for row, study in zip(rows, studies, strict=True):

@@ -9,12 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from radvision_utils import RadVisionError, Report, load_reporter
+from radvision_utils import RadVisionError, Report, inference, load_reporter
+from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import choose_device
 from radvision_utils.evaluation.image_use import study_losses
 from radvision_utils.inference import compare_stages, reporter_of
 from radvision_utils.model.adapter import load_adapter
 from radvision_utils.model.loading import load_base
+from radvision_utils.model.lora import speed_up_lora
 from radvision_utils.runs import RunFolder
 from radvision_utils.training.loss import report_token_losses
 
@@ -151,3 +153,17 @@ def test_a_stage_that_was_not_trained_is_refused(trained, tmp_path):
         load_reporter("small", 3, str(tmp_path / "copy"))
     with pytest.raises(RadVisionError, match="stage 7 does not exist: choose 1, 2 or 3, or 0 for the untuned base"):
         load_reporter("small", 7, str(tmp_path / "copy"))
+
+
+def test_stages_are_compared_over_one_base_where_adapters_stay_apart_from_it(trained, monkeypatch):
+    studies = open_prepared(trained).split("validation")[:2]
+    separate = [reporter_of(trained, stage).report(studies) for stage in (0, 1, 2)]
+    loads = []
+    load = inference.load_base
+    monkeypatch.setattr(inference, "load_base", lambda *given: loads.append(1) or load(*given))
+    # As on a card: the adapter is not merged.
+    monkeypatch.setattr(inference, "merge_adapter", lambda adapted: speed_up_lora(adapted) or adapted)
+    rows = compare_stages(trained, (0, 1, 2), count=2)
+    assert len(loads) == 1
+    for name, reports in zip(("base, untuned", "after stage 1", "after stage 2"), separate, strict=True):
+        assert [row[name] for row in rows] == [f"{report.findings} / {report.impression}" for report in reports]

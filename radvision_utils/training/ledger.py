@@ -49,15 +49,14 @@ def fingerprint(label: str, tensor: torch.Tensor) -> torch.Tensor:
         label: other labels give other places, so that two tensors may not change theirs.
         tensor: of any shape and format. One that is not contiguous is copied.
     """
-    data = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    data = tensor.detach().reshape(-1)
     kind = f"{label} {tensor.dtype} {tuple(tensor.shape)}"
     start = int.from_bytes(hashlib.sha256(kind.encode()).digest()[:8], "little", signed=True)
     total = torch.full((), start, dtype=torch.int64, device=data.device)
-    for first in range(0, data.numel(), 8 * _WORDS):
-        chunk = data[first : first + 8 * _WORDS]
-        words = torch.zeros(-(-chunk.numel() // 8), dtype=torch.int64, device=data.device)
-        words.view(torch.uint8)[: chunk.numel()] = chunk
-        places = torch.arange(first // 8, first // 8 + words.numel(), device=data.device)
+    for number, chunk in enumerate(data.split(8 * _WORDS // tensor.element_size())):
+        words = torch.zeros(-(-chunk.nbytes // 8), dtype=torch.int64, device=data.device)
+        words.view(tensor.dtype)[: chunk.numel()] = chunk
+        places = torch.arange(words.numel(), device=data.device).add_(number * _WORDS)
         words += places.mul_(_STEP).add_(start)
         for shift, factor in _ROUNDS:
             # torch shifts the sign along; the mask makes the shift a logical one, without which nothing is one to one.

@@ -21,6 +21,7 @@ from radvision_utils.training import trainer
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.ledger import check_ledger, weight_ledger
 from radvision_utils.training.loss import mean_report_loss, report_token_losses
+from radvision_utils.training.progress import Stopwatch
 from radvision_utils.training.stages import (
     STAGES,
     assert_gradients,
@@ -249,3 +250,20 @@ def test_a_profile_of_the_7b_is_complete():
     assert json.dumps(profile.to_dict())
     assert all(profile.stage(n).optimizer == "paged_adamw_8bit" for n in (1, 2, 3))
     assert WEIGHTS.endswith(".safetensors")
+
+
+def test_the_seconds_of_the_parts_are_those_of_the_stage(trained):
+    for stage in (1, 2, 3):
+        record = RunFolder.of(trained).record(f"stage{stage}")
+        parts = record["seconds_by_part"]
+        assert {"load", "ledger", "features", "validation", "steps", "save"} <= set(parts)
+        assert sum(parts.values()) == pytest.approx(record["seconds"], abs=0.1 * (len(parts) + 1))
+
+
+def test_a_part_within_a_part_counts_for_itself_alone(monkeypatch):
+    moments = iter([1.0, 4.0, 6.0, 7.0, 9.0])  # of entering and leaving, and of the record
+    monkeypatch.setattr("radvision_utils.training.progress.time.perf_counter", lambda: next(moments))
+    watch = Stopwatch(0.0)
+    with watch.part("steps"), watch.part("validation"):
+        pass
+    assert watch.record() == {"other": 3.0, "steps": 4.0, "validation": 2.0}
