@@ -17,6 +17,7 @@ from radvision_utils.dashboard.images import data_uri, open_image
 from radvision_utils.dashboard.markup import GLYPH_INK, VERDICT_COLORS, anchor, escape
 from radvision_utils.dashboard.records import Record, by_contradiction, image_path, verdict_pairs
 from radvision_utils.dashboard.trust import trust_charts
+from radvision_utils.evaluation.model_verdict import model_verdict
 from radvision_utils.evaluation.table import COLUMNS, FACTS
 
 _MODEL_ROWS = ("base", "after stage")  # how the rows begin that a model of this run wrote
@@ -27,11 +28,12 @@ _BAR, _ROW, _LABEL = 182, 24, 214  # width and height of a bar with its gap, and
 
 
 def overview(records: Sequence[Record], metrics: Mapping[str, Any], run_folder: Path) -> str:
-    """The answers, the three worst studies, the headline table and the chart of observations."""
+    """The verdict, the answers, the three worst studies, the headline table and the chart of observations."""
     table = metrics.get("table") or []
     answers = [_is_it_good(metrics, records[0]), _image_use(metrics), _disagreement(records)]
+    told = f'<p class="told">{escape(words)}</p>' if (words := model_verdict(metrics)) else ""
     return (
-        f'<section class="answers" aria-label="In short">{"".join(answers)}</section>'
+        f'{told}<section class="answers" aria-label="In short">{"".join(answers)}</section>'
         f"{_worst(records, run_folder)}"
         f'{_table(metrics, table)}<div class="halves">{_chart(records)}{trust_charts(metrics)}</div>'
     )

@@ -50,7 +50,8 @@ def _reliability(confidence: Mapping[str, Any]) -> str:
         if said is not None and right is not None and isinstance(count, int):
             points.append((said, right, f"{count:,}"))
     if not points:
-        return ""
+        told = clean(confidence.get("sentence"))
+        return _section("reliability", "Confidence", "", _told(told)) if told else ""
     error = _figure((figures.get("ece") or {}).get("calibrated"))
     note = "sentences of the test split in ten bins; number: sentences; on the dashed line it would be perfect"
     words = f"expected calibration error {error[0]:.3f}{_interval(error)}" if error else ""

@@ -2,7 +2,8 @@
 
 Writes `evaluation/confidence.jsonl`, a line a study, and the section `confidence` of `metrics.json`. A sentence is
 right if the reference (on phantoms: what was drawn) asserts each finding that it asserts and none that it denies, by
-the rule labels. Sentences without an observation are neither right nor wrong and have no confidence.
+the rule labels. Sentences without an observation are neither right nor wrong and have no confidence; where validation
+reports have no others, nothing can be calibrated, and no sentence has one.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def add_confidence(
         Whether there was something to do: False where the same was computed before.
 
     Raises:
-        RadVisionError: called in several processes, or no sentence of the reports speaks of an observation.
+        RadVisionError: called in several processes.
     """
     key = fingerprint([metrics["key"], metrics["hash"], samples, TEMPERATURE, CALIBRATED])
     if metrics.get("confidence", {}).get("key") == key and (folder / "confidence.jsonl").is_file():
@@ -122,12 +123,11 @@ def add_confidence(
     validation = list(dataset.split("validation"))
     validation = [validation[i] for i in sample(len(validation), profile.seed)[:CALIBRATED]]
     greedy = [w.report for w in write_reports(reporter, validation, kept / "validation")]
-    known = _with_claims(judge_sentences(reporter, validation, greedy, samples, kept / "validation"), "validation")
-    model = fit_logistic(*_table(known, samples))
+    known = _with_claims(judge_sentences(reporter, validation, greedy, samples, kept / "validation"))
+    model = fit_logistic(*_table(known, samples)) if known else None
     studies = list(dataset.split(metrics["split"]))
     own = {r["uid"]: Report(**r["generated"]) for r in records if r["model"]["stage"] == max(STAGE_ROWS)}
     judged = judge_sentences(reporter, studies, [own[study.uid] for study in studies], samples, kept)
-    known = _with_claims(judged, metrics["split"])
     lines = _lines(studies, judged, model, samples)
     write_text(folder / "confidence.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     shutil.rmtree(folder / "samples", ignore_errors=True)
@@ -135,8 +135,10 @@ def add_confidence(
         "key": key,
         "samples": samples,
         "temperature": TEMPERATURE,
-        "calibrated_on": {"split": "validation", "studies": len(validation), **model.to_json()},
-        **_figures(known, model, samples, Bootstrap(len(studies), profile.seed), [_truth(s) for s in studies]),
+        "calibrated_on": {"split": "validation", "studies": len(validation), **(model.to_json() if model else {})},
+        **_figures(
+            _with_claims(judged), model, samples, Bootstrap(len(studies), profile.seed), [_truth(s) for s in studies]
+        ),
         "seconds": round(time.perf_counter() - started, 1),
     }
     return True
@@ -154,6 +156,8 @@ def judge_sentences(
         samples: how many to draw for each study.
         folder: where drawn reports are kept, so that an interrupted call goes on.
     """
+    if not any(claims_of(part.text) for report in reports for part in parts_of(report)):
+        samples = 0  # there is nothing to agree with
     drawn = [
         write_reports(
             reporter.drawing(Sampling(TEMPERATURE, reporter.profile.seed + number)), studies, folder / str(number)
@@ -197,14 +201,8 @@ def _truth(study: Study) -> Pairs:
     return asserted_pairs(f"{study.reference.findings}\n{study.reference.impression}")
 
 
-def _with_claims(judged: Sequence[JudgedSentence], split: str) -> list[JudgedSentence]:
-    known = [sentence for sentence in judged if sentence.right is not None]
-    if not known:
-        raise RadVisionError(
-            f"no sentence of the {split} reports speaks of an observation, so that none can have a confidence: "
-            "train longer, or evaluate without samples."
-        )
-    return known
+def _with_claims(judged: Sequence[JudgedSentence]) -> list[JudgedSentence]:
+    return [sentence for sentence in judged if sentence.right is not None]
 
 
 def _table(known: Sequence[JudgedSentence], samples: int) -> tuple[list[list[float]], list[bool]]:
@@ -212,12 +210,12 @@ def _table(known: Sequence[JudgedSentence], samples: int) -> tuple[list[list[flo
 
 
 def _lines(
-    studies: Sequence[Study], judged: Sequence[JudgedSentence], model: Logistic, samples: int
+    studies: Sequence[Study], judged: Sequence[JudgedSentence], model: Logistic | None, samples: int
 ) -> list[dict[str, Any]]:
     lines = [{"uid": study.uid, "samples": samples, "sentences": []} for study in studies]
     for sentence in judged:
         sure = None
-        if sentence.claims is not None:
+        if sentence.claims is not None and model is not None:
             sure = round(float(model.probabilities([sentence.features(samples)])[0]), 4)
         told: Any = lines[sentence.study]["sentences"]
         told.append(
@@ -234,26 +232,31 @@ def _lines(
 
 
 def _figures(
-    known: Sequence[JudgedSentence], model: Logistic, samples: int, bootstrap: Bootstrap, truths: Sequence[Pairs]
+    known: Sequence[JudgedSentence],
+    model: Logistic | None,
+    samples: int,
+    bootstrap: Bootstrap,
+    truths: Sequence[Pairs],
+) -> dict[str, Any]:
+    figures = _calibration(known, model, samples, bootstrap) if known else {}
+    curve = coverage_curve([s for s in known if s.claims is not None and s.claims.asserted], truths, samples, bootstrap)
+    return {"calibration": figures, "coverage": curve, "sentence": _sentence(figures, curve)}
+
+
+def _calibration(
+    known: Sequence[JudgedSentence], model: Logistic | None, samples: int, bootstrap: Bootstrap
 ) -> dict[str, Any]:
     study = np.array([sentence.study for sentence in known])
     features, right = map(np.array, _table(known, samples))
-    asserting = features[:, 2] > 0
-    scores = {
-        "calibrated": model.probabilities(features),
-        "token probability": np.exp(features[:, 0]),
-        "agreement of samples": features[:, 1],
-    }
-    figures = {
+    scores = {"calibrated": model.probabilities(features)} if model else {}
+    scores |= {"token probability": np.exp(features[:, 0]), "agreement of samples": features[:, 1]}
+    return {
         group: calibration_figures(
             {name: values[some] for name, values in scores.items()}, right[some], study[some], bootstrap
         )
-        for group, some in {"all sentences": right | True, "asserting sentences": asserting}.items()
+        for group, some in {"all sentences": right | True, "asserting sentences": features[:, 2] > 0}.items()
         if some.any()
     }
-    curve = coverage_curve([s for s in known if s.claims is not None and s.claims.asserted], truths, samples, bootstrap)
-    ece = figures["all sentences"]["ece"]
-    return {"calibration": figures, "coverage": curve, "sentence": _sentence(ece, curve)}
 
 
 def coverage_curve(
@@ -285,7 +288,15 @@ def coverage_curve(
     return rows
 
 
-def _sentence(ece: Mapping[str, Mapping[str, Any]], curve: Sequence[Mapping[str, Any]]) -> str:
+def _sentence(figures: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> str:
+    if not figures:
+        return "confidence of a sentence: none, since no sentence of the reports speaks of an observation"
+    ece = figures["all sentences"]["ece"]
+    if "calibrated" not in ece:
+        return (
+            "confidence of a sentence: none, since no sentence of the validation reports speaks of an observation by "
+            "which it could be calibrated"
+        )
     error = (
         f"confidence of a sentence: expected calibration error {figure_text(ece['calibrated'])} (token probability "
         f"alone {figure_text(ece['token probability'])})"

@@ -32,6 +32,7 @@ from radvision_utils.evaluation.pointing import (
     estimate,
     hit,
     inside_cells,
+    not_validated,
     pointing_figures,
 )
 from radvision_utils.evaluation.table import STAGE_ROWS
@@ -137,6 +138,7 @@ def add_evidence(
     lines, figures = work.run(folder / f"evidence.{key}.jsonl")
     write_text(folder / "evidence.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     seconds = round(time.perf_counter() - started, 1)
+    figures["sentence"] = _sentence(figures, not_validated(metrics))
     metrics["evidence"] = {"key": key, "studies": len(lines), "seconds": seconds, **figures}
     for partial in folder.glob("evidence.*.jsonl"):
         partial.unlink()
@@ -179,7 +181,6 @@ class _Work:
         if self.lesions:
             self._judge_shuffled(reporter)
             figures["pointing"] = pointing_figures(self.lesions, Bootstrap(len(self.judged), self.profile.seed))
-        figures["sentence"] = _sentence(figures)
         return lines, figures
 
     def _explain(self, reporter: Reporter, neutral: Neutral, uid: str) -> dict[str, Any]:
@@ -264,14 +265,14 @@ def agreement(lines: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
     return {name: {**estimate(pairs, bootstrap).to_json(), "sentences": len(pairs)} for name, pairs in kinds.items()}
 
 
-def _sentence(figures: Mapping[str, Any]) -> str:
+def _sentence(figures: Mapping[str, Any], unproven: str) -> str:
     if "pointing" not in figures:
 
         def told(name: str) -> str:
             return figure_text(figures["agreement"][name])
 
         return (
-            f"maps, not validated, since nothing was drawn here: supported by occlusion {told('supported, asserting')} "
+            f"{unproven}: supported by occlusion {told('supported, asserting')} "
             f"of sentences that assert a finding, {told('supported, other')} of others; the two maps agree by "
             f"rank correlation {told('rank_correlation')}, side right {told('side_consistent')}"
         )

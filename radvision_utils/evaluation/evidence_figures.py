@@ -14,6 +14,7 @@ from PIL import Image
 
 from radvision_utils.evaluation.bootstrap import figure_text
 from radvision_utils.evaluation.phantom_accuracy import asserted_pairs
+from radvision_utils.evaluation.pointing import not_validated
 from radvision_utils.figures import BLUE, GRAY, GREEN, ORANGE, VERMILION, new_figure, tidy
 from radvision_utils.runs import read_json_lines
 
@@ -23,11 +24,9 @@ _SCORES = {"calibrated": BLUE, "token probability": ORANGE, "agreement of sample
 
 def save_evidence_figures(metrics: Mapping[str, Any], folder: Path) -> None:
     """Writes the figures for which `metrics` has what they need as PNG into the evaluation's folder."""
-    figures = {}
+    figures: dict[str, Figure] = {}
     if "evidence" in metrics:
-        figures["maps"] = show_maps(folder)
-        if "pointing" in metrics["evidence"]:
-            figures |= {"pointing": show_pointing(metrics), "deletion": show_curves(metrics)}
+        figures |= {"maps": show_maps(folder), "pointing": show_pointing(metrics), "deletion": show_curves(metrics)}
     if "confidence" in metrics:
         figures |= {"reliability": show_reliability(metrics), "coverage": show_coverage(metrics)}
     for name, figure in figures.items():
@@ -85,8 +84,9 @@ def _supported(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[st
 
 def show_pointing(metrics: Mapping[str, Any]) -> Figure:
     """The pointing game: every map over all lesions, and the two maps against chance by finding."""
-    found = metrics["evidence"]["pointing"]
     figure = new_figure(9, 3.8)
+    if (found := metrics["evidence"].get("pointing")) is None:
+        return _say(figure, not_validated(metrics))
     left, right = figure.subplots(1, 2)
     names = sorted(found["hit"], key=lambda name: found["hit"][name]["value"])
     for place, name in enumerate(names):
@@ -118,8 +118,9 @@ def _bar(axes: Axes, place: float, figure: Mapping[str, Any], color: str, height
 
 def show_curves(metrics: Mapping[str, Any]) -> Figure:
     """What becomes of a sentence as its image is taken away, or put into a neutral image, in the order of a map."""
-    found = metrics["evidence"]["pointing"]
     figure = new_figure(9, 3.6)
+    if (found := metrics["evidence"].get("pointing")) is None:
+        return _say(figure, not_validated(metrics))
     for axes, kind, words in zip(
         figure.subplots(1, 2, sharey=True), ("deletion", "insertion"), ("taken away", "put in"), strict=True
     ):
@@ -138,7 +139,9 @@ def show_curves(metrics: Mapping[str, Any]) -> Figure:
 def show_reliability(metrics: Mapping[str, Any]) -> Figure:
     """How often sentences of a confidence are right: on the diagonal, a probability is what it says."""
     groups = metrics["confidence"]["calibration"]
-    figure = new_figure(4.6 * len(groups), 4.2)
+    figure = new_figure(4.6 * max(len(groups), 1), 4.2)
+    if not groups:
+        return _say(figure, "no sentence speaks of an observation")
     for axes, (group, found) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
         axes.plot([0, 1], [0, 1], color=GRAY, linewidth=1, linestyle="--")
         for name, bins in found["bins"].items():
@@ -203,7 +206,8 @@ def show_coverage(metrics: Mapping[str, Any]) -> Figure:
 
 def evidence_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     """The pointing game as a table for a notebook: a row a map, with intervals."""
-    found = metrics["evidence"]["pointing"]
+    if (found := metrics["evidence"].get("pointing")) is None:
+        return [{"map": not_validated(metrics)}]
     return [
         {
             "map": name,

@@ -60,6 +60,8 @@ def show_observations(metrics: Mapping[str, Any], row: str = LAST) -> Figure:
     axes.set(xlabel=f"rule-label F1 {row} (95 % interval)", xlim=(0, 1.12))
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.set_ylabel(f"observation (references of {metrics['n']} that assert it)")
+    if not any(facts["asserted"] for facts in found.values()):
+        axes.set_title("no report asserts an observation", fontsize=10)
     return figure
 
 
@@ -77,6 +79,8 @@ def show_confusion(metrics: Mapping[str, Any], row: str = LAST) -> Figure:
         axes.text(said, true, f"{count}\n{shares[true, said]:.0%}", ha="center", va="center", color=color, fontsize=12)
     axes.set(xticks=(0, 1), yticks=(0, 1), xticklabels=names, yticklabels=names)
     axes.set(xlabel=f"report {row} says", ylabel="reference says")
+    if empty := metrics["rows"][row]["empty_reports"]:
+        axes.set_title(f"{empty} reports without a word stand as normal", fontsize=10)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure
@@ -116,7 +120,7 @@ def show_verdicts(predictions: Sequence[Mapping[str, Any]], stage: int = 3) -> F
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.set(xlabel=f"findings of the split, stage {stage}")
     if not names:
-        axes.text(0.5, 0.5, "no drawn findings: these are not phantoms", ha="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, "no finding was drawn or asserted here", ha="center", transform=axes.transAxes)
     axes.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
     tidy(axes)
     return figure

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate, share
+from radvision_utils.evaluation.rows import DRAWN
 
 Array = NDArray[np.float64]
 Inside = NDArray[np.bool_]
@@ -94,6 +96,12 @@ def estimate(values: list[tuple[int, float]], bootstrap: Bootstrap) -> Estimate:
     for study, value in values:
         counts[study] += (value, 1)
     return bootstrap.estimate(counts, share, counts[:, 1] > 0)
+
+
+def not_validated(metrics: Mapping[str, Any]) -> str:
+    """What is said of maps where an evaluation has no lesion to hold them against."""
+    drawn = any(DRAWN in row for row in metrics["rows"].values())
+    return f"maps, not validated, since {'no sentence asserts what' if drawn else 'nothing'} was drawn here"
 
 
 def pointing_figures(lesions: list[Pointed], bootstrap: Bootstrap) -> dict[str, object]:

@@ -15,8 +15,8 @@ from typing import Any
 
 from radvision_utils.data.reports import Report
 from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate
-from radvision_utils.evaluation.finding_labels import compare
-from radvision_utils.evaluation.label_scores import LabelMatrix, confusion, label_scores, observation_scores
+from radvision_utils.evaluation.finding_labels import Label, compare
+from radvision_utils.evaluation.label_scores import ABNORMAL, LabelMatrix, confusion, label_scores, observation_scores
 from radvision_utils.evaluation.phantom_accuracy import phantom_estimates
 from radvision_utils.evaluation.records import FLAGS, VERDICTS, flags_of, normal_form, report_labels
 from radvision_utils.evaluation.text_metrics import PROTOCOLS, TextScores, score_texts, text_estimates
@@ -93,6 +93,7 @@ class Scorer:
             estimates[DRAWN] = phantom_estimates(reports, self.truths, self.bootstrap)
         facts = {
             **variety(reports),
+            "without_observation": sum(not _observations(found) for found in labels),
             "flags": self._count_flags(reports),
             "verdicts": _count_verdicts(labels, self.labels),
             "observations": observation_scores(matrix, self.matrix, self.bootstrap),
@@ -113,18 +114,32 @@ def variety(reports: Sequence[Report]) -> dict[str, Any]:
 
     Returns:
         distinct_reports; commonest_share: of the most frequent report; repeated_share: studies that share their report
-        with another study; words_per_report; without_headings and empty_reports: counts.
+        with another study; repeats_itself: share of a report's sequences of four words that stood in it before, mean of
+        the reports (Welleck et al. 2019, arXiv:1908.04319); words_per_report; without_headings, empty_reports: counts.
     """
     counts = Counter(reports)
-    words = [len(f"{report.findings} {report.impression}".split()) for report in reports]
+    texts = [f"{report.findings} {report.impression}".lower().split() for report in reports]
+    words = [len(text) for text in texts]
     return {
         "distinct_reports": len(counts),
         "commonest_share": round(max(counts.values()) / len(reports), 4),
         "repeated_share": round(sum(times for times in counts.values() if times > 1) / len(reports), 4),
+        "repeats_itself": round(sum(map(_repeated, texts)) / len(texts), 4),
         "words_per_report": round(sum(words) / len(words), 1),
         "without_headings": sum(not report.headed for report in reports),
         "empty_reports": words.count(0),
     }
+
+
+def _repeated(words: Sequence[str]) -> float:
+    """Share of the sequences of four words that stood in the text before; near 1 for one sentence over and over."""
+    fours = list(zip(words, words[1:], words[2:], words[3:], strict=False))
+    return 1 - len(set(fours)) / len(fours) if fours else 0.0
+
+
+def _observations(labels: Mapping[str, Label]) -> list[str]:
+    """The abnormal observations of which a report speaks, be it to deny them."""
+    return [name for name in ABNORMAL if labels[name].status != "not mentioned"]
 
 
 def _without_words(reports: Sequence[Report]) -> list[bool]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from radvision_utils.data.reports import Report
 from radvision_utils.evaluation.bootstrap import Estimate, figure_text
+from radvision_utils.evaluation.model_verdict import model_verdict
 from radvision_utils.evaluation.records import FLAGS, VERDICTS
 from radvision_utils.evaluation.rows import DRAWN, RULE_LABELS, ScoredRow
 from radvision_utils.evaluation.text_metrics import NEEDS_JAVA, PROTOCOLS, meteor_scores, text_pairs
@@ -112,9 +113,10 @@ def add_meteor(
 
 
 def page(title: str, metrics: Mapping[str, Any], scored: Mapping[str, ScoredRow]) -> str:
-    """`table.md`: the headline table, whether the image is used, other text metrics, errors, conventions."""
+    """`table.md`: the verdict, the headline table, the image's use, other text metrics, errors, conventions."""
     rows = metrics["rows"]
-    parts = [f"# {title}, {metrics['n']} studies\n", markdown_table(scored, rows)]
+    told = [f"**{sentence}**\n"] if (sentence := model_verdict(metrics)) else []
+    parts = [f"# {title}, {metrics['n']} studies\n", *told, markdown_table(scored, rows)]
     parts.append(
         "In brackets 95 % intervals by study. Bold: above every other row, the paired interval of each difference "
         f"excluding zero. Text metrics: {CARD_PROTOCOL}.\n"
