@@ -80,7 +80,7 @@ def show_confusion(metrics: Mapping[str, Any], row: str = LAST) -> Figure:
     axes.set(xticks=(0, 1), yticks=(0, 1), xticklabels=names, yticklabels=names)
     axes.set(xlabel=f"report {row} says", ylabel="reference says")
     if empty := metrics["rows"][row]["empty_reports"]:
-        axes.set_title(f"{empty} reports without a word stand as normal", fontsize=10)
+        axes.set_title(f"{empty} of {metrics['n']} reports have no word and stand as normal", fontsize=10)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from radvision_utils import evaluate
-from radvision_utils.config import RadVisionError
 from radvision_utils.evaluation import confidence, evidence
 from radvision_utils.evaluation.bootstrap import Bootstrap
 from radvision_utils.evaluation.calibration import auroc, calibration_figures, fit_logistic
@@ -96,11 +95,14 @@ def test_coverage_is_drawn_whatever_is_missing(said, truths):
     assert texts == ({"0, 1"} if said else {"no sentence asserts a finding"})
 
 
-def test_reports_without_an_observation_are_told_so(trained, result, monkeypatch):
-    monkeypatch.setattr(confidence, "CALIBRATED", 4)
-    monkeypatch.setattr(confidence, "claims_of", lambda text: None)
-    with pytest.raises(RadVisionError, match="no sentence of the validation reports speaks of an observation"):
-        evaluate(trained, samples=1)
+def test_without_validation_studies_sentences_have_no_confidence_but_an_agreement(trained, result, monkeypatch):
+    monkeypatch.setattr(confidence, "CALIBRATED", 0)
+    metrics = evaluate(trained, samples=1).metrics["confidence"]
+    assert metrics["sentence"].startswith("confidence of a sentence: none, since no sentence of the validation reports")
+    lines = read_json_lines(result.folder / "confidence.jsonl")
+    known = [s for line in lines for s in line["sentences"] if s["agreement"] is not None]
+    assert known
+    assert all(sentence["confidence"] is None for sentence in known)
 
 
 def test_drawn_reports_are_the_same_again_whatever_was_drawn_before(trained, dataset):
