@@ -69,6 +69,14 @@ def _parser() -> argparse.ArgumentParser:
     label = verbs.add_parser("label", help="the 14 finding labels of a text, by this project's rules")
     label.add_argument("text", help="a report or a sentence of one")
 
+    constant = verbs.add_parser(
+        "constant", help="one normal report for every test study of a published split, to score"
+    )
+    constant.add_argument("reports", type=Path, help="CSV with uid, findings, impression")
+    constant.add_argument("split", type=Path, help='JSON: {"by_uid": {uid: "train" | "val" | "test"}}')
+    constant.add_argument("out", type=Path, help="CSV to write, as score reads it")
+    constant.add_argument("--commonest", action="store_true", help="the commonest instead of the best on validation")
+
     export = verbs.add_parser("export", help="adapter, merged 16-bit weights and model card in a folder")
     _run_name(export)
     export.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new folder")
@@ -192,6 +200,13 @@ def _label(options: argparse.Namespace) -> None:
     print(label_lines(options.text))
 
 
+def _constant(options: argparse.Namespace) -> None:
+    from radvision_utils.evaluation.baselines import write_constant
+
+    studies = write_constant(options.reports, options.split, options.out, options.commonest)
+    print(f"{options.out}: one report for {studies} studies")
+
+
 def _export(options: argparse.Namespace) -> None:
     from radvision_utils.hand_over.export import export_run, push_to_hub
 
@@ -236,6 +251,7 @@ def main(arguments: list[str] | None = None) -> int:
         "score": _score,
         "plan": _plan,
         "label": _label,
+        "constant": _constant,
         "export": _export,
         "gpu-check": _gpu_check,
         "build-base": _build_base,
