@@ -67,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for run")
 
     label = verbs.add_parser("label", help="the 14 finding labels of a text, by this project's rules")
-    label.add_argument("text", help="a report or a sentence of one")
+    label.add_argument("text", nargs="?", default="", help="a report or a sentence of one")
+    label.add_argument("--mesh", type=Path, default=None, metavar="CSV", help="instead: how the rules agree with MeSH")
+    label.add_argument("--examples", type=int, default=0, metavar="N", help="also N disagreements of each kind")
 
     constant = verbs.add_parser(
         "constant", help="one normal report for every test study of a published split, to score"
@@ -195,9 +197,10 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _label(options: argparse.Namespace) -> None:
+    from radvision_utils.evaluation.mesh import mesh_table
     from radvision_utils.evaluation.score import label_lines
 
-    print(label_lines(options.text))
+    print(mesh_table(options.mesh, options.examples) if options.mesh else label_lines(options.text))
 
 
 def _constant(options: argparse.Namespace) -> None:

@@ -25,8 +25,8 @@ from radvision_utils.evaluation.addenda import FILES, add_to_evaluation
 from radvision_utils.evaluation.baselines import BEST_CONSTANT, CONSTANT, NEAREST, ROWS, blind_reports
 from radvision_utils.evaluation.bootstrap import RESAMPLES
 from radvision_utils.evaluation.figures import save_figures
-from radvision_utils.evaluation.finding_labels import mesh_agreement
 from radvision_utils.evaluation.kept import help_first_process, write_reports
+from radvision_utils.evaluation.mesh import mesh_agreement
 from radvision_utils.evaluation.neighbors import neighbor_reports
 from radvision_utils.evaluation.phantom_accuracy import phantom_estimates
 from radvision_utils.evaluation.records import (

@@ -1,7 +1,6 @@
 """Which of the 14 CheXpert observations a chest report asserts, denies or doubts, and on which side, by rules.
 
 The score made with these labels is called rule-label F1: it is not CheXbert's.
-`python -m radvision_utils.evaluation.finding_labels REPORTS.csv` measures them against the MeSH annotation of Open-I.
 
 Conventions, after the CheXpert labeler (Irvin et al., AAAI 2019) unless said otherwise:
 
@@ -22,17 +21,11 @@ Conventions, after the CheXpert labeler (Irvin et al., AAAI 2019) unless said ot
 
 from __future__ import annotations
 
-import argparse
-import csv
 import re
-import sys
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from radvision_utils.config import RadVisionError
-from radvision_utils.evaluation.finding_context import LEXICON, read_sentence
+from radvision_utils.evaluation.finding_context import read_sentence
 
 OBSERVATIONS: tuple[str, ...] = (
     "No Finding",
@@ -144,52 +137,6 @@ def compare(generated: Mapping[str, Label], reference: Mapping[str, Label]) -> d
     return verdicts
 
 
-def mesh_labels(mesh: str, problems: str = "") -> set[str]:
-    """The observations that a human annotation of Open-I names; the table is in `lexicon.json`.
-
-    Args:
-        mesh: annotations separated by ";", for example "Opacity/lung/base/left;Cardiomegaly/mild".
-        problems: their headings alone; read where `mesh` is empty, since they do not tell where a finding is.
-    """
-    tags = [tag.strip() for tag in (mesh or problems or "").split(";") if tag.strip()]
-    found = {name for name, patterns in LEXICON["mesh"].items() if any(_matches(tag, patterns) for tag in tags)}
-    harmless = LEXICON["mesh without finding"] + LEXICON["mesh"]["Support Devices"]
-    return found | {"No Finding"} if tags and all(_matches(tag, harmless) for tag in tags) else found
-
-
-def mesh_agreement(labels: Sequence[Mapping[str, Label]], mesh: Sequence[str]) -> dict[str, dict[str, float]]:
-    """How labels agree with annotations of the same reports.
-
-    Args:
-        labels: of each report, by `label`.
-        mesh: each report's annotation; left out are those without and "No Indexing" beforehand.
-
-    Returns:
-        observation -> support (reports annotated with it), precision, recall, f1 ("present" as positive) and
-        f1_uncertain (uncertain as positive too); 0 where there is nothing to be right about.
-    """
-    true = [mesh_labels(text) for text in mesh]
-    return {
-        name: _agreement([found[name].status for found in labels], [name in t for t in true]) for name in OBSERVATIONS
-    }
-
-
-def _agreement(statuses: Sequence[str], true: Sequence[bool]) -> dict[str, float]:
-    scores: dict[str, float] = {"support": sum(true)}
-    for positive, ending in (({"present"}, ""), ({"present", "uncertain"}, "_uncertain")):
-        said = [status in positive for status in statuses]
-        hits = sum(a and b for a, b in zip(said, true, strict=True))
-        if not ending:
-            scores["precision"] = round(hits / max(sum(said), 1), 4)
-            scores["recall"] = round(hits / max(sum(true), 1), 4)
-        scores[f"f1{ending}"] = round(2 * hits / max(sum(said) + sum(true), 1), 4)
-    return scores
-
-
-def _matches(tag: str, patterns: Iterable[str]) -> bool:
-    return any(re.match(pattern, tag) for pattern in patterns)
-
-
 def _all_mentions(text: str) -> list[Mention]:
     """Mentions, those of findings outside the 14 ("Other Finding") included."""
     return [
@@ -212,75 +159,3 @@ def _aggregate(mentions: Sequence[Mention]) -> Label:
         if named:
             return Label(status, tuple(side for side in ("left", "right") if {side, "bilateral"} & named))
     return Label("not mentioned")
-
-
-@dataclass(frozen=True)
-class _Row:
-    uid: str
-    text: str
-    labels: dict[str, Label]
-    mesh: set[str]
-
-
-def _read_reports(path: Path) -> list[_Row]:
-    """The annotated reports of a table; those without text or that the annotators left out ("No Indexing") are not."""
-    if not path.is_file():
-        raise RadVisionError(f"{path} is not a file: give the reports table (CSV) of the Open-I collection.")
-    with path.open(newline="", encoding="utf-8") as file:
-        table = csv.DictReader(file)
-        missing = {"uid", "MeSH", "Problems", "findings", "impression"} - set(table.fieldnames or ())
-        if missing:
-            raise RadVisionError(f"{path} has no column {', '.join(sorted(missing))}: give the Open-I reports table.")
-        rows = [(row, f"{row['findings'] or ''}\n{row['impression'] or ''}".strip()) for row in table]
-    return [
-        _Row(row["uid"], text, label(text), mesh_labels(row["MeSH"], row["Problems"]))
-        for row, text in rows
-        if text and row["MeSH"] and row["MeSH"] != "No Indexing"
-    ]
-
-
-def _disagreements(rows: Sequence[_Row], name: str, count: int) -> list[str]:
-    """Up to `count` reports each that only the rules or only MeSH call present, with what decided."""
-    lines = []
-    for kind, by_rules in (("rules only", True), ("MeSH only", False)):
-        odd = [r for r in rows if (r.labels[name].status == "present") is by_rules is (name not in r.mesh)]
-        for row in odd[:count]:
-            spans = sentences(row.text)
-            said = [
-                f"{m.status}: {row.text[slice(*spans[m.sentence])]}"
-                for m in find_mentions(row.text)
-                if m.observation == name and (m.status == "present") is by_rules
-            ]
-            reason = " | ".join(dict.fromkeys(said)) or f"no mention in: {' '.join(row.text.split())}"
-            lines.append(f"{name}, {kind}, uid {row.uid}: {reason}")
-    return lines
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints how the rules agree with the human MeSH annotation of a reports table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m radvision_utils.evaluation.finding_labels", description=main.__doc__
-    )
-    parser.add_argument("reports", type=Path, help="CSV with uid, MeSH, Problems, findings, impression")
-    parser.add_argument("--examples", type=int, default=0, metavar="N", help="print N disagreements of each kind")
-    options = parser.parse_args(arguments)
-    started = time.perf_counter()
-    rows = _read_reports(options.reports)
-    seconds = time.perf_counter() - started
-    print(f"{'observation':28}{'MeSH':>6}{'precision':>11}{'recall':>8}{'F1':>7}{'F1, uncertain as present':>26}")
-    for name in OBSERVATIONS:
-        s = _agreement([row.labels[name].status for row in rows], [name in row.mesh for row in rows])
-        print(
-            f"{name:28}{s['support']:6}{s['precision']:11.3f}{s['recall']:8.3f}{s['f1']:7.3f}{s['f1_uncertain']:26.3f}"
-        )
-    print(f"{len(rows)} reports labeled in {seconds:.1f} s")
-    for name in OBSERVATIONS:
-        for line in _disagreements(rows, name, options.examples):
-            print(line)
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except RadVisionError as error:
-        sys.exit(f"radvision: {error}")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from radvision_utils.config import RadVisionError
 from radvision_utils.evaluation.finding_labels import (
     OBSERVATIONS,
     Label,
@@ -15,12 +14,9 @@ from radvision_utils.evaluation.finding_labels import (
     compare,
     find_mentions,
     label,
-    main,
-    mesh_labels,
     sentences,
 )
 
-OPEN_I = Path(__file__).resolve().parents[3] / "shared" / "data" / "open-i" / "reports.csv"
 SIDES = {"left": ("left",), "right": ("right",), "bilateral": ("left", "right"), "": ()}
 
 with Path(__file__).with_name("label_sentences.csv").open(newline="", encoding="utf-8") as file:
@@ -134,35 +130,6 @@ def test_compare_sees_a_wrong_side_but_not_a_denial_of_the_other_side() -> None:
     not_right = said(Atelectasis=Label("absent", ("right",)))
     assert compare(said(Atelectasis=left), not_right) == {"Atelectasis": "unsupported"}
     assert compare(said(Atelectasis=right), not_right) == {"Atelectasis": "contradiction"}
-
-
-def test_mesh_annotations_become_observations() -> None:
-    assert mesh_labels("normal") == {"No Finding"}
-    assert mesh_labels("Catheters, Indwelling/left") == {"No Finding", "Support Devices"}
-    assert mesh_labels("Opacity/lung/base/left;Cardiomegaly/mild") == {"Lung Opacity", "Cardiomegaly"}
-    assert mesh_labels("Scoliosis/thoracic vertebrae") == set()
-    assert mesh_labels("", "Pleural Effusion;Scoliosis") == {"Pleural Effusion"}
-    assert mesh_labels("") == set()
-
-
-def test_the_command_refuses_a_table_without_the_needed_columns(tmp_path: Path) -> None:
-    table = tmp_path / "reports.csv"
-    table.write_text("uid,findings\n1,Clear lungs.\n", encoding="utf-8")
-    with pytest.raises(RadVisionError, match="no column MeSH"):
-        main([str(table)])
-    with pytest.raises(RadVisionError, match="not a file"):
-        main([str(tmp_path / "none.csv")])
-
-
-@pytest.mark.skipif(not OPEN_I.is_file(), reason="the Open-I reports table is not beside the project")
-def test_labels_agree_with_the_human_annotation_of_open_i(capsys: pytest.CaptureFixture[str]) -> None:
-    main([str(OPEN_I), "--examples", "1"])
-    lines = capsys.readouterr().out.splitlines()
-    f1 = {line[:28].strip(): float(line[28:].split()[3]) for line in lines[1 : 1 + len(OBSERVATIONS)]}
-    assert min(f1.values()) > 0.6
-    assert sum(f1.values()) / len(f1) > 0.85  # 0.89 when written
-    assert f1["Pleural Effusion"] > 0.88
-    assert any("rules only" in line for line in lines)
 
 
 def test_mention_is_a_plain_record() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from radvision_utils.evaluation.bootstrap import Bootstrap
-from radvision_utils.evaluation.finding_labels import label, mesh_agreement
+from radvision_utils.evaluation.finding_labels import label
 from radvision_utils.evaluation.label_scores import (
     LabelMatrix,
     confusion,
@@ -12,6 +12,7 @@ from radvision_utils.evaluation.label_scores import (
     observation_scores,
     study_f1,
 )
+from radvision_utils.evaluation.mesh import mesh_agreement
 
 TRUE = [label(text) for text in ("Left effusion.", "Cardiomegaly. Possible pneumonia.", "Normal chest.", "Scoliosis.")]
 SAID = [label(text) for text in ("Left effusion.", "Cardiomegaly. Left effusion.", "Normal chest.", "Normal chest.")]
