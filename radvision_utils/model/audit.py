@@ -19,6 +19,7 @@ from peft import PeftModel
 from torch import nn
 
 from radvision_utils.environment import Device
+from radvision_utils.model.components import compute_by
 
 logger = logging.getLogger(__name__)
 
@@ -91,13 +92,17 @@ def keep_in_float32(model: nn.Module, names: Sequence[str]) -> None:
             for parameter in module.parameters(recurse=False):
                 if parameter.is_floating_point():
                     parameter.data = parameter.data.float()
-        block.forward = partial(_in_float32, block.forward)
+        compute_by(block, _InFloat32)
 
 
-def _in_float32(forward: Any, *inputs: Any, **options: Any) -> Any:
-    device = next(value.device.type for value in inputs if isinstance(value, torch.Tensor))
-    with torch.autocast(device, enabled=False):
-        return forward(*(_float(value) for value in inputs), **{name: _float(value) for name, value in options.items()})
+class _InFloat32:
+    """Before the class of a block."""
+
+    def forward(self: Any, *inputs: Any, **options: Any) -> Any:
+        device = next(value.device.type for value in inputs if isinstance(value, torch.Tensor))
+        with torch.autocast(device, enabled=False):
+            options = {name: _float(value) for name, value in options.items()}
+            return super().forward(*(_float(value) for value in inputs), **options)
 
 
 def _float(value: Any) -> Any:

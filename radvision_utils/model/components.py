@@ -1,5 +1,5 @@
 """Which parameters belong to the vision encoder, the projector and the language model of a Qwen2.5-VL, and how to let
-a part of it compute something else for a while."""
+a part of it compute something else, for a while or for good."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -65,3 +66,18 @@ def computing(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
         yield
     finally:
         del module.forward
+
+
+def compute_by(module: nn.Module, way: type) -> None:
+    """Let one module compute by the `forward` of `way`, which finds that of the module's own class by `super()`.
+
+    Its class is exchanged, because a function stored in `module.forward` would hold the module that holds it: a model
+    with such a circle stays in memory until Python's garbage collector happens to run.
+    """
+    if not isinstance(module, way):
+        module.__class__ = _combined(way, type(module))
+
+
+@cache
+def _combined(way: type, kind: type) -> type:
+    return type(kind.__name__, (way, kind), {})

@@ -81,6 +81,10 @@ def load_base(settings: ModelSettings, device: Device) -> PreTrainedModel:
         # training step fails on a view of a leaf variable. Its own switch turns the repacking off.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+        # bitsandbytes quantizes with it, and later it only makes a circle of layer and weight (`compute_by`).
+        for weight in module.parameters(recurse=False):
+            if hasattr(weight, "quant_state"):
+                weight.module = None
     speed_up_vision(model)
     model.requires_grad_(False)
     model.config.use_cache = True

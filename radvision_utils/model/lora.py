@@ -7,13 +7,14 @@ the arithmetic. Here s scales the r numbers of a token, and one matrix product a
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
+
+from radvision_utils.model.components import compute_by
 
 
 def speed_up_lora(model: PeftModel) -> None:
@@ -27,24 +28,30 @@ def speed_up_lora(model: PeftModel) -> None:
     """
     for layer in model.modules():
         if isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), nn.Linear) and _is_plain(layer):
-            layer.forward = partial(_forward, layer, _is_idle(layer))
+            compute_by(layer, _InFewerPasses)
+            layer.idle = _is_idle(layer)
 
 
-def _forward(layer: Any, idle: bool, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """`peft.tuners.lora.Linear.forward` and `Linear4bit.forward`: (..., in) to (..., out)."""
-    if args or kwargs or layer.disable_adapters or layer.merged:
-        return type(layer).forward(layer, x, *args, **kwargs)
-    output: torch.Tensor = layer.base_layer(x)
-    if idle:
-        return output
-    (name,) = layer.active_adapters
-    up = layer.lora_B[name].weight
-    if not torch.is_autocast_enabled(x.device.type):  # which lets lora_A take x as it is
-        x = x.to(up.dtype)
-    reduced = layer.lora_A[name](layer.lora_dropout[name](x)) * layer.scaling[name]
-    wide = output.to(reduced.dtype)
-    added: torch.Tensor = _AddUp.apply(wide, reduced, up.to(wide.dtype))
-    return added.to(output.dtype)
+class _InFewerPasses:
+    """Before `peft.tuners.lora.Linear` and `Linear4bit`."""
+
+    idle: bool  # adds nothing
+
+    def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """(..., in) to (..., out)."""
+        if args or kwargs or self.disable_adapters or self.merged:
+            return super().forward(x, *args, **kwargs)
+        output: torch.Tensor = self.base_layer(x)
+        if self.idle:
+            return output
+        (name,) = self.active_adapters
+        up = self.lora_B[name].weight
+        if not torch.is_autocast_enabled(x.device.type):  # which lets lora_A take x as it is
+            x = x.to(up.dtype)
+        reduced = self.lora_A[name](self.lora_dropout[name](x)) * self.scaling[name]
+        wide = output.to(reduced.dtype)
+        added: torch.Tensor = _AddUp.apply(wide, reduced, up.to(wide.dtype))
+        return added.to(output.dtype)
 
 
 class _AddUp(torch.autograd.Function):

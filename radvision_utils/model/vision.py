@@ -1,19 +1,20 @@
 """The vision encoder computed faster than transformers does without FlashAttention: same weights, same results.
 
-Each function replaces the `forward` of module instances; names, parameters and what is saved stay as they are.
+Each function exchanges how some modules of one model compute; names, parameters and what is saved stay as they are.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+
+from radvision_utils.model.components import compute_by
 
 
 def speed_up_vision(model: PreTrainedModel) -> None:
@@ -33,13 +34,17 @@ def patch_embedding_by_matmul(model: PreTrainedModel) -> None:
 
     Same weights, same result to rounding; a training step of the tiny model on a CPU takes a seventh of the time.
     """
-    embedding = model.model.visual.patch_embed
+    compute_by(model.model.visual.patch_embed, _ByMatmul)
 
-    def forward(pixels: torch.Tensor) -> torch.Tensor:
-        weight = embedding.proj.weight.flatten(1)
+
+class _ByMatmul:
+    """Before `Qwen2_5_VisionPatchEmbed`."""
+
+    proj: torch.nn.Conv3d
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        weight = self.proj.weight.flatten(1)
         return F.linear(pixels.to(weight.dtype), weight)
-
-    embedding.forward = forward
 
 
 def attention_by_window_length(model: PreTrainedModel) -> None:
@@ -49,28 +54,38 @@ def attention_by_window_length(model: PreTrainedModel) -> None:
     blocks attend to it as a whole: 704 calls for one image and 704 more for each further one; here 88 for any number.
     """
     for block in model.model.visual.blocks:
-        block.attn.forward = partial(_attend, block.attn)
+        compute_by(block.attn, _ByWindowLength)
 
 
-def _attend(
-    attention: Any,
-    hidden_states: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    position_embeddings: tuple[torch.Tensor, torch.Tensor],
-    **_: Any,
-) -> torch.Tensor:
-    """`Qwen2_5_VLVisionAttention.forward`: (patches, width) in and out; `cu_seqlens`: where windows begin and end."""
-    patches = hidden_states.shape[0]
-    query, key, value = attention.qkv(hidden_states).view(patches, 3, attention.num_heads, -1).unbind(1)
-    query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
-    groups, order = _windows_by_length(tuple(cu_seqlens.tolist()), cu_seqlens.device)
-    attended = []
-    for group in groups:
-        # (windows, heads, patches of a window, width of a head)
-        q, k, v = (part[group].transpose(1, 2) for part in (query, key, value))
-        attended.append(F.scaled_dot_product_attention(q, k, v, scale=attention.scaling).transpose(1, 2).flatten(0, 1))
-    together = attended[0] if len(groups) == 1 else torch.cat(attended)[order]
-    return attention.proj(together.reshape(patches, -1))
+class _ByWindowLength:
+    """Before `Qwen2_5_VLVisionAttention`."""
+
+    qkv: torch.nn.Linear
+    proj: torch.nn.Linear
+    num_heads: int
+    scaling: float
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        **_: Any,
+    ) -> torch.Tensor:
+        """(patches, width) in and out; `cu_seqlens`: where windows begin and end."""
+        patches = hidden_states.shape[0]
+        query, key, value = self.qkv(hidden_states).view(patches, 3, self.num_heads, -1).unbind(1)
+        query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+        groups, order = _windows_by_length(tuple(cu_seqlens.tolist()), cu_seqlens.device)
+        attended = []
+        for group in groups:
+            # (windows, heads, patches of a window, width of a head)
+            q, k, v = (part[group].transpose(1, 2) for part in (query, key, value))
+            out = F.scaled_dot_product_attention(q, k, v, scale=self.scaling)
+            attended.append(out.transpose(1, 2).flatten(0, 1))
+        together = attended[0] if len(groups) == 1 else torch.cat(attended)[order]
+        projected: torch.Tensor = self.proj(together.reshape(patches, -1))
+        return projected
 
 
 @functools.lru_cache(maxsize=64)  # two kinds of blocks, and as many batch sizes as a run has

@@ -166,7 +166,7 @@ class Collator:
             return self._image_inputs(images, [str(image) for image in images])
         side = math.isqrt(self._image_tokens) * self.processor.image_processor.merge_size
         features = self.features.of(studies)
-        grid = torch.tensor([[1, side, side]]).expand(len(studies), -1)
+        grid = torch.tensor([[1, side, side]] * len(studies))
         return {"pixel_values": features, "image_grid_thw": grid}
 
     def _image_inputs(self, images: Sequence[Any], keys: Sequence[str | None]) -> dict[str, Any]:

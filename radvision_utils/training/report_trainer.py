@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.optim import GlobalOptimManager
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from radvision_utils.config import RadVisionError, StageSettings
@@ -64,6 +66,30 @@ class ReportTrainer(GuardedTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_trained(self.model, Path(resume_from_checkpoint))
+
+
+@contextmanager
+def let_go(trainer: ReportTrainer) -> Iterator[ReportTrainer]:
+    """Within, the trainer; however that ends, it then holds no model and no optimizer, and the model nothing of it.
+
+    Both would stay in memory until Python's garbage collector happens to run, since the libraries below make circles:
+    accelerate stores its autocast, which holds the model, in `model.forward`, and bitsandbytes' `load_state_dict`
+    leaves a function that holds itself and the optimizer. The embeddings would stay for good: transformers enters them
+    in a list of bitsandbytes' from which nothing is taken.
+    """
+    model, exceptions = trainer.model, GlobalOptimManager.get_instance()
+    try:
+        yield trainer
+    finally:
+        # The next trainer of this model must find it as it was, or it would compute without autocast.
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+            vars(model).pop(name, None)
+        if trainer.optimizer is not None:
+            trainer.optimizer.state.clear()
+            trainer.optimizer.param_groups.clear()
+        own = set(model.modules())
+        exceptions.module_weight_config_triple[:] = [e for e in exceptions.module_weight_config_triple if e[0] not in own]
+        vars(trainer).clear()
 
 
 class GradientCheck(TrainerCallback):

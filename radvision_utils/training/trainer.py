@@ -56,7 +56,7 @@ from radvision_utils.training.loss import MODEL_INPUTS, mean_report_loss, to_dev
 from radvision_utils.training.plan import plan_record
 from radvision_utils.training.plan_table import beside_measured
 from radvision_utils.training.progress import StageLog, Stopwatch, draw_losses
-from radvision_utils.training.report_trainer import GradientCheck, ReportTrainer, training_arguments
+from radvision_utils.training.report_trainer import GradientCheck, ReportTrainer, let_go, training_arguments
 from radvision_utils.training.stages import STAGES, checkpoint_layers, select_stage
 
 logger = logging.getLogger(__name__)
@@ -241,9 +241,9 @@ def _fit_split(
         load_trained(model, checkpoint)
         log.begin(state)
     else:
-        with other_processes_watched(stage), watch.part("steps"):
+        with other_processes_watched(stage), let_go(trainer), watch.part("steps"):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        state = trainer.state
+            state = trainer.state
         pause_if_unfinished(stage, settings.max_minutes, state)
     return {
         "studies": {"train": len(train), "validation": len(held_out)},
