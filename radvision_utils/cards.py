@@ -6,8 +6,9 @@ The dashboard draws records and never loads a model; here a run's records and it
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.dashboard import browser
@@ -16,9 +17,6 @@ from radvision_utils.dashboard.records import find_prediction, image_path, read_
 from radvision_utils.data.images import letterbox, load_image
 from radvision_utils.data.studies import Studies, Study, open_prepared
 from radvision_utils.runs import RunFolder, is_current
-
-if TYPE_CHECKING:
-    from radvision_utils.inference import Reporter
 
 
 def predict_beautiful(
@@ -71,7 +69,7 @@ class ReportBrowser(browser.ReportBrowser):
     def __init__(self, run: str = "tiny", output_root: str = "outputs", index: int = 0) -> None:
         folder = RunFolder(run, output_root)
         records = read_predictions(folder.predictions)
-        super().__init__(records, folder.path, index, _LiveModel(folder.profile()))
+        super().__init__(records, folder.path, index, partial(_report_on, folder.profile()))
 
 
 def write_dashboard(run: str = "tiny", output_root: str = "outputs") -> Path:
@@ -124,25 +122,17 @@ def _explain(profile: Profile, study: Study, record: dict[str, Any], stage: int)
     return evidence_record(study.uid, found.parts, found.seconds)
 
 
-class _LiveModel:
-    """Reports on images of one's own with the model of a stage, which it loads when it is first asked."""
+def _report_on(profile: Profile, name: str, image: bytes | Path, stage: int) -> ReportCard:
+    """A card for an image of one's own. The model is loaded anew for each: kept, a 7B would fill the card."""
+    from radvision_utils.own_images import own_record, training_forms
+    from radvision_utils.inference import reporter_of
 
-    def __init__(self, profile: Profile) -> None:
-        self._profile = profile
-        self._reporters: dict[int, Reporter] = {}
-
-    def __call__(self, name: str, image: bytes | Path, stage: int) -> ReportCard:
-        from radvision_utils.inference import reporter_of
-        from radvision_utils.own_images import own_record, training_forms
-
-        if isinstance(image, Path) and not image.is_file():
-            raise RadVisionError(f"image {image} does not exist: give the path of a PNG, JPEG or DICOM file.")
-        size = self._profile.data.image_size
-        square = letterbox(load_image(image, size), size)
-        if stage not in self._reporters:
-            self._reporters = {stage: reporter_of(self._profile, stage)}  # one at a time: a 7B fills a GPU
-        [written] = self._reporters[stage].write([square])
-        shown = io.BytesIO()
-        square.save(shown, "PNG")
-        record = own_record(self._profile, stage, name, written, training_forms(self._profile))
-        return ReportCard(record, shown.getvalue(), cached=False)
+    if isinstance(image, Path) and not image.is_file():
+        raise RadVisionError(f"image {image} does not exist: give the path of a PNG, JPEG or DICOM file.")
+    size = profile.data.image_size
+    square = letterbox(load_image(image, size), size)
+    [written] = reporter_of(profile, stage).write([square])
+    shown = io.BytesIO()
+    square.save(shown, "PNG")
+    record = own_record(profile, stage, name, written, training_forms(profile))
+    return ReportCard(record, shown.getvalue(), cached=False)

@@ -25,7 +25,8 @@ from radvision_utils.config import ModelSettings, RadVisionError
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "pillow", "ipywidgets")
 # What Colab or Kaggle may lack: packages, whose modules are spelled with "_" for "-".
 HOSTED_NEEDS = ("peft", "bitsandbytes", "accelerate", "datasets", "qwen-vl-utils", "papermill", "pycocoevalcap")
-DTYPE_VARIABLE = "RADVISION_DTYPE"  # set in the environment, it takes the place of the choice below
+# Set in the environment, the first takes the place of the choice below; the second lets a card stand for a smaller one.
+DTYPE_VARIABLE, MEMORY_VARIABLE = "RADVISION_DTYPE", "RADVISION_GIB"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Device:
     """Where and how the model computes, each choice with its reason."""
 
     kind: str  # "cuda" or "cpu"
-    title: str  # "Tesla T4, 14.6 GiB" or "CPU, 2 cores"
+    title: str  # "Tesla T4, 14.6 GiB" or "CPU, 2 cores"; the GiB are what torch may have
     dtype: str  # of 16-bit weights and of computation: "float16", "bfloat16" or "float32"
     dtype_reason: str
     attention: str
@@ -53,9 +54,14 @@ class Device:
 
 
 def choose_device() -> Device:
-    """The first CUDA card if there is one, else the CPU."""
+    """The first CUDA card if there is one, else the CPU.
+
+    Raises:
+        RadVisionError: `RADVISION_DTYPE` or `RADVISION_GIB` has a value that means nothing.
+    """
     import torch
 
+    cap = memory_cap()
     attention = (
         "sdpa",
         "part of torch on every device; FlashAttention 2 needs an Ampere card and a package of its own",
@@ -63,10 +69,12 @@ def choose_device() -> Device:
     if not torch.cuda.is_available():
         reason = "a CPU computes in float32; bfloat16 autocast is slower there"
         return Device("cpu", f"CPU, {os.cpu_count()} cores", *_asked_dtype("float32", reason), *attention)
-    index = torch.cuda.current_device()
+    index = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
     major, minor = torch.cuda.get_device_capability(index)
-    gib = torch.cuda.get_device_properties(index).total_memory / 2**30
-    title = f"{torch.cuda.get_device_name(index)}, {gib:.1f} GiB"
+    name, gib = torch.cuda.get_device_name(index), torch.cuda.get_device_properties(index).total_memory / 2**30
+    capped = cap is not None and cap < gib
+    title = f"{name} under {MEMORY_VARIABLE}, {cap:g} GiB" if capped else f"{name}, {gib:.1f} GiB"
+    torch.cuda.set_per_process_memory_fraction(cap / gib if cap is not None and capped else 1.0, index)
     # torch.cuda.is_bf16_supported() says True on a T4, where bfloat16 is emulated: ask the compute capability.
     dtype = "bfloat16" if major >= 8 else "float16"
     reason = f"compute capability {major}.{minor}; bfloat16 in hardware begins at 8.0"
@@ -78,6 +86,22 @@ def _asked_dtype(dtype: str, reason: str) -> tuple[str, str]:
     if asked not in ("", "float16", "bfloat16", "float32"):
         raise RadVisionError(f"{DTYPE_VARIABLE} is {asked!r}: give float16, bfloat16 or float32, or unset it.")
     return (asked, f"{DTYPE_VARIABLE} asks for it instead of {dtype}") if asked else (dtype, reason)
+
+
+def memory_cap() -> float | None:
+    """How many GiB of a card torch may have by `RADVISION_GIB`; None: all.
+
+    Raises:
+        RadVisionError: it is no sensible number.
+    """
+    asked = os.environ.get(MEMORY_VARIABLE, "")
+    try:
+        cap = float(asked) if asked else None
+    except ValueError:
+        cap = 0.0
+    if cap is not None and not 0 < cap <= 1024:
+        raise RadVisionError(f"{MEMORY_VARIABLE} is {asked!r}: give GiB such as 14.56, or unset it.")
+    return cap
 
 
 def process_rank() -> int:

@@ -32,7 +32,7 @@ from radvision_utils.model.loading import compute_device, load_base, load_proces
 from radvision_utils.model.lora import speed_up_lora
 from radvision_utils.progress import Progress, show_progress
 from radvision_utils.runs import RunFolder, require
-from radvision_utils.training.budget import is_out_of_memory
+from radvision_utils.training.budget import is_out_of_memory, loading_in_memory
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import report_token_losses, to_device
 
@@ -226,22 +226,29 @@ def reporter_of(profile: Profile, stage: int, base: PreTrainedModel | None = Non
     if stage:
         require(profile, f"stage{stage}")
     device = choose_device()
-    model = load_base(profile.model, device) if base is None else base
     collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
+    with loading_in_memory(profile, stage):
+        model = _load_model(profile, stage, device, base)
+    keep_in_float32(model, _float32_blocks(profile, stage) if device.dtype == "float16" else [])
+    return Reporter(model, collator, profile, stage, device)
+
+
+def _load_model(
+    profile: Profile, stage: int, device: Device, base: PreTrainedModel | None
+) -> PreTrainedModel | PeftModel:
+    model = load_base(profile.model, device) if base is None else base
     # A CPU would unpack the 4-bit weights and add LoRA anew for every token: it is nearly twice as fast with both done
     # once, and float32 holds the same weights. In the 16 bits of a card the sums would be rounded.
     once = device.kind == "cpu"
     if once and getattr(model, "is_quantized", False):
         model.dequantize()
-    if stage:
-        adapted = load_adapter(model, RunFolder.of(profile).adapter(stage))
-        if once:
-            model = merge_adapter(adapted)
-        else:
-            speed_up_lora(adapted)
-            model = adapted
-    keep_in_float32(model, _float32_blocks(profile, stage) if device.dtype == "float16" else [])
-    return Reporter(model, collator, profile, stage, device)
+    if not stage:
+        return model
+    adapted = load_adapter(model, RunFolder.of(profile).adapter(stage))
+    if once:
+        return merge_adapter(adapted)
+    speed_up_lora(adapted)
+    return adapted
 
 
 def _float32_blocks(profile: Profile, stage: int) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.data.studies import open_prepared
-from radvision_utils.environment import Device, choose_device
+from radvision_utils.environment import Device, choose_device, memory_cap
 from radvision_utils.hand_over.merge import base_bytes, merge_into_files
 from radvision_utils.hand_over.model_card import model_card
 from radvision_utils.model.adapter import WEIGHTS, load_adapter
@@ -130,7 +130,8 @@ def _rms(difference: torch.Tensor) -> float:
 
 def _free_gib(device: Device) -> float:
     if device.kind == "cuda":
-        return float(torch.cuda.mem_get_info()[0]) / 2**30
+        cap, free = memory_cap(), torch.cuda.mem_get_info()[0] / 2**30
+        return free if cap is None else min(free, cap - torch.cuda.memory_allocated() / 2**30)
     import psutil
 
     return float(psutil.virtual_memory().available) / 2**30

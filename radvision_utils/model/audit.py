@@ -102,7 +102,7 @@ class _InFloat32:
         device = next(value.device.type for value in inputs if isinstance(value, torch.Tensor))
         with torch.autocast(device, enabled=False):
             options = {name: _float(value) for name, value in options.items()}
-            return super().forward(*(_float(value) for value in inputs), **options)
+            return super().forward(*(_float(value) for value in inputs), **options)  # type: ignore[misc]
 
 
 def _float(value: Any) -> Any:

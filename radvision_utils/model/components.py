@@ -74,8 +74,9 @@ def compute_by(module: nn.Module, way: type) -> None:
     Its class is exchanged, because a function stored in `module.forward` would hold the module that holds it: a model
     with such a circle stays in memory until Python's garbage collector happens to run.
     """
-    if not isinstance(module, way):
-        module.__class__ = _combined(way, type(module))
+    kind: Any = type(module)
+    if not issubclass(kind, way):
+        module.__class__ = _combined(way, kind)
 
 
 @cache

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
 from transformers import (
@@ -57,6 +60,7 @@ def load_base(settings: ModelSettings, device: Device) -> PreTrainedModel:
         RadVisionError: no card for a large base, or the base cannot be found or downloaded.
     """
     require_device(settings, device)
+    _free_failed_calls()
     # One process computes on one card. "auto" would spread one model over all cards and break several processes.
     place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device.kind == "cuda" else "cpu"
     path, dtype, quantization = base_path(settings), device.torch_dtype(), quantization_config(settings, device)
@@ -90,6 +94,23 @@ def load_base(settings: ModelSettings, device: Device) -> PreTrainedModel:
     model.config.use_cache = True
     model.eval()
     return model
+
+
+def _free_failed_calls() -> None:
+    """Let go of what an earlier call that failed still holds, so that it can be made again.
+
+    A notebook keeps its last error, which keeps the call's frames, and these their models and tensors. Only what the
+    frames hold goes; the error and its traceback stay to be read.
+    """
+    errors = [sys.exc_info()[1], getattr(sys, "last_value", None)]
+    seen: set[int] = set()
+    while errors:
+        error = errors.pop()
+        if error is not None and id(error) not in seen:
+            seen.add(id(error))
+            traceback.clear_frames(error.__traceback__)
+            errors += [error.__cause__, error.__context__]
+    clear_device_cache(garbage_collection=True)
 
 
 def load_processor(settings: ModelSettings, image_size: int) -> ProcessorMixin:

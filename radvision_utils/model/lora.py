@@ -7,6 +7,7 @@ the arithmetic. Here s scales the r numbers of a token, and one matrix product a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,10 +27,10 @@ def speed_up_lora(model: PeftModel) -> None:
         model: with gradients already given to what trains (`training.stages.select_stage`). Call it again after
             weights have been exchanged from outside.
     """
-    for layer in model.modules():
-        if isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), nn.Linear) and _is_plain(layer):
-            compute_by(layer, _InFewerPasses)
-            layer.idle = _is_idle(layer)
+    layers: Iterator[Any] = model.modules()
+    for layer in filter(_is_plain, layers):
+        compute_by(layer, _InFewerPasses)
+        layer.idle = _is_idle(layer)
 
 
 class _InFewerPasses:
@@ -40,7 +41,7 @@ class _InFewerPasses:
     def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """(..., in) to (..., out)."""
         if args or kwargs or self.disable_adapters or self.merged:
-            return super().forward(x, *args, **kwargs)
+            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
         output: torch.Tensor = self.base_layer(x)
         if self.idle:
             return output
@@ -77,7 +78,9 @@ class _AddUp(torch.autograd.Function):
 
 
 def _is_plain(layer: Any) -> bool:
-    """One adapter, and LoRA as in Hu et al. 2021: no DoRA, no bias of its own."""
+    """A linear layer with one adapter, and LoRA as in Hu et al. 2021: no DoRA, no bias of its own."""
+    if not isinstance(layer, LoraLayer) or not isinstance(layer.get_base_layer(), nn.Linear):
+        return False
     names = layer.active_adapters
     return len(names) == 1 and names[0] not in layer.lora_variant and not any(layer.lora_bias.values())
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,10 +19,10 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import TrainerCallback
 
 from radvision_utils.config import Profile, RadVisionError, RunPaused, StageSettings
-from radvision_utils.environment import process_count
+from radvision_utils.environment import choose_device, process_count
 from radvision_utils.model.components import trained_tensors
 from radvision_utils.runs import read_json, write_json
-from radvision_utils.training.cost import Card
+from radvision_utils.training.cost import find_card
 from radvision_utils.training.plan import first_change
 
 logger = logging.getLogger(__name__)
@@ -154,9 +155,9 @@ class MemoryBudget:
 
 def what_to_change(profile: Profile, stage: int) -> str:
     """For a stage that does not fit with one study at a time: the planner's figures and its first change."""
-    if not torch.cuda.is_available():
+    card = find_card(choose_device().title)
+    if card is None:
         return "end other programs, or train on a computer with more memory."
-    card = Card(torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / 2**30)
     settings = profile.stage(stage)
     one: Any = {
         f"stage{stage}": replace(settings, micro_batch=1, accumulation=settings.micro_batch * settings.accumulation)
@@ -180,13 +181,33 @@ def train_in_memory(memory: MemoryBudget, model: torch.nn.Module, attempt: Calla
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            problem = (str(error).strip().splitlines() or ["no memory left"])[0]
+            problem = _first_line(error)
         # Not in the handler: there the error still holds the attempt's tensors.
         for name, parameter in trained.items():
             parameter.grad = None
             parameter.data.copy_(start[name])
         clear_device_cache(garbage_collection=True)
         memory.reduce(problem)
+
+
+@contextmanager
+def loading_in_memory(profile: Profile, stage: int) -> Iterator[None]:
+    """Say what to change where memory ends while a stage's model is loaded; stage 0, the base, counts as the first.
+
+    Raises:
+        RadVisionError: it ended.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        told = f"memory ended while the model was loaded ({_first_line(error)})"
+        raise RadVisionError(f"{told}: {what_to_change(profile, max(stage, 1))}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no memory left"])[0]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

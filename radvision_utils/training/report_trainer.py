@@ -83,13 +83,15 @@ def let_go(trainer: ReportTrainer) -> Iterator[ReportTrainer]:
     finally:
         # The next trainer of this model must find it as it was, or it would compute without autocast.
         for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
-            vars(model).pop(name, None)
+            model.__dict__.pop(name, None)
         if trainer.optimizer is not None:
             trainer.optimizer.state.clear()
             trainer.optimizer.param_groups.clear()
         own = set(model.modules())
-        exceptions.module_weight_config_triple[:] = [e for e in exceptions.module_weight_config_triple if e[0] not in own]
-        vars(trainer).clear()
+        exceptions.module_weight_config_triple[:] = [
+            e for e in exceptions.module_weight_config_triple if e[0] not in own
+        ]
+        trainer.__dict__.clear()
 
 
 class GradientCheck(TrainerCallback):

@@ -40,7 +40,14 @@ from radvision_utils.runs import (
     step_key,
     write_json,
 )
-from radvision_utils.training.budget import MemoryBudget, Split, TimeBudget, pause_if_unfinished, train_in_memory
+from radvision_utils.training.budget import (
+    MemoryBudget,
+    Split,
+    TimeBudget,
+    loading_in_memory,
+    pause_if_unfinished,
+    train_in_memory,
+)
 from radvision_utils.training.checkpoints import (
     CheckpointMark,
     finished_state,
@@ -164,8 +171,9 @@ def _train(profile: Profile, stage: int, key: str, device: Device, started: floa
 
 
 def _stage_model(profile: Profile, stage: int, folder: RunFolder, device: Device) -> PeftModel:
-    base = load_base(profile.model, device)
-    model = attach_adapter(base, profile) if stage == 1 else load_adapter(base, folder.adapter(stage - 1))
+    with loading_in_memory(profile, stage):
+        base = load_base(profile.model, device)
+        model = attach_adapter(base, profile) if stage == 1 else load_adapter(base, folder.adapter(stage - 1))
     names = select_stage(model, profile, stage)
     speed_up_lora(model)
     tensors = dict(model.named_parameters())
