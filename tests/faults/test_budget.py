@@ -1,18 +1,16 @@
 """Time and memory end: the stage pauses at a checkpoint, or takes smaller micro-batches, or says what to change."""
 
-import re
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from radvision_utils import RadVisionError, load_profile, train_stage
+from radvision_utils import RadVisionError, train_stage
 from radvision_utils.config import RunPaused, StageSettings
 from radvision_utils.pipeline import run_notebooks
 from radvision_utils.runs import RunFolder
 from radvision_utils.training import report_trainer, trainer
-from radvision_utils.training.budget import Split, split_batch, what_to_change
+from radvision_utils.training.budget import Split, split_batch
 
 STEPS = {"max_steps": 3, "micro_batch": 4, "accumulation": 2, "validation_studies": 2}
 
@@ -118,16 +116,6 @@ def test_where_not_even_one_study_fits_one_is_told_what_to_change(fresh_run, mon
     told = r"stage 1 ran out of memory with one study at a time \(CUDA out of memory.*GiB.*\): .*"
     with pytest.raises(RadVisionError, match=told):
         train_stage(fresh_run(stage1=STEPS), 1)
-
-
-def test_what_to_change_has_the_planners_figures(monkeypatch):
-    card = SimpleNamespace(total_memory=6 * 2**30)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Small card")
-    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: card)
-    told = what_to_change(load_profile("lingshu-7b"), 3)
-    assert re.match(r"stage 3 needs \d+\.\d GiB by arithmetic, and Small card has 6\.0: ", told)
-    assert "micro_batch" not in told
 
 
 @pytest.mark.parametrize("kind", [float("nan"), float("inf")])

@@ -103,3 +103,27 @@ def test_a_prompt_with_an_image_token_is_refused():
     settings = replace(load_profile("tiny").model, prompt="Look: <|image_pad|>")
     with pytest.raises(RadVisionError, match=r"model.prompt must not contain the image token"):
         Collator(load_processor(settings, 512), settings)
+
+
+class Kept:
+    """Features of a frozen vision encoder, all zero."""
+
+    def of(self, studies):
+        return torch.zeros(len(studies) * 16, 8)
+
+
+@pytest.mark.parametrize("features", [None, Kept()])
+@pytest.mark.parametrize("indication", [False, True])
+def test_every_tensor_of_a_batch_can_be_pinned(dataset, features, indication):
+    settings = replace(load_profile("tiny").model, indication=indication)
+    collator = Collator(load_processor(settings, 512), settings, features)
+    studies = [replace(study, indication="cough " * n) for n, study in enumerate(dataset.split("train")[:3])]
+    for batch in (collator(studies), collator.prompts([s.image for s in studies], [s.indication for s in studies])):
+        assert_owned(batch)
+
+
+def assert_owned(batch):
+    """Pinning copies a tensor into one of its strides, which must not share memory between elements."""
+    for name, tensor in batch.items():
+        if isinstance(tensor, torch.Tensor):
+            assert torch.equal(torch.empty_strided(tensor.size(), tensor.stride()).copy_(tensor), tensor), name
