@@ -124,8 +124,8 @@ def _explain(profile: Profile, study: Study, record: dict[str, Any], stage: int)
 
 def _report_on(profile: Profile, name: str, image: bytes | Path, stage: int) -> ReportCard:
     """A card for an image of one's own. The model is loaded anew for each: kept, a 7B would fill the card."""
-    from radvision_utils.own_images import own_record, training_forms
     from radvision_utils.inference import reporter_of
+    from radvision_utils.own_images import own_record, training_forms
 
     if isinstance(image, Path) and not image.is_file():
         raise RadVisionError(f"image {image} does not exist: give the path of a PNG, JPEG or DICOM file.")
