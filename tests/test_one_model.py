@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
-from radvision_utils.export import export_run
 from torch import nn
 
 from radvision_utils import ReportBrowser, evaluate, predict_beautiful, train_stage
@@ -16,6 +15,7 @@ from radvision_utils.config import RunPaused
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import DTYPE_VARIABLE, choose_device
 from radvision_utils.evaluation.image_use import study_losses
+from radvision_utils.hand_over.export import export_run
 from radvision_utils.inference import Sampling, compare_stages, reporter_of
 from radvision_utils.model import loading
 from radvision_utils.runs import RunFolder
