@@ -58,9 +58,14 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--json", type=Path, default=None, metavar="FILE", help="write all figures there")
     _output_root(score)
 
-    plan = verbs.add_parser("plan", help="memory, hours and disk of the three stages on a card, by arithmetic")
+    plan = verbs.add_parser("plan", help="memory, hours and disk of the whole run on a card, by arithmetic")
     plan.add_argument("--profile", default="lingshu-7b", choices=list(PROFILES))
-    plan.add_argument("--gpu", default="t4", metavar="CARD", help="t4 (default), p100, l4, 3090, 4090, a100 or h100")
+    plan.add_argument(
+        "--gpu",
+        default="t4",
+        metavar="CARD",
+        help="t4 (default), 't4 x2', p100, l4, 3090, 4090, a10g, l40s, a100 or h100",
+    )
     plan.add_argument(
         "--gib", type=float, default=None, metavar="N", help="instead: any card, with N GiB that torch can use"
     )

@@ -107,6 +107,20 @@ class GenerationSettings:
 
 
 @dataclass(frozen=True)
+class EvaluationSettings:
+    """How much notebook 05 judges. What is left out can be added later; nothing that is there is taken away."""
+
+    stages: str = _setting("all", choices=("all", "ends"))  # whose reports; "ends": the untuned base and stage 3
+    evidence: int = _setting(12, low=0)  # studies whose sentences get maps, the worst reports first
+    samples: int = _setting(3, low=0)  # reports drawn by lot for each study, for confidence in its sentences
+
+    @property
+    def judged(self) -> tuple[int, ...]:
+        """The stages whose reports are written; 0 is the untuned base."""
+        return (0, *STAGES) if self.stages == "all" else (0, STAGES[-1])
+
+
+@dataclass(frozen=True)
 class Profile:
     """All settings of one run."""
 
@@ -118,6 +132,7 @@ class Profile:
     stage2: StageSettings
     stage3: StageSettings
     generation: GenerationSettings
+    evaluation: EvaluationSettings = EvaluationSettings()
     seed: int = _setting(23, low=0, high=2**31 - 1)
     output_root: str = "outputs"
 
@@ -164,6 +179,8 @@ PROFILES: dict[str, Profile] = {
         stage2=StageSettings(learning_rate=5e-5, epochs=1.0),
         stage3=StageSettings(learning_rate=1e-4, epochs=2.0),
         generation=GenerationSettings(),
+        # On a T4 judging then takes no longer than training, even where every report runs to max_new_tokens (`plan`).
+        evaluation=EvaluationSettings(evidence=0, samples=0),
     ),
 }
 

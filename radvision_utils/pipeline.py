@@ -1,6 +1,7 @@
 """Run the notebooks in order through papermill: check their parameters, skip what is finished, stop at a failure.
 
-Knows notebooks and folders only.
+Where there are several cards, a stage trains on all of them before its notebook shows it. Knows notebooks, folders and
+commands only.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import json
 import logging
 import os
 import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,16 +55,76 @@ def run_notebooks(profile: Profile, overrides: Mapping[str, Any], first: int = 1
         check_parameters(notebook_path(step), parameters)
     for step in steps:
         executed = folder.notebooks / f"{NOTEBOOKS[step]}.ipynb"
-        if is_current(profile, step) and executed.is_file() and not force:
+        if _is_shown(profile, step) and executed.is_file() and not force:
             logger.info("%s: finished and unchanged, skipped", NOTEBOOKS[step])
             continue
         if force:
             folder.record_path(step).unlink(missing_ok=True)
         started = time.perf_counter()
         logger.info("%s: begins", NOTEBOOKS[step])
+        if step.startswith("stage") and (processes := training_processes(profile, step)) > 1:
+            _train_together(profile, step, overrides, processes)
         _execute(step, executed, parameters, profile, overrides)
         logger.info("%s: done in %.0f s", NOTEBOOKS[step], time.perf_counter() - started)
     return folder
+
+
+def _is_shown(profile: Profile, step: str) -> bool:
+    """Whether the step is current and, of the last notebook, whether the maps and samples asked for are there."""
+    if step != "evaluation" or not is_current(profile, step):
+        return is_current(profile, step)
+    record, asked = RunFolder.of(profile).record(step) or {}, profile.evaluation
+    maps, samples = record.get("evidence", {}).get("asked"), record.get("confidence", {}).get("samples")
+    return asked.evidence in (0, maps) and asked.samples in (0, samples)
+
+
+def training_processes(profile: Profile, step: str) -> int:
+    """How many cards a stage trains on: all that share its optimizer step evenly; 1 where a notebook does it itself."""
+    import torch
+
+    stage = profile.stage(int(step.removeprefix("stage")))
+    if profile.model.base == "tiny" or is_current(profile, step):
+        return 1
+    studies = stage.micro_batch * stage.accumulation
+    return max(n for n in range(1, max(torch.cuda.device_count(), 1) + 1) if studies % n == 0)
+
+
+def training_command(profile: Profile, step: str, overrides: Mapping[str, Any], processes: int) -> list[str]:
+    """The command that trains a stage in several processes, a card each, with all settings of the run."""
+    settings = {**overrides, "seed": profile.seed}
+    return [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)),
+        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+        *("-m", "radvision_utils", "train", "--stage", step.removeprefix("stage")),
+        *("--profile", profile.name, "--run", profile.run, "--source", profile.data.source),
+        *("--output-root", str(RunFolder.of(profile).path.parent)),
+        *(f"--set={key}={json.dumps(value)}" for key, value in settings.items()),
+    ]
+
+
+def _train_together(profile: Profile, step: str, overrides: Mapping[str, Any], processes: int) -> None:
+    """Train a stage on several cards; its notebook then finds it finished.
+
+    Raises:
+        RunPaused: it used up its `max_minutes`.
+        RadVisionError: a process failed; what it said stands above.
+    """
+    logger.info("%s trains on %d cards, a process each", step, processes)
+    command = training_command(profile, step, overrides, processes)
+    failed = subprocess.run(command, cwd=project_root(), check=False).returncode
+    go_on = _resume_command(profile, step, overrides)
+    if failed:
+        raise RadVisionError(
+            f"{step} stopped on {processes} cards, see above: when it is mended, go on with `{go_on}`."
+        )
+    if not is_current(profile, step):
+        raise RunPaused(f"{step} used up its max_minutes and left a checkpoint: `{go_on}`.")
+
+
+def _resume_command(profile: Profile, step: str, overrides: Mapping[str, Any]) -> str:
+    words = [redo_command(profile, step)]
+    words += [f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in overrides.items()]
+    return " ".join(words)
 
 
 def notebook_path(step: str) -> Path:
@@ -107,9 +170,7 @@ def _execute(
             log_output=True,
         )
     except PapermillExecutionError as error:
-        words = [redo_command(profile, step)]
-        words += [f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in overrides.items()]
-        command = " ".join(words)
+        command = _resume_command(profile, step, overrides)
         if error.ename == RunPaused.__name__:
             raise RunPaused(f"{error.evalue.rstrip('.')}: `{command}`.") from error
         raise RadVisionError(

@@ -39,6 +39,15 @@ def test_new_data_make_every_stage_stale(profile):
     assert not is_current(profile, "stage1")
 
 
+def test_other_rows_make_an_evaluation_stale_and_maps_or_samples_do_not(profile):
+    for step in ("data", "stage1", "stage2", "stage3", "evaluation"):
+        finish(profile, step)
+    for setting, value, current in (("stages", "ends", False), ("evidence", 0, True), ("samples", 5, True)):
+        changed = load_profile("tiny", {f"evaluation.{setting}": value}, run="r", output_root=profile.output_root)
+        assert is_current(changed, "stage3")
+        assert is_current(changed, "evaluation") == current
+
+
 def test_the_number_of_processes_does_not_make_data_stale(profile):
     finish(profile, "data")
     assert is_current(load_profile("tiny", {"data.workers": 3}, run="r", output_root=profile.output_root), "data")

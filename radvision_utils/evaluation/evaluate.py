@@ -19,13 +19,14 @@ from typing import Any
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.data.summary import SPLITS
-from radvision_utils.environment import process_rank, versions
+from radvision_utils.environment import choose_device, forget_peak_memory, process_rank, versions
 from radvision_utils.evaluation import image_use
 from radvision_utils.evaluation.addenda import FILES, add_to_evaluation
 from radvision_utils.evaluation.baselines import BEST_CONSTANT, CONSTANT, NEAREST, ROWS, blind_reports
 from radvision_utils.evaluation.bootstrap import RESAMPLES
 from radvision_utils.evaluation.figures import save_figures
 from radvision_utils.evaluation.kept import help_first_process, write_reports
+from radvision_utils.evaluation.memory import beside_measured, reports_plan
 from radvision_utils.evaluation.mesh import mesh_agreement
 from radvision_utils.evaluation.neighbors import neighbor_reports
 from radvision_utils.evaluation.phantom_accuracy import phantom_estimates
@@ -108,7 +109,7 @@ def evaluate(
     if metrics is None or metrics["key"] != key:
         with working(run, "evaluation"):
             if process_rank():
-                metrics = help_first_process(profile, split, STAGE_ROWS, folder, key)
+                metrics = help_first_process(profile, split, profile.evaluation.judged, folder, key)
             else:
                 metrics = _Evaluation(profile, split, folder, key).run()
     if process_rank() == 0:
@@ -152,15 +153,18 @@ class _Evaluation:
         )
         scored = {row: self.scorer.score(reports) for row, reports in blind.items()}
         records: list[dict[str, Any]] = []
-        for stage, row in STAGE_ROWS.items():
-            reporter = reporter_of(self.profile, stage)
+        forget_peak_memory(choose_device())
+        for stage in self.profile.evaluation.judged:
+            row, reporter = STAGE_ROWS[stage], reporter_of(self.profile, stage)
             if stage == 0:
                 scored[NEAREST] = self.scorer.score(neighbor_reports(reporter, self.train, self.studies))
             scored[row], written = self._stage(reporter, row)
             records += self._records(stage, scored[row], written)
             logger.info("%s", _told(row, scored[row]))
+            memory = beside_measured(reports_plan(reporter, self.studies), reporter.device)
             del reporter  # before the next model is loaded: two would not fit a card
         metrics = self._metrics(scored)
+        metrics["memory"] = {"reports": memory}
         metrics["seconds"] = round(time.perf_counter() - started, 1)
         self._write(metrics, scored, records)
         return metrics

@@ -21,7 +21,9 @@ from radvision_utils.config import Profile
 from radvision_utils.data.phantom import drawn_regions, read_findings
 from radvision_utils.data.reports import Report
 from radvision_utils.data.studies import Study, open_prepared
+from radvision_utils.environment import forget_peak_memory
 from radvision_utils.evaluation.bootstrap import Bootstrap, figure_text, rounded
+from radvision_utils.evaluation.memory import beside_measured, maps_plan
 from radvision_utils.evaluation.phantom_accuracy import asserted_pairs
 from radvision_utils.evaluation.pointing import (
     Inside,
@@ -139,7 +141,9 @@ def add_evidence(
     write_text(folder / "evidence.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     seconds = round(time.perf_counter() - started, 1)
     figures["sentence"] = _sentence(figures, not_validated(metrics))
-    metrics["evidence"] = {"key": key, "studies": len(lines), "seconds": seconds, **figures}
+    if work.memory:
+        metrics.setdefault("memory", {})["maps"] = work.memory
+    metrics["evidence"] = {"key": key, "asked": count, "studies": len(lines), "seconds": seconds, **figures}
     for partial in folder.glob("evidence.*.jsonl"):
         partial.unlink()
     return True
@@ -160,10 +164,13 @@ class _Work:
         worst = [str(record["uid"]) for record in worst_first(records)[:count]]
         self.chosen = list(dict.fromkeys([*worst, *self.judged]))
         self.lesions: list[Pointed] = []
+        self.longest = (0, 0)  # tokens behind the prompt, and of these scored
+        self.memory: dict[str, Any] | None = None
 
     def run(self, partial: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """The lines of `evidence.jsonl` and what `metrics.json` says of them."""
         reporter = reporter_of(self.profile, max(STAGE_ROWS))
+        forget_peak_memory(reporter.device)
         neutral = learn_neutral(reporter, self.train)
         done = {line["uid"]: line for line in read_json_lines(partial, torn=True)} if partial.is_file() else {}
         # What is judged is computed again: its figures are not in the lines.
@@ -177,6 +184,9 @@ class _Work:
                         stream.write(json.dumps(done[uid]) + "\n")
                 lines.append(done[uid])
                 step(number + 1)
+        if self.longest[0]:  # not where all maps had been made before
+            planned = maps_plan(reporter, [self.studies[uid] for uid in self.chosen], *self.longest)
+            self.memory = beside_measured(planned, reporter.device)
         figures: dict[str, Any] = {"agreement": agreement(lines, self.profile.seed)}
         if self.lesions:
             self._judge_shuffled(reporter)
@@ -186,7 +196,11 @@ class _Work:
     def _explain(self, reporter: Reporter, neutral: Neutral, uid: str) -> dict[str, Any]:
         started = time.perf_counter()
         passage = open_passage(reporter, neutral, self.studies[uid], self.reports[uid])
-        parts = explain_passage(passage) if passage is not None else ()
+        parts: tuple[PartEvidence, ...] = ()
+        if passage is not None:
+            behind = len(passage.layout.ids) - len(reporter.prompt(self.studies[uid]))
+            self.longest = max(self.longest, (behind, len(passage.layout.target)))
+            parts = explain_passage(passage)
         line = evidence_record(uid, parts, time.perf_counter() - started)
         if passage is not None and uid in self.judged:
             self.lesions += self._judge(passage, parts, uid)

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from radvision_utils.config import STAGES, EvaluationSettings, Profile
 from radvision_utils.data.reports import Report
 from radvision_utils.evaluation.bootstrap import Estimate, figure_text
 from radvision_utils.evaluation.model_verdict import model_verdict
 from radvision_utils.evaluation.records import FLAGS, VERDICTS
 from radvision_utils.evaluation.rows import DRAWN, RULE_LABELS, ScoredRow
 from radvision_utils.evaluation.text_metrics import NEEDS_JAVA, PROTOCOLS, meteor_scores, text_pairs
+from radvision_utils.runs import redo_command
 
 STAGE_ROWS = {0: "base, untuned", 1: "after stage 1", 2: "after stage 2", 3: "after stage 3"}
 CARD_PROTOCOL = "findings + impression, raw"  # whose text metrics the table and a study's card show
@@ -65,6 +67,23 @@ def table_rows(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
             **{fact: row[fact] for fact in FACTS if fact in row},
         }
         for name, row in rows.items()
+    ]
+
+
+def left_out(profile: Profile) -> list[dict[str, str]]:
+    """What the settings keep out of an evaluation, each with the command that adds it to the run."""
+    asked, usual = profile.evaluation, EvaluationSettings()
+    away = [str(stage) for stage in STAGES if stage not in asked.judged]
+    missing = {
+        f"reports after stage {' and '.join(away)}": ("stages=all", bool(away)),
+        f"maps of the {usual.evidence} worst reports": (f"evidence={usual.evidence}", not asked.evidence),
+        f"confidence from {usual.samples} samples a study": (f"samples={usual.samples}", not asked.samples),
+    }
+    command = redo_command(profile, "evaluation")
+    return [
+        {"left out": what, "added by (with your own --source and --set)": f"{command} --set evaluation.{setting}"}
+        for what, (setting, absent) in missing.items()
+        if absent
     ]
 
 

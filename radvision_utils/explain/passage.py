@@ -230,5 +230,9 @@ class Passage:
                 use_cache=False,
             ).last_hidden_state[:, self._at]
             # A row at a time: the logits of a batch at 152,000 words would fill gigabytes.
-            found = [self.core.lm_head(row).float().log_softmax(-1) for row in states]
-        return torch.stack([row.gather(1, self._target[:, None])[:, 0] for row in found])
+            return torch.stack([self._target_log_probabilities(row) for row in states])
+
+    def _target_log_probabilities(self, states: torch.Tensor) -> torch.Tensor:
+        """(T,) of one image; what is as wide as the vocabulary ends here."""
+        words = self.core.lm_head(states).float().log_softmax(-1)
+        return words.gather(1, self._target[:, None])[:, 0]

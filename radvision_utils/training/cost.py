@@ -26,7 +26,11 @@ _PHANTOM_SPLIT = {
 # Mean of the 3,331 Open-I reports with findings and impression, in the target's format, with Qwen's vocabulary.
 TYPICAL_REPORT = 71
 _DEQUANTIZED_BYTES = 0.53 + 2  # read in 4-bit with its scales, written in 16
-_BANDWIDTH_SHARE = 0.6  # of a card's bandwidth that dequantizing reaches: assumed
+BANDWIDTH_SHARE = 0.6  # of a card's bandwidth that dequantizing reaches: assumed
+# Python launches a card's kernels one after another, and a fast card waits for it: seconds for one layer once forward,
+# backward or again, however small the micro-batch. From 6.7 and 4.0 studies/s of stages 2 and 3 at micro-batch 4 on an
+# H100's host (random weights of the 7B's shape); a slower processor takes longer.
+_LAYER_SECONDS = {1: 0.006, 2: 0.006, 3: 0.010}  # by stage: in stage 3 every layer has LoRA that trains
 _BYTES_PER_PIXEL = 0.6  # of a stored PNG: 0.56 in a default run
 
 
@@ -42,6 +46,7 @@ class Card:
         dtype: number format of training.
         share: of the peak that training is assumed to keep.
         why: the reason for `share`.
+        count: such cards side by side: each trains its share of every optimizer step; memory is of each.
     """
 
     title: str
@@ -51,6 +56,12 @@ class Card:
     dtype: str = "float16"
     share: float = 0.0
     why: str = ""
+    count: int = 1
+
+    @property
+    def speed(self) -> float:
+        """TFLOP/s of products that one card is assumed to keep; 0: not known."""
+        return self.peak_tflops * self.share
 
 
 @cache
@@ -61,7 +72,7 @@ def cards() -> dict[str, Card]:
 
 
 def open_card(gpu: str = "t4", gib: float | None = None) -> Card:
-    """A card by its short name, or any card with so many GiB.
+    """A card by its short name ("t4", "RTX 4090", "T4 x2"), or any card with so many GiB.
 
     Raises:
         RadVisionError: there is no such card, or the memory is no sensible number.
@@ -70,9 +81,15 @@ def open_card(gpu: str = "t4", gib: float | None = None) -> Card:
         if not 0 < gib <= 1024:
             raise RadVisionError(f"a card with {gib:g} GiB does not exist: give its memory in GiB, such as --gib 16.")
         return Card(f"a card with {gib:g} GiB", gib)
-    if gpu not in cards():
-        raise RadVisionError(f"card {gpu!r} is not known: choose one of {', '.join(cards())}, or give --gib.")
-    return cards()[gpu]
+    name = re.sub(r"nvidia|geforce|tesla|rtx|[\s_-]", "", gpu.lower())
+    several = re.fullmatch(r"(.+)x([2-9])", name)
+    name, count = (several[1], int(several[2])) if several else (name, 1)
+    if name not in cards():
+        raise RadVisionError(
+            f"card {gpu!r} is not known: choose one of {', '.join(cards())}, two of them as 't4 x2', or give --gib."
+        )
+    card = cards()[name]
+    return replace(card, title=f"{count} x {card.title}", count=count) if several else card
 
 
 def find_card(title: str) -> Card | None:
@@ -85,6 +102,8 @@ def find_card(title: str) -> Card | None:
         return None
     name, gib = parts[1], float(parts[2])
     words = re.split(r"[\s-]+", name.lower())
+    if "laptop" in words:  # slower than the card of the same number
+        return Card(name, gib)
     known = next((card for short, card in cards().items() if short in words), None)
     return replace(known, title=name, usable_gib=gib) if known else Card(name, gib)
 
@@ -123,6 +142,20 @@ def sample_tflop(shape: Shape, stage: int, rank: int, lengths: Lengths, layers: 
     return (forward + again + backward + head + projector + _vision(shape, stage, rank, lengths, layers, cached)) / 1e12
 
 
+def language_tflop(shape: Shape, rank: int, lengths: Lengths, scored: int) -> float:
+    """10^12 operations of the language model once forward, with LoRA and with logits at `scored` tokens."""
+    language = shape.language
+    weights = language.linear_weights + rank * language.depth * sum(a + b for a, b in language.layer_linears())
+    attention = 2 * lengths.total**2 * language.width * language.depth
+    return (2 * lengths.total * weights + attention + 2 * scored * language.vocabulary * language.width) / 1e12
+
+
+def vision_tflop(shape: Shape, rank: int, lengths: Lengths) -> float:
+    """10^12 operations of vision encoder and projector once forward."""
+    projector = 2 * lengths.image * shape.projector_parameters
+    return (_vision(shape, 2, rank, lengths, 0, False) + projector) / 1e12
+
+
 def _vision(shape: Shape, stage: int, rank: int, lengths: Lengths, layers: int, cached: bool) -> float:
     vision = shape.vision
     patches = lengths.image * vision.merge**2
@@ -141,7 +174,32 @@ def dequantization_seconds(shape: Shape, card: Card, layers: int) -> float:
     """Of one micro-batch, whatever its size: every 4-bit weight forward, backward, and again where checkpointed."""
     passes = 2 + layers / shape.language.depth
     gigabytes = passes * shape.language.linear_weights * _DEQUANTIZED_BYTES / 1e9
-    return gigabytes / (card.bandwidth_gbs * _BANDWIDTH_SHARE) if card.bandwidth_gbs else 0.0
+    return gigabytes / (card.bandwidth_gbs * BANDWIDTH_SHARE) if card.bandwidth_gbs else 0.0
+
+
+def waiting_seconds(shape: Shape, stage: int, layers: int, cached: bool) -> float:
+    """Of one micro-batch, whatever its size: what Python takes to launch it, if the card is faster."""
+    language = (2 + layers / shape.language.depth) * shape.language.depth
+    vision = shape.vision.depth * (0 if cached else 1 if stage > 1 else 3 if layers else 2)
+    return language * _LAYER_SECONDS[stage] + vision * _LAYER_SECONDS[1]
+
+
+def training_hours(
+    shape: Shape, card: Card, stage: int, layers: int, cached: bool, quantized: bool, studies: tuple[int, int, float]
+) -> float | None:
+    """Hours of a stage on a card, or on several: what it computes, or what Python takes to launch it, if that is more.
+
+    Args:
+        studies: that it trains on, those of a micro-batch, and TFLOP of one.
+
+    Returns:
+        None where the card's speed is not known.
+    """
+    if not card.speed:
+        return None
+    samples, micro, tflop = studies
+    computing = micro * tflop / card.speed + (dequantization_seconds(shape, card, layers) if quantized else 0.0)
+    return samples / micro * max(computing, waiting_seconds(shape, stage, layers, cached)) / card.count / 3600
 
 
 def study_counts(profile: Profile) -> dict[str, int]:

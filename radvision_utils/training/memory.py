@@ -46,34 +46,22 @@ ON_CPU = Numbers(compute=4, mask=4, context=0.0)  # float32; the process's libra
 
 
 @dataclass(frozen=True)
-class Memory:
-    """GiB by part, at the moment of the stage when their sum is largest.
+class GibByPart:
+    """GiB by part at one moment; a class derived from it names the parts.
 
     Attributes:
-        weights: of the base: language model's linear layers in 4-bit or not, all else in the format of computation.
-        trainables: the whole adapter, float32, of which a stage trains a part.
-        gradients: float32.
-        optimizer: state of AdamW. That of `paged_adamw_8bit` may be moved to the computer's memory when the card is
-            full, so a stage that is short of less than this part still runs, slower.
-        activations: what autograd keeps, and the widest tensors of the pass backward.
-        logits: of the report's positions, with the loss's copies.
         context: allowance for CUDA itself and for fragmentation.
-        moment: when it is: "loss", "decoder layer", "vision block", "vision forward" or "optimizer step".
+        moment: when it is.
     """
 
-    weights: float
-    trainables: float
-    gradients: float
-    optimizer: float
-    activations: float
-    logits: float
     context: float
     moment: str
 
     @property
     def parts(self) -> dict[str, float]:
         """GiB by part."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "moment"}
+        gib = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "moment"}
+        return {**{name: value for name, value in gib.items() if name != "context"}, "context": self.context}
 
     @property
     def total(self) -> float:
@@ -84,6 +72,29 @@ class Memory:
     def tensors(self) -> float:
         """GiB that torch counts as allocated: all but the context."""
         return self.total - self.context
+
+
+@dataclass(frozen=True)
+class Memory(GibByPart):
+    """GiB by part, at the moment of the stage when their sum is largest.
+
+    Attributes:
+        weights: of the base: language model's linear layers in 4-bit or not, all else in the format of computation.
+        trainables: the whole adapter, float32, of which a stage trains a part.
+        gradients: float32.
+        optimizer: state of AdamW. That of `paged_adamw_8bit` may be moved to the computer's memory when the card is
+            full, so a stage that is short of less than this part still runs, slower.
+        activations: what autograd keeps, and the widest tensors of the pass backward.
+        logits: of the report's positions, with the loss's copies.
+        moment: "loss", "decoder layer", "vision block", "vision forward" or "optimizer step".
+    """
+
+    weights: float
+    trainables: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
 
 
 def stage_memory(
@@ -111,7 +122,7 @@ def stage_memory(
         numbers: formats of the device.
     """
     layers = shape.language.depth if checkpointed_layers is None else min(checkpointed_layers, shape.language.depth)
-    step = _Step(
+    step = Step(
         shape=shape,
         profile=profile,
         stage=stage,
@@ -125,7 +136,7 @@ def stage_memory(
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
     """One training step; methods give bytes."""
 
     shape: Shape

@@ -13,9 +13,9 @@ from typing import Any
 from radvision_utils.config import STAGES, Profile, StageSettings
 from radvision_utils.training.cost import (
     Card,
-    dequantization_seconds,
     sample_tflop,
     study_counts,
+    training_hours,
     typical,
 )
 from radvision_utils.training.memory import ON_CARD, ON_CPU, Memory, stage_memory
@@ -38,7 +38,8 @@ class StagePlan:
         memory: at the stage's fullest moment, with reports as long as the profile allows.
         tflop: 10^12 operations of a sample with a report of usual length.
         samples: that the stage trains on, epochs counted; what the frozen vision encoder costs once is not in it.
-        hours: at the share of the card's peak that is assumed, with dequantization; None: speed not known.
+        hours: at the share of the card's peak that is assumed, with dequantization, or as fast as Python launches it;
+            None: speed not known.
         hours_at_peak: at the card's peak; None: not known.
         change: what to change first; "" where it fits.
         fitting: the fastest settings with the same studies an optimizer step that fit with `MARGIN_GIB` to spare;
@@ -87,6 +88,7 @@ def _fastest(shape: Shape, profile: Profile, stage: int, card: Card) -> StagePla
         plans = (
             _plan(shape, changed, stage, card)
             for micro, times in _splits(profile.stage(stage))
+            if times % card.count == 0  # cards share an optimizer step evenly
             for layers in range(shape.language.depth + 1)
             for changed in [_changed(sized, stage, micro_batch=micro, accumulation=times, checkpointed_layers=layers)]
         )
@@ -252,12 +254,9 @@ def _plan(shape: Shape, profile: Profile, stage: int, card: Card) -> StagePlan:
     rank = profile.stage1.lora_rank if stage == 1 else profile.stage3.lora_rank
     tflop = sample_tflop(shape, stage, rank, typical(longest(profile)), layers, _cached(profile, stage))
     samples = _samples(profile, stage)
-    hours = at_peak = None
-    if card.peak_tflops:
-        at_peak = samples * tflop / card.peak_tflops / 3600
-        quantized = profile.model.quantization == "nf4"
-        waiting = dequantization_seconds(shape, card, layers) * samples / settings.micro_batch if quantized else 0.0
-        hours = at_peak / card.share + waiting / 3600
+    cached, quantized = _cached(profile, stage), profile.model.quantization == "nf4"
+    hours = training_hours(shape, card, stage, layers, cached, quantized, (samples, settings.micro_batch, tflop))
+    at_peak = samples * tflop / card.peak_tflops / card.count / 3600 if card.peak_tflops else None
     return StagePlan(
         stage=stage,
         card=card,

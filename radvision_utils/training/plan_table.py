@@ -7,6 +7,7 @@ from typing import Any
 
 from radvision_utils.config import Profile
 from radvision_utils.training.cost import Card, disk_gib, typical
+from radvision_utils.training.judging import STEP_SECONDS, JudgingPart, plan_judging
 from radvision_utils.training.plan import MARGIN_GIB, StagePlan, plan_run
 from radvision_utils.training.shape import longest, read_shape
 
@@ -53,6 +54,45 @@ def _settings(plan: StagePlan) -> dict[str, str]:
     }
 
 
+def judging_table(parts: Sequence[JudgingPart]) -> list[dict[str, str]]:
+    """What notebook 05 writes and computes, its fullest moment and its time; what is left out names its setting."""
+    return [
+        {
+            "judging": part.name,
+            "reports": str(part.reports),
+            "passes": str(part.passes),
+            "GiB": _number(part.memory.total),
+            "fullest at": part.memory.moment,
+            "time likely": _time(part.hours),
+            "at most": _time(part.hours_at_most),
+            "asked for": f"no: --set {part.setting}" if part.setting else "yes",
+        }
+        for part in parts
+    ]
+
+
+def total_table(plans: Sequence[StagePlan], parts: Sequence[JudgingPart]) -> list[dict[str, str]]:
+    """Training and what is asked for of judging, together: the fullest moment, and the time."""
+    asked = [part for part in parts if not part.setting]
+    training, likely = _sum([plan.hours for plan in plans]), _sum([part.hours for part in asked])
+    at_most = _sum([part.hours_at_most for part in asked])
+    full = [max(part.memory.total for part in those) for those in (plans, asked)]
+    rows = [
+        ("training", full[0], training, training),
+        ("judging", full[1], likely, at_most),
+        ("the whole run", max(full), _sum([training, likely]), _sum([training, at_most])),
+    ]
+    return [
+        {"in all": name, "GiB": _number(gib), "time likely": _time(hours), "at most": _time(most)}
+        for name, gib, hours, most in rows
+    ]
+
+
+def _sum(hours: Sequence[float | None]) -> float | None:
+    known = [each for each in hours if each is not None]
+    return sum(known) if len(known) == len(hours) else None
+
+
 def _number(value: float) -> str:
     return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
@@ -71,18 +111,28 @@ def disk_table(profile: Profile) -> list[dict[str, str]]:
 
 def plan_text(profile: Profile, card: Card) -> str:
     """The whole plan for a terminal."""
-    plans = plan_run(profile, card)
+    plans, parts = plan_run(profile, card), plan_judging(profile, card)
     lines = [f"Profile {profile.name} on {card.title}: {card.usable_gib:g} GiB usable{_speed(card)}.", ""]
-    for table in (plan_table(plans), settings_table(plans), disk_table(profile)):
+    tables = plan_table(plans), settings_table(plans), judging_table(parts), total_table(plans, parts)
+    for table in (*tables, disk_table(profile)):
         lines += [*_columns(table), ""]
     lines += [
         "By arithmetic, not measured. Memory: every report as long as model.max_report_tokens allows; `context` is an",
         "allowance for CUDA and fragmentation; the 8-bit optimizer's state may move to the computer's memory where the",
-        f"card is full. Time: training alone, reports of {typical(longest(profile)).report} tokens. Studies that are",
-        "downloaded take disk on top.",
+        f"card is full. Time: reports of {typical(longest(profile)).report} tokens; at most: those written have",
+        f"generation.max_new_tokens, {profile.generation.max_new_tokens}. Preparation, downloads, loading come on top.",
     ]
     if card.peak_tflops:
-        lines += [f"Time likely: {card.share:g} of the peak and dequantization for every micro-batch; {card.why}."]
+        lines += [
+            f"Time likely: {card.share:g} of the peak and dequantization for every micro-batch; {card.why}.",
+            "But never less than Python takes to launch it, as on an H100's host; a slower one takes longer:",
+            f"{1000 * STEP_SECONDS:.0f} ms for a word of each report of a batch, 6 or 10 for a layer in training.",
+        ]
+    if card.count > 1:
+        lines += [
+            "`run` trains on all cards, a process each; memory is of each card, and one of them judges. Gradients are",
+            "exchanged in a second copy, which is not in the table (`gradients` once more).",
+        ]
     return "\n".join([*lines, *("\n" + plan.change for plan in plans if not plan.fits)])
 
 

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from radvision_utils import RadVisionError, Report, evaluate
+from radvision_utils.config import EvaluationSettings
 from radvision_utils.evaluation import evaluate as module
 from radvision_utils.evaluation.bootstrap import Bootstrap
 from radvision_utils.evaluation.figures import (
@@ -17,6 +18,7 @@ from radvision_utils.evaluation.figures import (
 )
 from radvision_utils.evaluation.phantom_accuracy import phantom_accuracy, phantom_estimates, verdicts
 from radvision_utils.evaluation.records import FLAGS
+from radvision_utils.evaluation.table import left_out
 from radvision_utils.evaluation.text_metrics import PROTOCOLS
 from radvision_utils.runs import RunFolder
 
@@ -190,3 +192,18 @@ def test_both_readers_agree_on_what_is_right():
     for ending in ("", "_by_rule_labels"):
         assert found[f"study_accuracy{ending}"].value == 0.5
         assert found[f"finding_recall{ending}"].value == 0.75
+
+
+def test_rows_that_are_not_asked_for_appear_nowhere_and_are_named_with_their_command(trained):
+    ends = dataclasses.replace(trained, evaluation=EvaluationSettings(stages="ends", evidence=0))
+    few = evaluate(ends, split="validation", force=True)
+    models = [row["row"] for row in few.table if row["row"].startswith(("base", "after"))]
+    assert models == ["base, untuned", "after stage 3"]
+    assert {record["model"]["stage"] for record in few.predictions} == {0, 3}
+    assert "after stage 1" not in (few.folder / "table.md").read_text()
+    assert few.metrics["memory"]["reports"]["planned"] > 0
+    assert few.metrics["memory"]["reports"]["measured"] is None
+    told = [list(row.values()) for row in left_out(ends)]
+    assert [what for what, _ in told] == ["reports after stage 1 and 2", "maps of the 12 worst reports"]
+    assert told[0][1].endswith("--from 5 --set evaluation.stages=all")
+    assert left_out(trained) == []

@@ -332,6 +332,47 @@ def test_a_card_that_torch_names_is_recognized_with_the_memory_that_it_has():
     assert find_card("CPU, 2 cores") is None
 
 
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [
+        ("NVIDIA GeForce RTX 4090, 23.6 GiB", "4090"),
+        ("NVIDIA A10G, 22.0 GiB", "a10g"),
+        ("NVIDIA L40S, 44.4 GiB", "l40s"),
+        ("NVIDIA L4, 22.0 GiB", "l4"),
+    ],
+)
+def test_a_device_is_the_card_of_its_name(title, name):
+    assert find_card(title).peak_tflops == open_card(name).peak_tflops
+
+
+def test_a_laptops_card_is_not_taken_for_the_card_of_its_number():
+    assert find_card("NVIDIA GeForce RTX 4090 Laptop GPU, 15.7 GiB").peak_tflops == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("rtx3090", "3090"),
+        ("RTX 4090", "4090"),
+        ("NVIDIA GeForce RTX 4090", "4090"),
+        ("A10G", "a10g"),
+        ("L40S", "l40s"),
+        ("Tesla-T4", "t4"),
+    ],
+)
+def test_a_card_is_understood_as_people_write_it(said, name):
+    assert open_card(said) == open_card(name)
+
+
+@pytest.mark.parametrize("said", ["T4 x2", "t4x2", "NVIDIA T4 X 2"])
+def test_two_cards_train_in_half_the_time_each_with_the_memory_of_one(said):
+    lingshu, card = load_profile("lingshu-7b"), open_card(said)
+    for two, one in zip(plan_run(lingshu, card), plan_run(lingshu, T4), strict=True):
+        assert two.hours == pytest.approx(one.hours / 2)
+        assert two.memory == one.memory
+        assert two.fitting.settings.accumulation % 2 == 0
+
+
 def test_the_command_prints_every_part_and_says_that_it_is_arithmetic(capsys):
     assert main(["plan", "--gpu", "t4"]) == 0
     page = capsys.readouterr().out

@@ -1,0 +1,99 @@
+"""Several cards: `run` trains each stage on all of them with the run's own settings, then its notebook shows it."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from radvision_utils import RadVisionError, load_profile, pipeline
+from radvision_utils.__main__ import _parser, parse_settings
+from radvision_utils.config import RunPaused
+from radvision_utils.runs import STEPS, RunFolder, step_key, write_json
+
+OVERRIDES = {"stage2.epochs": 2, "stage1.max_minutes": None, "data.required": "either", "model.indication": True}
+
+
+def finish(profile, step, **facts):
+    write_json(RunFolder.of(profile).record_path(step), {"key": step_key(profile, step), "hash": "1", **facts})
+
+
+@pytest.fixture
+def profile(tmp_path):
+    return load_profile("lingshu-7b", OVERRIDES, run="r", source="my studies", output_root=str(tmp_path))
+
+
+@pytest.fixture
+def happened(profile, monkeypatch):
+    """What a run on two cards does, in order; nothing is trained."""
+    happened = []
+
+    def launch(command, **_):
+        happened.append(command)
+        finish(profile, f"stage{command[command.index('--stage') + 1]}")
+        return SimpleNamespace(returncode=0)
+
+    def execute(step, executed, *_):
+        happened.append(step)
+        finish(profile, step)
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(pipeline.subprocess, "run", launch)
+    monkeypatch.setattr(pipeline, "_execute", execute)
+    return happened
+
+
+def test_every_stage_is_trained_on_both_cards_before_its_notebook_shows_it(profile, happened):
+    pipeline.run_notebooks(profile, OVERRIDES)
+    assert [step for step in happened if isinstance(step, str)] == list(STEPS)
+    for number in (1, 2, 3):
+        command = happened[happened.index(f"stage{number}") - 1]
+        assert command[command.index("--num_processes") + 1] == "2"
+        options = _parser().parse_args(command[command.index("radvision_utils") + 1 :])
+        assert (options.verb, options.stage) == ("train", number)
+        where = {"run": options.run, "source": options.source, "output_root": options.output_root}
+        assert load_profile(options.profile, parse_settings(options.set), **where) == profile
+
+
+@pytest.mark.parametrize(("returncode", "error"), [(1, RadVisionError), (0, RunPaused)])
+def test_a_stage_that_failed_or_paused_on_both_cards_ends_the_run_with_the_command_that_goes_on(
+    profile, happened, monkeypatch, returncode, error
+):
+    monkeypatch.setattr(pipeline.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=returncode))
+    with pytest.raises(error, match=r"stage1 .* --from 2 --set stage2.epochs=2 "):
+        pipeline.run_notebooks(profile, OVERRIDES)
+
+
+@pytest.mark.parametrize(("cards", "processes"), [(0, 1), (1, 1), (2, 2), (3, 2), (8, 8)])
+def test_as_many_cards_train_as_share_an_optimizer_step_evenly(profile, cards, processes, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    assert pipeline.training_processes(profile, "stage1") == processes
+
+
+def test_the_tiny_model_is_trained_by_its_notebook_whatever_the_cards(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pipeline.training_processes(load_profile("tiny", output_root=str(tmp_path)), "stage1") == 1
+
+
+def test_maps_or_samples_asked_for_later_run_the_last_notebook_alone(profile, happened):
+    pipeline.run_notebooks(profile, OVERRIDES)
+    for step in STEPS:
+        executed = RunFolder.of(profile).notebooks / f"{pipeline.NOTEBOOKS[step]}.ipynb"
+        executed.parent.mkdir(exist_ok=True)
+        executed.touch()
+    happened.clear()
+    pipeline.run_notebooks(profile, OVERRIDES)
+    assert happened == []
+    for setting in ("evidence", "samples"):
+        more = load_profile(
+            "lingshu-7b",
+            {**OVERRIDES, f"evaluation.{setting}": 2},
+            run="r",
+            source="my studies",
+            output_root=profile.output_root,
+        )
+        pipeline.run_notebooks(more, OVERRIDES)
+    assert happened == ["evaluation", "evaluation"]
+    happened.clear()
+    finish(profile, "evaluation", evidence={"asked": 2}, confidence={"samples": 2})
+    pipeline.run_notebooks(more, OVERRIDES)
+    assert happened == []
