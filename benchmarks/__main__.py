@@ -1,7 +1,7 @@
 """`python -m benchmarks`: every table, about 80 minutes on two cores and 24 GB; `--quick`: minutes, nothing written.
 
-On a card it measures the 7B with random weights instead; the comparison with others is for a CPU, where two models fit
-side by side.
+The comparison with others is for a CPU, where two models fit side by side; a card is measured by
+`python -m radvision_utils gpu-check`.
 """
 
 from __future__ import annotations
@@ -62,9 +62,14 @@ def main(arguments: list[str] | None = None) -> int:
     whole = not options.quick and not options.only
     command = "python -m benchmarks" + " --quick" * options.quick + (f" --only {options.only}" if options.only else "")
     try:
+        if choose_device().kind == "cuda":
+            raise RadVisionError(
+                "the benchmark compares on a CPU, and this machine has a card: measure it by `python -m "
+                "radvision_utils gpu-check`, or hide it with CUDA_VISIBLE_DEVICES=''."
+            )
         with tempfile.TemporaryDirectory(prefix="radvision-bench-") as scratch:
             parts = [PARTS[options.only]] if options.only else list(PARTS.values())
-            text = _page(command, size, Path(scratch), [_on_card] if choose_device().kind == "cuda" else parts)
+            text = _page(command, size, Path(scratch), parts)
     except RadVisionError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
@@ -184,13 +189,6 @@ def _growth(size: Size, scratch: Path) -> Iterator[str]:
     yield f"## How cost grows\n\n{results.growth('pixels a side', growth.by_resolution(scratch, size.sides))}"
     yield _AT_ONCE + results.growth("studies at once", growth.by_batch(scratch, size.batches))
     yield results.growth("studies", growth.by_studies(scratch / "many", size.studies))
-
-
-def _on_card(size: Size, scratch: Path) -> Iterator[str]:
-    from benchmarks import results
-    from benchmarks.gpu import measure_on_card, random_7b
-
-    yield f"## The 7B, random weights\n\n{results.on_card(measure_on_card(random_7b(scratch, steps=size.turns)))}"
 
 
 PARTS: dict[str, Part] = {

@@ -13,7 +13,6 @@ from benchmarks import shares
 from benchmarks.breakdown import KINDS
 from benchmarks.contenders import ONE_AT_A_TIME, OURS, PEERS, PLAIN, PLANNED, TRAINER, TRL
 from benchmarks.generation import Generation
-from benchmarks.gpu import OnCard
 from benchmarks.growth import Point
 from benchmarks.mini import BATCH
 from benchmarks.preparation import Preparation
@@ -193,26 +192,6 @@ def preparation(results: Sequence[Preparation]) -> str:
 def growth(name: str, points: Sequence[Point]) -> str:
     """How a cost grows."""
     return table([{name: f"{point.x:,}", **point.figures} for point in points])
-
-
-def on_card(parts: Sequence[OnCard]) -> str:
-    """The 7B on a card."""
-    rows = []
-    for part in parts:
-        tokens = part.tflops is None
-        rows.append(
-            {
-                "part": part.part,
-                "GiB measured": f"{part.gib:.2f}",
-                "GiB planned": "" if part.planned_gib is None else f"{part.planned_gib:.2f}",
-                "studies/s": "" if tokens else f"{part.rate:.3f}",
-                "tokens/s": f"{part.rate:.1f}" if tokens else "",
-                "TFLOP/s": "" if part.tflops is None else f"{part.tflops:.1f}",
-                "of the card's peak": "" if part.share is None else f"{part.share:.0%}",
-                "features, s an image, once": f"{part.features:.3f}" if part.features else "",
-            }
-        )
-    return table(rows)
 
 
 def memory(accounts: Mapping[int, Mapping[str, Account]]) -> str:

@@ -90,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--push-to-hub", default="", metavar="REPO", help="also upload, private if REPO is new")
 
     check = verbs.add_parser("gpu-check", help="the 7B with random weights on this card: 10 minutes, no download")
+    check.add_argument("--source", default="", help="as for run (default: phantoms)")
+    check.add_argument("--minutes", type=float, default=10.0, metavar="N", help="begin no part later (default: 10)")
     _output_root(check)
 
     base = verbs.add_parser("build-base", help="train the embedded tiny base anew (minutes on a CPU)")
@@ -231,7 +233,7 @@ def _gpu_check(options: argparse.Namespace) -> None:
     from radvision_utils.gpu_check import check_table, gpu_check
 
     folder = RunFolder("gpu-check", options.output_root or "outputs").path
-    record = gpu_check(folder)
+    record = gpu_check(folder, source=_absolute(options.source), minutes=options.minutes)
     print(f"{record['device']}, random weights\n\n{check_table(record)}\n{folder / 'gpu_check.json'}\n{DISCLAIMER}")
     if not record["ok"]:
         raise RadVisionError(f"not every part of the check went well: {folder / 'gpu_check.json'} has the tracebacks.")

@@ -1,113 +1,146 @@
 """Check a card with the 7B's shape before a run: `python -m radvision_utils gpu-check`, 10 minutes, no download.
 
-Random weights of Qwen2.5-VL-7B, made on the card, go through the product's own code: three stages of a few steps, a
-pause and a resume, a reload, reports, a merge, in each number format that the card has. Nothing is learned; memory and
-speed are real. Where there is no card, a small shape takes the same way, which shows that the code runs and no more.
+The five notebooks run as a user's would, on random weights of Qwen2.5-VL-7B: first as on a 16 GB card, then in bfloat16
+with all of the card. Nothing is learned; memory and speed are real. Where there is no card, a small shape takes the
+same way, which shows that the code runs and no more.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import multiprocessing
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils.memory import clear_device_cache
 
-from radvision_utils.bases.random import QWEN_7B, random_model_folder
-from radvision_utils.config import Profile, RadVisionError, RunPaused, load_profile
+from radvision_utils.config import Profile, RadVisionError, RunPaused, load_profile, project_root
 from radvision_utils.data.prepare import prepare_dataset
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import (
     DTYPE_VARIABLE,
     Device,
     choose_device,
-    forget_peak_memory,
     peak_memory_gib,
+    quiet_libraries,
     versions,
 )
 from radvision_utils.hand_over.export import check_merge
-from radvision_utils.hand_over.merge import merge_into_files
 from radvision_utils.inference import reporter_of
 from radvision_utils.model.adapter import attach_adapter, save_adapter
-from radvision_utils.model.audit import audit_fp16
-from radvision_utils.model.components import count_parameters, is_adapter
-from radvision_utils.model.loading import compute_device, load_base, load_processor
-from radvision_utils.runs import RunFolder, now, read_json, write_json
+from radvision_utils.model.components import is_adapter
+from radvision_utils.model.loading import load_base, load_processor
+from radvision_utils.hand_over.merge import merge_into_files
+from radvision_utils.bases.random import QWEN_7B, random_model_folder
+from radvision_utils.pipeline import run_notebooks
+from radvision_utils.runs import RunFolder, now, read_json, read_json_lines, write_json, write_text
 from radvision_utils.training.collator import Collator
-from radvision_utils.training.loss import MODEL_INPUTS, mean_report_loss, to_device
+from radvision_utils.training.loss import mean_report_loss
 from radvision_utils.training.trainer import train_stage
 
 logger = logging.getLogger(__name__)
 
 MINUTES = 10.0
-STEPS = 8  # optimizer steps a stage; at 4 studies each more than there are, so that features are cached as in a run
+T4_GIB = "14.56"  # that torch can use of a 16 GB card
+TOLERANCE = 0.05  # of measured memory over planned
+_STEPS = 5  # optimizer steps of 4 studies: more studies than there are, so that features are cached as in a run
 _SETTINGS: dict[str, Any] = {
-    "data.source": "phantom",
-    "data.phantoms": 32,
+    "data.limit": 24,
+    "data.phantoms": 24,
     "data.workers": 1,
-    "generation.max_new_tokens": 64,
+    "generation.max_new_tokens": 32,
     **{
         f"stage{number}.{name}": value
         for number in (1, 2, 3)
-        for name, value in (("max_steps", STEPS), ("epochs", 8.0), ("accumulation", 1), ("validation_studies", 4))
+        for name, value in (("max_steps", _STEPS), ("epochs", 8.0), ("accumulation", 1), ("validation_studies", 4))
     },
 }
+# A small shape on a CPU shows that the code runs, which takes a small image.
+_SMALL = {"data.image_size": 224, "model.visual_tokens": 64, "generation.max_new_tokens": 8, "generation.batch_size": 4}
+# Where Qwen2.5-VL-3B differs from the 7B.
+_QWEN_3B = {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "max_window_layers": 70}
+_QWEN_3B |= {"num_attention_heads": 16, "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True}
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something to check: its work gives figures or raises; it waits for the part whose result it needs."""
+
+    name: str
+    work: Callable[[], Figures]
+    needs: str = ""
 
 
 @dataclass
 class Check:
-    """One part of the check: what it is, how it went, what it measured."""
+    """How a part went."""
 
     part: str
     dtype: str
-    seconds: float = 0.0
-    figures: dict[str, Any] = field(default_factory=dict)
-    problem: str = ""  # the sentence of the error that ended it, or why it was left out
+    seconds: float | None = None
+    figures: Figures = field(default_factory=dict)
+    problem: str = ""  # the sentence of the error that ended it
+    not_run: str = ""  # why it was not tried
 
 
-def gpu_check(folder: Path, shape: dict[str, Any] | None = None, minutes: float = MINUTES) -> dict[str, Any]:
-    """Run all parts; one that fails is recorded with its error, and the next one is tried.
+def gpu_check(
+    folder: Path, shape: dict[str, Any] | None = None, source: str = "", minutes: float = MINUTES
+) -> dict[str, Any]:
+    """Run all parts; one that fails is recorded with its error, those that need it are not run, others are.
 
     Args:
-        folder: gets `gpu_check.json`; what else is written there is removed again: for the 7B at most about 1.4 GB,
-            in stage 3, when its adapter is written beside the one before, two checkpoints and the features.
+        folder: gets `gpu_check.json`, `gpu_check.md` and, where a notebook failed, the executed notebooks; what else is
+            written there is removed again: for the 7B at most about 2 GB.
         shape: a config of Qwen2.5-VL; if None the 7B's, or a small one where there is no card.
+        source: of the studies, as for a run; "": phantoms.
         minutes: parts that would begin later are left out.
 
     Returns:
         What `gpu_check.json` holds.
     """
-    started, device = time.perf_counter(), choose_device()
-    shape = shape or (read_json(QWEN_7B) if device.kind == "cuda" else small_shape())
+    started, (device, cards) = time.perf_counter(), _apart(_machine)
+    shape = shape or (read_json(QWEN_7B) if cards else small_shape())
     scratch = folder / "scratch"
-    shutil.rmtree(scratch, ignore_errors=True)
+    for left in (scratch, *folder.glob("notebooks-*")):  # by an earlier check
+        shutil.rmtree(left, ignore_errors=True)
     checks: list[Check] = []
     try:
-        base = random_model_folder(scratch / "base", shape)
-        for dtype in _dtypes(device):
-            with _computing_in(dtype):
-                profile = _profile(scratch, base, dtype)
-                for part, work in _parts(profile, shape).items():
-                    check = Check(part, dtype)
-                    checks.append(check)
-                    if time.perf_counter() - started > 60 * minutes:
-                        check.problem = f"left out: the {minutes:g} minutes were over"
-                    else:
-                        _try(check, work)
-                shutil.rmtree(RunFolder.of(profile).path, ignore_errors=True)
+        for dtype, gib in _formats(device, cards):
+            base = random_model_folder(scratch / "base", shape)
+            settings = _SETTINGS | {"model.base": str(base)} | ({} if cards else _SMALL)
+            profile = load_profile(
+                "lingshu-7b", settings, run=dtype, source=source or "phantom", output_root=str(scratch)
+            )
+            parts = _chain(profile, settings)
+            if not checks:  # once is enough
+                parts += _single_parts(profile, settings, shape, len(cards))
+            with _environment({DTYPE_VARIABLE: dtype, "RADVISION_GIB": gib}):
+                ran = run_parts(parts, f"{dtype}, {gib} GiB" if gib else dtype, started + 60 * minutes)
+            checks += ran
+            run = RunFolder.of(profile)
+            if any(check.problem for check in ran) and run.notebooks.is_dir():
+                shutil.move(run.notebooks, folder / f"notebooks-{dtype}")
+            shutil.rmtree(run.path, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     record = {
         "device": device.title,
+        "cards": len(cards),
         "weights": "random",
         "shape": {name: shape[name] for name in ("hidden_size", "num_hidden_layers", "vocab_size") if name in shape},
         "ok": not any(check.problem for check in checks),
@@ -117,7 +150,41 @@ def gpu_check(folder: Path, shape: dict[str, Any] | None = None, minutes: float 
         "finished": now(),
     }
     write_json(folder / "gpu_check.json", record)
+    write_text(folder / "gpu_check.md", check_table(record))
     return record
+
+
+def run_parts(parts: Sequence[Part], dtype: str, deadline: float) -> list[Check]:
+    """Run parts in order, but none whose need was not met and none after `deadline`, in `perf_counter`'s seconds."""
+    checks: list[Check] = []
+    missing: dict[str, str] = {}  # a part without its result, and what it was for want of
+    for part in parts:
+        check = Check(part.name, dtype)
+        if part.needs in missing:
+            missing[part.name] = missing[part.needs]
+            check.not_run = f"not run: needs {missing[part.name]}"
+        elif time.perf_counter() > deadline:
+            missing[part.name] = part.name
+            check.not_run = "left out: the time was over"
+        else:
+            logger.info("%s, %s", part.name, dtype)
+            _try(check, part.work)
+            if check.problem:
+                missing[part.name] = part.name
+        checks.append(check)
+    return checks
+
+
+def _try(check: Check, work: Callable[[], Figures]) -> None:
+    started = time.perf_counter()
+    try:
+        check.figures = work()
+        check.not_run = check.figures.pop("not_run", "")
+    except Exception as error:  # whatever a card or its libraries raise is what this check is there to find
+        check.problem = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+        check.figures = {"traceback": traceback.format_exc()}
+        logger.warning("%s", check.problem)
+    check.seconds = round(time.perf_counter() - started, 1)
 
 
 def small_shape() -> dict[str, Any]:
@@ -130,161 +197,169 @@ def small_shape() -> dict[str, Any]:
     return shape
 
 
-def check_table(record: dict[str, Any]) -> str:
+def check_table(record: Mapping[str, Any]) -> str:
     """The checks as a Markdown table, for people and the README."""
-    lines = [
-        ["part", "format", "result", "GiB measured", "GiB planned", "studies/s", "tokens/s", "seconds"],
-        ["---"] * 8,
-    ]
+    heads = ["part", "format", "result", "GiB measured", "GiB planned", "off", "studies/s", "tokens/s", "seconds"]
+    lines = [[*heads, "of which"], ["---"] * (len(heads) + 1)]
     for check in record["checks"]:
-        figures = check["figures"]
-        cells = (figures.get(name) for name in ("gib", "planned_gib", "studies_per_second", "tokens_per_second"))
-        result = check["problem"] or figures.get("result", "done")
-        numbers = ["" if cell is None else f"{cell:.2f}" for cell in cells]
-        lines.append([check["part"], check["dtype"], result, *numbers, f"{check['seconds']:.0f}"])
+        for name, figures in {check["part"]: check["figures"], **check["figures"].get("within", {})}.items():
+            whole = name == check["part"]
+            result = (check["problem"] or check["not_run"] or figures.get("result", "done")) if whole else "within it"
+            cells = [figures.get(key) for key in ("gib", "planned_gib", "studies_per_second", "tokens_per_second")]
+            numbers = ["" if cell is None else f"{cell:.2f}" for cell in cells]
+            spent = ", ".join(f"{what} {seconds:.0f}" for what, seconds in figures.get("seconds", {}).items())
+            off = _off(figures) if record["cards"] else ""  # a process holds much that no plan counts
+            seconds = "" if check["seconds"] is None or not whole else f"{check['seconds']:.0f}"
+            line = [name, check["dtype"], result, *numbers[:2], off, *numbers[2:], seconds, spent]
+            lines.append([cell.replace("|", "\\|") for cell in line])
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def _dtypes(device: Device) -> list[str]:
-    """The format that a run would use, first, and the other 16-bit one where the hardware has it."""
-    if device.kind == "cpu":
-        return ["float32", "bfloat16"]
-    return ["bfloat16", "float16"] if device.dtype == "bfloat16" else [device.dtype]
+def _off(figures: Figures) -> str:
+    """By how much measured memory is off the plan."""
+    if not figures.get("planned_gib"):
+        return ""
+    off = figures["gib"] / figures["planned_gib"] - 1
+    return f"{off:+.1%}" + (f", beyond {TOLERANCE:.0%}" if abs(off) > TOLERANCE else "")
+
+
+def _machine() -> tuple[Device, list[float]]:
+    """The device, and the GiB of each card."""
+    cards = [torch.cuda.get_device_properties(card) for card in range(torch.cuda.device_count())]
+    return choose_device(), [card.total_memory / 2**30 for card in cards]
+
+
+def _formats(device: Device, cards: Sequence[float]) -> list[tuple[str, str]]:
+    """Number formats, each with the GiB that torch may allocate; "": all."""
+    if not cards:
+        return [("float32", "")]
+    small = ("float16", T4_GIB if cards[0] > float(T4_GIB) else "")
+    return [small, ("bfloat16", "")] if device.dtype == "bfloat16" else [small]
 
 
 @contextmanager
-def _computing_in(dtype: str) -> Iterator[None]:
-    before = os.environ.get(DTYPE_VARIABLE)
-    os.environ[DTYPE_VARIABLE] = dtype
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables as new processes find them."""
+    before = dict(os.environ)
+    os.environ.update(variables)
     try:
         yield
     finally:
-        os.environ.pop(DTYPE_VARIABLE)
-        if before is not None:
-            os.environ[DTYPE_VARIABLE] = before
+        os.environ.clear()
+        os.environ.update(before)
 
 
-def _profile(scratch: Path, base: Path, dtype: str) -> Profile:
-    settings = _SETTINGS | {"model.base": str(base)}
-    return load_profile("lingshu-7b", settings, run=dtype, output_root=str(scratch))
+def _chain(profile: Profile, settings: Figures) -> list[Part]:
+    """The five notebooks, and what their last stage can do."""
+    return [
+        Part("data", partial(_notebook, profile, settings, 1)),
+        Part("stage 1", partial(_stage, profile, settings, 1), "data"),
+        Part("stage 2", partial(_stage, profile, settings, 2), "stage 1"),
+        Part("stage 3", partial(_paused_stage, profile, settings), "stage 2"),
+        Part("evaluation", partial(_evaluation, profile, settings), "stage 3"),
+        Part("reload", partial(_apart, _reload, profile), "stage 3"),
+        Part("reports", partial(_apart, _reports, profile), "stage 3"),
+    ]
 
 
-def _parts(profile: Profile, shape: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
-    return {
-        "load in 4-bit": lambda: _load(profile),
-        "largest activations": lambda: _activations(profile),
-        "stage 1, vision encoder": lambda: _stage(profile, 1),
-        "stage 2, projector": lambda: _stage(profile, 2),
-        "stage 3, paused and resumed": lambda: _paused_stage(profile),
-        "reload": lambda: _reload(profile),
-        "reports": lambda: _reports(profile),
-        "merge, one layer of each tower": lambda: _merge(profile, shape),
-    }
+def _single_parts(profile: Profile, settings: Figures, shape: dict[str, Any], cards: int) -> list[Part]:
+    """What does not depend on the number format."""
+    return [
+        Part("merge, one layer of each tower", partial(_apart, _merge, profile, shape), "data"),
+        Part("Qwen2.5-VL-3B", partial(_apart, _tied, profile, shape, bool(cards))),
+        Part("two processes", partial(_two_processes, profile, settings, cards), "stage 3"),
+    ]
 
 
-def _try(check: Check, work: Callable[[], dict[str, Any]]) -> None:
-    started, device = time.perf_counter(), choose_device()
-    clear_device_cache(garbage_collection=True)  # the part before may have left cycles that hold a model
-    forget_peak_memory(device)
-    logger.info("%s, %s", check.part, check.dtype)
-    try:
-        check.figures = work()
-    except Exception as error:  # whatever a card or its libraries raise is what this check is there to find
-        check.problem = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
-        check.figures = {"traceback": traceback.format_exc()}
-        logger.warning("%s", check.problem)
-    check.figures.setdefault("gib", round(peak_memory_gib(device), 3))
-    check.seconds = round(time.perf_counter() - started, 1)
+def _apart(work: Callable[..., Any], *arguments: Any) -> Any:
+    """The work's result, from a process of its own: memory and cap are then that part's alone."""
+    context = multiprocessing.get_context("spawn")  # a fork would take over a card that is in use
+    with ProcessPoolExecutor(1, context, initializer=quiet_libraries) as pool:
+        return pool.submit(work, *arguments).result()
 
 
-def _load(profile: Profile) -> dict[str, Any]:
-    device = choose_device()
-    model = load_base(profile.model, device)
-    return {"parameters": count_parameters(model), "weights_gib": round(_weights_gib(model), 3)}
+def _notebook(profile: Profile, settings: Figures, number: int) -> Figures:
+    run_notebooks(profile, settings, first=number, last=number)
+    return {"result": f"notebook {number:02d}"}
 
 
-def _activations(profile: Profile) -> dict[str, Any]:
-    """How near the blocks come to the end of float16; random weights say little of trained ones."""
-    device, dataset = choose_device(), prepare_dataset(profile)
-    model = load_base(profile.model, device)
-    collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
-    batch = to_device(collator(dataset.split("train")[:1]), compute_device(model))
-    with device.autocast():
-        rows = audit_fp16(model, {name: batch[name] for name in MODEL_INPUTS})
-    worst = max(rows, key=lambda row: row["largest"])
-    return {"result": f"{worst['share']:.1%} of float16, in {worst['block']}", "blocks": rows}
+def _stage(profile: Profile, settings: Figures, number: int) -> Figures:
+    figures = _notebook(profile, settings, number + 1)
+    return figures | _stage_figures(profile, number)
 
 
-def _weights_gib(model: torch.nn.Module) -> float:
-    total = 0
-    for parameter in model.parameters():
-        total += parameter.nbytes
-        state = getattr(parameter, "quant_state", None)
-        if state is not None:  # the block scales of 4-bit weights, themselves in 8 bits
-            total += state.absmax.nbytes
-    return total / 2**30
-
-
-def _stage(profile: Profile, number: int) -> dict[str, Any]:
-    result = train_stage(profile, number)
-    record = result.record
-    seconds = [line["seconds"] for line in result.log if "loss" in line][1:]  # the first step warms up
-    batch = profile.stage(number).micro_batch * profile.stage(number).accumulation
-    if number > 1:  # no stage reads an adapter before its parent's: 0.4 GB each for the 7B
-        shutil.rmtree(RunFolder.of(profile).adapter(number - 1))
+def _stage_figures(profile: Profile, number: int) -> Figures:
+    run, chosen = RunFolder.of(profile), profile.stage(number)
+    record = read_json(run.record_path(f"stage{number}"))
+    seconds = [line["seconds"] for line in read_json_lines(run.stage(number) / "log.jsonl") if "loss" in line]
     return {
         "gib": record["peak_memory_gib"],
         "planned_gib": record["plan"]["tensors"],
-        "studies_per_second": round(batch / statistics.median(seconds), 3),
+        "studies_per_second": chosen.micro_batch * chosen.accumulation / statistics.median(seconds[1:] or seconds),
+        "seconds": record.get("seconds_by_part", {"stage": record["seconds"]}),
         "losses": record["validation_loss"],
         "moved": record["moved"],
-        "memory_events": record.get("memory_events", []),
+        "memory_events": record["memory_events"],
         "resumed_from": record["resumed_from"],
     }
 
 
-def _paused_stage(profile: Profile) -> dict[str, Any]:
+def _paused_stage(profile: Profile, settings: Figures) -> Figures:
     """Stage 3, stopped after its first step and gone on with from the checkpoint: 8-bit optimizer state and all."""
-    hurried = replace(profile, stage3=replace(profile.stage3, max_minutes=0.0))
     try:
-        train_stage(hurried, 3)
+        run_notebooks(profile, settings | {"stage3.max_minutes": 0.0}, first=4, last=4)
         raise RadVisionError("the stage did not pause: max_minutes had no effect.")
     except RunPaused:
-        figures = _stage(profile, 3)
+        figures = _stage(profile, settings, 3)
     if not figures["resumed_from"]:
         raise RadVisionError("the stage began anew instead of going on from its checkpoint.")
-    return figures | {"result": f"resumed from {figures['resumed_from']}"}
+    return figures | {"result": f"notebook 04, resumed from {figures['resumed_from']}"}
 
 
-def _reload(profile: Profile) -> dict[str, Any]:
+def _evaluation(profile: Profile, settings: Figures) -> Figures:
+    """Notebook 05, with the memory of each thing that it does with the model."""
+    figures = _notebook(profile, settings, 5)
+    metrics: Figures = read_json(RunFolder.of(profile).record_path("evaluation"))
+    sections = {"reports": metrics, "maps": metrics.get("evidence", {}), "samples": metrics.get("confidence", {})}
+    memory = {name: metrics.get("memory", {}).get(name, {}) for name in sections}
+    return figures | {
+        "within": {
+            name: {"gib": gib.get("measured"), "planned_gib": gib.get("planned")} for name, gib in memory.items()
+        },
+        "seconds": {name: section["seconds"] for name, section in sections.items() if "seconds" in section},
+    }
+
+
+def _reload(profile: Profile) -> Figures:
     """The saved adapter over a base loaded anew gives the loss that the trained model had."""
     reporter = reporter_of(profile, 3)
     studies = open_prepared(profile).split("validation")[: profile.stage3.validation_studies]
     size = profile.stage3.micro_batch * 2
     loss = mean_report_loss(reporter.model, reporter.collator, studies, size, reporter.device.autocast)
-    trained = RunFolder.of(profile).record("stage3")["validation_loss"][-1]  # type: ignore[index]  # trained above
+    trained = read_json(RunFolder.of(profile).record_path("stage3"))["validation_loss"][-1]
     if not abs(loss - trained) <= 0.01 * trained:
         raise RadVisionError(f"the reloaded model has loss {loss:.4f}, the trained one had {trained:.4f}.")
     return {"result": f"loss {loss:.4f}, before saving {trained:.4f}", "loss": loss, "loss_before": trained}
 
 
-def _reports(profile: Profile) -> dict[str, Any]:
-    reporter = reporter_of(profile, 3)
-    studies = open_prepared(profile).split("train")[: profile.generation.batch_size]
-    images = [study.image for study in studies]
-    list(reporter.write(images[:1]))  # warms up
+def _reports(profile: Profile) -> Figures:
+    """A whole batch of reports, on training studies as often as it takes."""
+    reporter, size = reporter_of(profile, 3), profile.generation.batch_size
+    images = [study.image for study in open_prepared(profile).split("train")]
+    batch = [images[i % len(images)] for i in range(size)]
+    list(reporter.write(batch[:1]))  # warms up
     started = time.perf_counter()
-    tokens = sum(written.tokens for written in reporter.write(images))
+    tokens = sum(written.tokens for written in reporter.write(batch))
     seconds = time.perf_counter() - started
     return {
-        "result": f"{len(images)} at a time",
-        "tokens_per_second": round(tokens / seconds, 1),
-        "reports_per_second": round(len(images) / seconds, 3),
+        "result": f"{size} at a time",
+        "gib": peak_memory_gib(choose_device()),
+        "tokens_per_second": tokens / seconds,
         "tokens": tokens,
     }
 
 
-def _merge(profile: Profile, shape: dict[str, Any]) -> dict[str, Any]:
+def _merge(profile: Profile, shape: dict[str, Any]) -> Figures:
     """Merge at the 7B's widths but one layer deep: the whole 16-bit model would take 16 GB of disk."""
     folder = Path(profile.model.base).parent / "merge"
     shallow = {**shape, "num_hidden_layers": 1, "intermediate_size": min(2048, shape["intermediate_size"])}
@@ -292,28 +367,51 @@ def _merge(profile: Profile, shape: dict[str, Any]) -> dict[str, Any]:
     shallow["vision_config"] = {**shape["vision_config"], "depth": 1, "fullatt_block_indexes": [0]}
     whole = replace(profile.model, base=str(random_model_folder(folder / "random", shallow)), quantization="none")
     base, adapter, merged = (folder / name for name in ("base", "adapter", "merged"))
-    try:
-        model = load_base(whole, replace(choose_device(), dtype=_sixteen_bit()))
-        model.save_pretrained(base)
-        tuned = attach_adapter(model, profile)
-        generator = torch.Generator().manual_seed(1)
-        for name, parameter in tuned.named_parameters():
-            if is_adapter(name):  # a fresh adapter changes nothing
-                parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator).to(parameter.device)
-        save_adapter(tuned, adapter)
-        merged.mkdir()
-        merge_into_files(base, adapter, merged)
-        shutil.copyfile(base / "config.json", merged / "config.json")
-        collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
-        check = check_merge(profile, collator, base, adapter, merged)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return {
-        "result": f"logits differ by {check['adapter']:.4f}, from the base's by {check['base']:.4f}",
-        "check": check,
-    }
+    device = choose_device()
+    model = load_base(whole, replace(device, dtype="bfloat16") if device.dtype == "float32" else device)
+    model.save_pretrained(base)
+    tuned = attach_adapter(model, profile)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in tuned.named_parameters():
+        if is_adapter(name):  # a fresh adapter changes nothing
+            parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator).to(parameter.device)
+    save_adapter(tuned, adapter)
+    merged.mkdir()
+    merge_into_files(base, adapter, merged)
+    shutil.copyfile(base / "config.json", merged / "config.json")
+    collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
+    check = check_merge(profile, collator, base, adapter, merged)
+    shutil.rmtree(folder)
+    result = f"logits differ by {check['adapter']:.4f}, from the base's by {check['base']:.4f}"
+    return {"result": result, "check": check}
 
 
-def _sixteen_bit() -> str:
-    dtype = choose_device().dtype
-    return "bfloat16" if dtype == "float32" else dtype
+def _tied(profile: Profile, shape: dict[str, Any], whole: bool) -> Figures:
+    """A model whose head is its embeddings: loading, a step of stage 1, a report."""
+    tied = {**shape, **_QWEN_3B} if whole else {**shape, "tie_word_embeddings": True}
+    tied["vision_config"] = {**shape["vision_config"], "out_hidden_size": tied["hidden_size"]}
+    base = random_model_folder(Path(profile.model.base).parent / "tied", tied)
+    model, stage1 = replace(profile.model, base=str(base)), replace(profile.stage1, max_steps=1)
+    other = replace(profile, run="tied", model=model, stage1=stage1)
+    prepare_dataset(other)
+    train_stage(other, 1)
+    figures = _stage_figures(other, 1)  # of the stage alone: the report comes after it
+    report = next(reporter_of(other, 1).write([open_prepared(other).split("train")[0].image]))
+    shutil.rmtree(RunFolder.of(other).path)
+    return figures | {"result": f"a step of stage 1, a report of {report.tokens} tokens"}
+
+
+def _two_processes(profile: Profile, settings: Figures, cards: int) -> Figures:
+    """Stage 3 on two cards, in place of the stage that was trained on one."""
+    if cards < 2:
+        return {"not_run": "not run: one card" if cards else "not run: no card"}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    words = ["-m", "radvision_utils", "train", "--stage", "3", "--force", "--profile", profile.name]
+    words += ["--run", profile.run, "--output-root", profile.output_root, "--source", profile.data.source]
+    words += [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
+    done = subprocess.run([*launch, *words], cwd=project_root(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        told = [line for line in done.stderr.splitlines() if line.startswith("radvision: ")]
+        raise RadVisionError((told or done.stderr.strip().splitlines() or ["accelerate told nothing"])[-1])
+    return _stage_figures(profile, 3)

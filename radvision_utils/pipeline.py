@@ -26,7 +26,9 @@ from radvision_utils.runs import NOTEBOOKS, STEPS, RunFolder, is_current, redo_c
 logger = logging.getLogger(__name__)
 
 
-def run_notebooks(profile: Profile, overrides: Mapping[str, Any], first: int = 1, force: bool = False) -> RunFolder:
+def run_notebooks(
+    profile: Profile, overrides: Mapping[str, Any], first: int = 1, force: bool = False, last: int = len(STEPS)
+) -> RunFolder:
     """Execute the five notebooks into `outputs/<run>/notebooks/`.
 
     Args:
@@ -34,6 +36,7 @@ def run_notebooks(profile: Profile, overrides: Mapping[str, Any], first: int = 1
         overrides: the same overrides again, as the notebooks take them.
         first: number of the notebook to begin with, 1 to 5.
         force: run also what is finished and unchanged.
+        last: number of the notebook to end with.
 
     Raises:
         RunPaused: a stage used up its `max_minutes`; the sentence says how to go on.
@@ -50,7 +53,7 @@ def run_notebooks(profile: Profile, overrides: Mapping[str, Any], first: int = 1
     }
     if not 1 <= first <= len(STEPS):
         raise RadVisionError(f"there is no notebook {first}: --from takes 1 to {len(STEPS)}.")
-    steps = STEPS[first - 1 :]
+    steps = STEPS[first - 1 : last]
     for step in steps:
         check_parameters(notebook_path(step), parameters)
     for step in steps:
