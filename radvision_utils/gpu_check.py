@@ -27,8 +27,10 @@ from typing import Any
 
 import torch
 
+from radvision_utils.bases.random import QWEN_7B, random_model_folder
 from radvision_utils.config import Profile, RadVisionError, RunPaused, load_profile, project_root
 from radvision_utils.data.prepare import prepare_dataset
+from radvision_utils.data.rows import first_line
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import (
     DTYPE_VARIABLE,
@@ -38,13 +40,13 @@ from radvision_utils.environment import (
     quiet_libraries,
     versions,
 )
+from radvision_utils.figures import markdown_table
 from radvision_utils.hand_over.export import check_merge
+from radvision_utils.hand_over.merge import merge_into_files
 from radvision_utils.inference import reporter_of
 from radvision_utils.model.adapter import attach_adapter, save_adapter
 from radvision_utils.model.components import is_adapter
 from radvision_utils.model.loading import load_base, load_processor
-from radvision_utils.hand_over.merge import merge_into_files
-from radvision_utils.bases.random import QWEN_7B, random_model_folder
 from radvision_utils.pipeline import run_notebooks
 from radvision_utils.runs import RunFolder, now, read_json, read_json_lines, write_json, write_text
 from radvision_utils.training.collator import Collator
@@ -134,7 +136,7 @@ def gpu_check(
             checks += ran
             run = RunFolder.of(profile)
             if any(check.problem for check in ran) and run.notebooks.is_dir():
-                shutil.move(run.notebooks, folder / f"notebooks-{dtype}")
+                run.notebooks.rename(folder / f"notebooks-{dtype}")
             shutil.rmtree(run.path, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -181,7 +183,7 @@ def _try(check: Check, work: Callable[[], Figures]) -> None:
         check.figures = work()
         check.not_run = check.figures.pop("not_run", "")
     except Exception as error:  # whatever a card or its libraries raise is what this check is there to find
-        check.problem = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+        check.problem = f"{type(error).__name__}: {first_line(error)}"
         check.figures = {"traceback": traceback.format_exc()}
         logger.warning("%s", check.problem)
     check.seconds = round(time.perf_counter() - started, 1)
@@ -199,28 +201,29 @@ def small_shape() -> dict[str, Any]:
 
 def check_table(record: Mapping[str, Any]) -> str:
     """The checks as a Markdown table, for people and the README."""
-    heads = ["part", "format", "result", "GiB measured", "GiB planned", "off", "studies/s", "tokens/s", "seconds"]
-    lines = [[*heads, "of which"], ["---"] * (len(heads) + 1)]
-    for check in record["checks"]:
-        for name, figures in {check["part"]: check["figures"], **check["figures"].get("within", {})}.items():
-            whole = name == check["part"]
-            result = (check["problem"] or check["not_run"] or figures.get("result", "done")) if whole else "within it"
-            cells = [figures.get(key) for key in ("gib", "planned_gib", "studies_per_second", "tokens_per_second")]
-            numbers = ["" if cell is None else f"{cell:.2f}" for cell in cells]
-            spent = ", ".join(f"{what} {seconds:.0f}" for what, seconds in figures.get("seconds", {}).items())
-            off = _off(figures) if record["cards"] else ""  # a process holds much that no plan counts
-            seconds = "" if check["seconds"] is None or not whole else f"{check['seconds']:.0f}"
-            line = [name, check["dtype"], result, *numbers[:2], off, *numbers[2:], seconds, spent]
-            lines.append([cell.replace("|", "\\|") for cell in line])
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    heads = ["part", "format", "result", "GiB measured", "GiB planned", "off", "studies/s", "tokens/s"]
+    rows = [row for check in record["checks"] for row in _rows(check, bool(record["cards"]))]
+    return markdown_table([*heads, "seconds", "of which"], rows)
 
 
-def _off(figures: Figures) -> str:
-    """By how much measured memory is off the plan."""
-    if not figures.get("planned_gib"):
-        return ""
-    off = figures["gib"] / figures["planned_gib"] - 1
-    return f"{off:+.1%}" + (f", beyond {TOLERANCE:.0%}" if abs(off) > TOLERANCE else "")
+def _rows(check: Mapping[str, Any], on_card: bool) -> Iterator[list[str]]:
+    """A part's row, and one for each thing within it whose memory was measured apart."""
+    figures = check["figures"]
+    result = (check["problem"] or check["not_run"] or figures.get("result", "")).replace("|", "/")
+    seconds = "" if check["seconds"] is None else f"{check['seconds']:.0f}"
+    spent = ", ".join(f"{what} {part:.0f}" for what, part in figures.get("seconds", {}).items())
+    yield [check["part"], check["dtype"], result, *_numbers(figures, on_card), seconds, spent]
+    for name, inner in figures.get("within", {}).items():
+        yield [f"{check['part']}: {name}", check["dtype"], "", *_numbers(inner, on_card), "", ""]
+
+
+def _numbers(figures: Figures, on_card: bool) -> list[str]:
+    """Memory measured, planned, and by how much it is off; speed. A process on a CPU holds much that no plan counts."""
+    cells = [figures.get(name) for name in ("gib", "planned_gib", "studies_per_second", "tokens_per_second")]
+    measured, planned, *speeds = ("" if cell is None else f"{cell:.2f}" for cell in cells)
+    off = cells[0] / cells[1] - 1 if cells[0] and cells[1] and on_card else None
+    marked = "" if off is None else f"{off:+.1%}" + (f", beyond {TOLERANCE:.0%}" if abs(off) > TOLERANCE else "")
+    return [measured, planned, marked, *speeds]
 
 
 def _machine() -> tuple[Device, list[float]]:

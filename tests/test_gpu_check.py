@@ -76,7 +76,7 @@ def test_memory_beyond_the_tolerance_is_marked_on_a_card_only():
     first, maps, samples = check_table({"checks": [check], "cards": 1}).splitlines()[2:]
     assert "| 9.00 | 8.00 | +12.5%, beyond 5% |" in first
     assert "| 8.20 | 8.00 | +2.5% |" in maps
-    assert samples.startswith("| samples | float16 | within it |  |  |  |")
+    assert samples.startswith("| stage 1: samples | float16 |  |  |  |  |")
     assert "%" not in check_table({"checks": [check], "cards": 0})
 
 
