@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--push-to-hub", default="", metavar="REPO", help="also upload, private if REPO is new")
 
     check = verbs.add_parser("gpu-check", help="the 7B with random weights on this card: 10 minutes, no download")
-    check.add_argument("--source", default="", help="as for run (default: phantoms)")
+    check.add_argument("--source", default="phantom", help="as for run (default: phantom)")
     check.add_argument("--minutes", type=float, default=10.0, metavar="N", help="begin no part later (default: 10)")
     _output_root(check)
 

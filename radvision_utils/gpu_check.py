@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -101,7 +101,7 @@ class Check:
 
 
 def gpu_check(
-    folder: Path, shape: dict[str, Any] | None = None, source: str = "", minutes: float = MINUTES
+    folder: Path, shape: dict[str, Any] | None = None, source: str = "phantom", minutes: float = MINUTES
 ) -> dict[str, Any]:
     """Run all parts; one that fails is recorded with its error, those that need it are not run, others are.
 
@@ -109,7 +109,7 @@ def gpu_check(
         folder: gets `gpu_check.json`, `gpu_check.md` and, where a notebook failed, the executed notebooks; what else is
             written there is removed again: for the 7B at most about 2 GB.
         shape: a config of Qwen2.5-VL; if None the 7B's, or a small one where there is no card.
-        source: of the studies, as for a run; "": phantoms.
+        source: of the studies, as for a run.
         minutes: parts that would begin later are left out.
 
     Returns:
@@ -122,12 +122,10 @@ def gpu_check(
         shutil.rmtree(left, ignore_errors=True)
     checks: list[Check] = []
     try:
+        base = random_model_folder(scratch / "base", shape)
+        settings = _SETTINGS | {"model.base": str(base)} | ({} if cards else _SMALL)
         for dtype, gib in _formats(device, cards):
-            base = random_model_folder(scratch / "base", shape)
-            settings = _SETTINGS | {"model.base": str(base)} | ({} if cards else _SMALL)
-            profile = load_profile(
-                "lingshu-7b", settings, run=dtype, source=source or "phantom", output_root=str(scratch)
-            )
+            profile = load_profile("lingshu-7b", settings, run=dtype, source=source, output_root=str(scratch))
             parts = _chain(profile, settings)
             if not checks:  # once is enough
                 parts += _single_parts(profile, settings, shape, len(cards))
@@ -211,7 +209,7 @@ def _rows(check: Mapping[str, Any], on_card: bool) -> Iterator[list[str]]:
     figures = check["figures"]
     result = (check["problem"] or check["not_run"] or figures.get("result", "")).replace("|", "/")
     seconds = "" if check["seconds"] is None else f"{check['seconds']:.0f}"
-    spent = ", ".join(f"{what} {part:.0f}" for what, part in figures.get("seconds", {}).items())
+    spent = ", ".join(f"{what} {part:.0f}" for what, part in figures.get("spent", {}).items())
     yield [check["part"], check["dtype"], result, *_numbers(figures, on_card), seconds, spent]
     for name, inner in figures.get("within", {}).items():
         yield [f"{check['part']}: {name}", check["dtype"], "", *_numbers(inner, on_card), "", ""]
@@ -299,7 +297,7 @@ def _stage_figures(profile: Profile, number: int) -> Figures:
         "gib": record["peak_memory_gib"],
         "planned_gib": record["plan"]["tensors"],
         "studies_per_second": chosen.micro_batch * chosen.accumulation / statistics.median(seconds[1:] or seconds),
-        "seconds": record.get("seconds_by_part", {"stage": record["seconds"]}),
+        "spent": record.get("seconds_by_part", {"stage": record["seconds"]}),
         "losses": record["validation_loss"],
         "moved": record["moved"],
         "memory_events": record["memory_events"],
@@ -309,28 +307,26 @@ def _stage_figures(profile: Profile, number: int) -> Figures:
 
 def _paused_stage(profile: Profile, settings: Figures) -> Figures:
     """Stage 3, stopped after its first step and gone on with from the checkpoint: 8-bit optimizer state and all."""
-    try:
+    with suppress(RunPaused):
         run_notebooks(profile, settings | {"stage3.max_minutes": 0.0}, first=4, last=4)
         raise RadVisionError("the stage did not pause: max_minutes had no effect.")
-    except RunPaused:
-        figures = _stage(profile, settings, 3)
+    figures = _stage(profile, settings, 3)
     if not figures["resumed_from"]:
         raise RadVisionError("the stage began anew instead of going on from its checkpoint.")
     return figures | {"result": f"notebook 04, resumed from {figures['resumed_from']}"}
 
 
 def _evaluation(profile: Profile, settings: Figures) -> Figures:
-    """Notebook 05, with the memory of each thing that it does with the model."""
+    """Notebook 05, with seconds and memory of each thing that it does with the model."""
     figures = _notebook(profile, settings, 5)
     metrics: Figures = read_json(RunFolder.of(profile).record_path("evaluation"))
     sections = {"reports": metrics, "maps": metrics.get("evidence", {}), "samples": metrics.get("confidence", {})}
+    figures["spent"] = {name: section["seconds"] for name, section in sections.items() if "seconds" in section}
     memory = {name: metrics.get("memory", {}).get(name, {}) for name in sections}
-    return figures | {
-        "within": {
-            name: {"gib": gib.get("measured"), "planned_gib": gib.get("planned")} for name, gib in memory.items()
-        },
-        "seconds": {name: section["seconds"] for name, section in sections.items() if "seconds" in section},
+    figures["within"] = {
+        n: {"gib": gib.get("measured"), "planned_gib": gib.get("planned")} for n, gib in memory.items()
     }
+    return figures
 
 
 def _reload(profile: Profile) -> Figures:
