@@ -209,8 +209,11 @@ def _rows(check: Mapping[str, Any], on_card: bool) -> Iterator[list[str]]:
     figures = check["figures"]
     result = (check["problem"] or check["not_run"] or figures.get("result", "")).replace("|", "/")
     seconds = "" if check["seconds"] is None else f"{check['seconds']:.0f}"
-    spent = ", ".join(f"{what} {part:.0f}" for what, part in figures.get("spent", {}).items())
-    yield [check["part"], check["dtype"], result, *_numbers(figures, on_card), seconds, spent]
+    spent = dict(figures.get("spent", {}))
+    if spent:
+        spent["all else"] = check["seconds"] - sum(spent.values())
+    of_which = ", ".join(f"{what} {part:.0f}" for what, part in spent.items())
+    yield [check["part"], check["dtype"], result, *_numbers(figures, on_card), seconds, of_which]
     for name, inner in figures.get("within", {}).items():
         yield [f"{check['part']}: {name}", check["dtype"], "", *_numbers(inner, on_card), "", ""]
 
