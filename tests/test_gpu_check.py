@@ -103,7 +103,7 @@ def test_the_whole_check_runs_and_leaves_figures_but_no_weights(hurried, tmp_pat
 
 @pytest.mark.slow
 def test_a_notebook_that_fails_is_kept_and_what_needs_its_stage_is_not_run(hurried, tmp_path, monkeypatch):
-    too_fast = module._SETTINGS | {"stage2.learning_rate": 1e30}  # the second step's loss is no number
+    too_fast = module._SETTINGS | {"stage2.learning_rate": 1e30, "stage2.max_steps": 3}  # the last loss is no number
     monkeypatch.setattr(module, "_SETTINGS", too_fast)
     record = gpu_check(tmp_path)
     checks = {check["part"]: check for check in record["checks"]}
