@@ -21,6 +21,8 @@ from radvision_utils.model import loading
 from radvision_utils.runs import RunFolder
 from radvision_utils.training import report_trainer
 
+COLLECT = gc.collect
+
 
 @pytest.fixture
 def left(monkeypatch):
@@ -108,6 +110,7 @@ def test_a_stage_that_breaks_off_in_a_step_leaves_no_model(run, left, monkeypatc
 
 def test_a_notebooks_last_error_holds_no_model_where_the_cell_is_run_again(run, left, beside, monkeypatch):
     fail_at(2, monkeypatch)
+    monkeypatch.setattr(gc, "collect", COLLECT)  # IPython makes circles of frames while it formats a traceback
     shell = InteractiveShell.instance()
     shell._showtraceback = lambda *_: None
     shell.user_ns |= {"train_stage": train_stage, "run": run, "own": torch.ones(3)}

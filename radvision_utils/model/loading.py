@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -99,17 +98,21 @@ def load_base(settings: ModelSettings, device: Device) -> PreTrainedModel:
 def _free_failed_calls() -> None:
     """Let go of what an earlier call that failed still holds, so that it can be made again.
 
-    A notebook keeps its last error, which keeps the call's frames, and these their models and tensors. Only what the
-    frames hold goes; the error and its traceback stay to be read.
+    A notebook keeps its last error, whose traceback keeps the call's frames, and these their models and tensors; so
+    does an error that is being handled. Only tracebacks go. To clear their frames would not do: a frame keeps its
+    function, and that what it closes over.
     """
     errors = [sys.exc_info()[1], getattr(sys, "last_value", None)]
-    seen: set[int] = set()
     while errors:
         error = errors.pop()
-        if error is not None and id(error) not in seen:
-            seen.add(id(error))
-            traceback.clear_frames(error.__traceback__)
+        if error is not None and error.__traceback__ is not None:
+            error.__traceback__ = None
             errors += [error.__cause__, error.__context__]
+    if hasattr(sys, "last_traceback"):
+        del sys.last_traceback
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        shell.InteractiveTB.tb = None
     clear_device_cache(garbage_collection=True)
 
 
