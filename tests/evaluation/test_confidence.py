@@ -95,16 +95,6 @@ def test_coverage_is_drawn_whatever_is_missing(said, truths):
     assert texts == ({"0, 1"} if said else {"no sentence asserts a finding"})
 
 
-def test_without_validation_studies_sentences_have_no_confidence_but_an_agreement(trained, result, monkeypatch):
-    monkeypatch.setattr(confidence, "CALIBRATED", 0)
-    metrics = evaluate(trained, samples=1).metrics["confidence"]
-    assert metrics["sentence"].startswith("confidence of a sentence: none, since no sentence of the validation reports")
-    lines = read_json_lines(result.folder / "confidence.jsonl")
-    known = [s for line in lines for s in line["sentences"] if s["agreement"] is not None]
-    assert known
-    assert all(sentence["confidence"] is None for sentence in known)
-
-
 def test_drawn_reports_are_the_same_again_whatever_was_drawn_before(trained, dataset):
     reporter = reporter_of(trained, 0).drawing(Sampling(1.0, seed=3))
     images = [study.image for study in dataset.split("train")][:3]
@@ -208,3 +198,13 @@ def test_figures_are_drawn(result):
 
 def test_asserted_pairs_use_the_names_of_drawn_findings():
     assert asserted_pairs("There is a left consolidation.") == {("Lung Opacity", "left")}
+
+
+def test_without_validation_studies_sentences_have_no_confidence_but_an_agreement(trained, result, monkeypatch):
+    monkeypatch.setattr(confidence, "CALIBRATED", 0)
+    metrics = evaluate(trained, samples=1).metrics["confidence"]
+    assert metrics["sentence"].startswith("confidence of a sentence: none, since no sentence of the validation reports")
+    lines = read_json_lines(result.folder / "confidence.jsonl")
+    known = [s for line in lines for s in line["sentences"] if s["agreement"] is not None]
+    assert known
+    assert all(sentence["confidence"] is None for sentence in known)
