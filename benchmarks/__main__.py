@@ -17,8 +17,8 @@ from pathlib import Path
 
 from radvision_utils.config import DISCLAIMER, RadVisionError
 from radvision_utils.environment import choose_device, quiet_libraries
+from radvision_utils.planning.cost import TYPICAL_REPORT
 from radvision_utils.runs import write_text
-from radvision_utils.training.cost import TYPICAL_REPORT
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 

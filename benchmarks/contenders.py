@@ -29,15 +29,20 @@ from radvision_utils.config import Profile
 from radvision_utils.data.reports import format_report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import Device, choose_device, seed_everything
-from radvision_utils.model.adapter import attach_adapter, load_adapter
-from radvision_utils.model.components import component_of
-from radvision_utils.model.loading import base_path, load_processor, quantization_config
+from radvision_utils.model.base import (
+    attach_adapter,
+    base_path,
+    component_of,
+    load_adapter,
+    load_processor,
+    quantization_config,
+)
+from radvision_utils.model.stage import select_stage
 from radvision_utils.runs import RunFolder
 from radvision_utils.training.collator import IGNORED, Collator
 from radvision_utils.training.loss import mean_report_loss
-from radvision_utils.training.order import StudyOrder
-from radvision_utils.training.stages import select_stage
-from radvision_utils.training.trainer import train_stage
+from radvision_utils.training.train import train_stage
+from radvision_utils.training.trainer import StudyOrder
 
 OURS, PLAIN, TRAINER, TRL = "RadVision", "plain loop", "transformers.Trainer", "TRL SFTTrainer"
 ONE_AT_A_TIME, PLANNED = "RadVision, one study at a time", "RadVision, as planned for a T4"

@@ -18,7 +18,7 @@ from benchmarks.race import keep_freed_memory
 from benchmarks.ratios import Ratio
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.data.studies import open_prepared
-from radvision_utils.inference import reporter_of
+from radvision_utils.report import reporter_of
 
 logger = logging.getLogger(__name__)
 

@@ -23,10 +23,10 @@ from radvision_utils.config import Profile, load_profile
 from radvision_utils.data.phantom import phantom_row
 from radvision_utils.data.prepare import prepare_dataset
 from radvision_utils.environment import choose_device
-from radvision_utils.model.loading import load_base, load_processor
+from radvision_utils.model.base import load_base, load_processor
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.features import open_features
-from radvision_utils.training.trainer import train_stage
+from radvision_utils.training.train import train_stage
 
 logger = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from benchmarks.race import Account, Runner, race
 from benchmarks.ratios import Ratio
 from radvision_utils.config import Profile, RadVisionError, load_profile
 from radvision_utils.data.studies import open_prepared
+from radvision_utils.planning.cost import open_card
+from radvision_utils.planning.plan import plan_stage
+from radvision_utils.planning.shape import read_shape
 from radvision_utils.runs import RunFolder
-from radvision_utils.training.cost import open_card
-from radvision_utils.training.plan import plan_stage
-from radvision_utils.training.shape import read_shape
 
 logger = logging.getLogger(__name__)
 

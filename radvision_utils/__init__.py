@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from radvision_utils.data.studies import PreparedDataset, Study
     from radvision_utils.evaluation.evaluate import evaluate
     from radvision_utils.explain import explain_report
-    from radvision_utils.inference import Reporter, load_reporter
-    from radvision_utils.training.trainer import train_stage
+    from radvision_utils.report import Reporter, load_reporter
+    from radvision_utils.training.train import train_stage
 
 __all__ = [
     "PreparedDataset",

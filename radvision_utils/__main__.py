@@ -141,7 +141,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from radvision_utils.training.trainer import train_stage
+    from radvision_utils.training.train import train_stage
 
     source = _absolute(options.source)
     overrides = parse_settings(options.set)
@@ -162,7 +162,7 @@ def _predict(options: argparse.Namespace) -> None:
 
         print(f"{told(predict_files(options.images, options.run, options.stage, options.to, root))}\n{DISCLAIMER}")
         return
-    from radvision_utils.inference import load_reporter
+    from radvision_utils.report import load_reporter
 
     for image in options.images:
         if not image.is_file():
@@ -196,8 +196,8 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from radvision_utils.training.cost import open_card
-    from radvision_utils.training.plan_table import plan_text
+    from radvision_utils.planning.cost import open_card
+    from radvision_utils.planning.tables import plan_text
 
     profile = load_profile(options.profile, parse_settings(options.set))
     print(plan_text(profile, open_card(options.gpu, options.gib)))
@@ -230,7 +230,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _gpu_check(options: argparse.Namespace) -> None:
-    from radvision_utils.gpu_check import check_table, gpu_check
+    from radvision_utils.planning.gpu_check import check_table, gpu_check
 
     folder = RunFolder("gpu-check", options.output_root or "outputs").path
     record = gpu_check(folder, source=_absolute(options.source), minutes=options.minutes)

@@ -103,7 +103,7 @@ def _position(studies: Studies, split: str, index: int, uid: str | int | None) -
 
 def _generate(profile: Profile, studies: Studies, position: int, stage: int) -> dict[str, Any]:
     from radvision_utils.evaluation.evaluate import prediction_records
-    from radvision_utils.inference import reporter_of
+    from radvision_utils.report import reporter_of
 
     study = studies[position]
     written = list(reporter_of(profile, stage).write([study]))
@@ -116,7 +116,7 @@ def _explain(profile: Profile, study: Study, record: dict[str, Any], stage: int)
     from radvision_utils.data.reports import Report
     from radvision_utils.evaluation.evidence import evidence_record
     from radvision_utils.explain import explain_report
-    from radvision_utils.inference import reporter_of
+    from radvision_utils.report import reporter_of
 
     found = explain_report(reporter_of(profile, stage), study, Report(**record["generated"]))
     return evidence_record(study.uid, found.parts, found.seconds)
@@ -124,8 +124,8 @@ def _explain(profile: Profile, study: Study, record: dict[str, Any], stage: int)
 
 def _report_on(profile: Profile, name: str, image: bytes | Path, stage: int) -> ReportCard:
     """A card for an image of one's own. The model is loaded anew for each: kept, a 7B would fill the card."""
-    from radvision_utils.inference import reporter_of
     from radvision_utils.own_images import own_record, training_forms
+    from radvision_utils.report import reporter_of
 
     if isinstance(image, Path) and not image.is_file():
         raise RadVisionError(f"image {image} does not exist: give the path of a PNG, JPEG or DICOM file.")

@@ -24,8 +24,8 @@ from radvision_utils.data.images import letterbox, load_image
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.evaluation.finding_labels import label
 from radvision_utils.evaluation.records import flags_of, mention_spans, mentioned, normal_form
-from radvision_utils.inference import Reporter, WrittenReport, reporter_of
 from radvision_utils.progress import show_progress
+from radvision_utils.report import Reporter, WrittenReport, reporter_of
 from radvision_utils.runs import RunFolder, file_hash, fingerprint, require, write_json, write_text
 
 logger = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ from benchmarks.ratios import Ratio
 from benchmarks.training import StageRace, check_same_work, step_memory
 from radvision_utils import RadVisionError, load_profile
 from radvision_utils.data.prepare import prepare_dataset
-from radvision_utils.model.loading import TINY_BASE, load_processor
+from radvision_utils.model.base import TINY_BASE, load_processor
 from radvision_utils.training.collator import Collator
 
 TURNS = 3

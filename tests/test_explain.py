@@ -18,7 +18,7 @@ from radvision_utils.explain import (
     open_passage,
 )
 from radvision_utils.explain.passage import lay_out, parts_of, token_places
-from radvision_utils.inference import reporter_of
+from radvision_utils.report import reporter_of
 
 REPORT = Report("The lungs are clear. There is a left pleural effusion.", "Left-sided effusion.")
 

@@ -26,9 +26,8 @@ from radvision_utils.hand_over import export
 from radvision_utils.hand_over.export import export_run, push_to_hub
 from radvision_utils.hand_over.merge import merge_into_files
 from radvision_utils.hand_over.model_card import USAGE, model_card
-from radvision_utils.inference import Reporter
-from radvision_utils.model.adapter import load_adapter
-from radvision_utils.model.loading import TINY_BASE, load_base, load_processor
+from radvision_utils.model.base import TINY_BASE, load_adapter, load_base, load_processor
+from radvision_utils.report import Reporter
 from radvision_utils.runs import RunFolder, read_json
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import MODEL_INPUTS

@@ -12,9 +12,8 @@ from radvision_utils import gpu_check as module
 from radvision_utils.bases.random import random_base, random_model_folder
 from radvision_utils.config import load_profile
 from radvision_utils.environment import choose_device
-from radvision_utils.gpu_check import TOLERANCE, Part, check_table, gpu_check, run_parts, small_shape
-from radvision_utils.model.components import component_of, count_parameters
-from radvision_utils.model.loading import load_base, load_processor, quantization_config
+from radvision_utils.model.base import component_of, count_parameters, load_base, load_processor, quantization_config
+from radvision_utils.planning.gpu_check import TOLERANCE, Part, check_table, gpu_check, run_parts, small_shape
 
 CHAIN = ["data", "stage 1", "stage 2", "stage 3", "evaluation", "reload", "reports"]
 ONCE = ["merge, one layer of each tower", "Qwen2.5-VL-3B", "two processes"]

@@ -13,10 +13,9 @@ from radvision_utils import RadVisionError, Report, inference, load_reporter
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import choose_device
 from radvision_utils.evaluation.image_use import study_losses
-from radvision_utils.inference import compare_stages, reporter_of
-from radvision_utils.model.adapter import load_adapter
-from radvision_utils.model.loading import load_base
-from radvision_utils.model.lora import speed_up_lora
+from radvision_utils.model.base import load_adapter, load_base
+from radvision_utils.model.faster import speed_up_lora
+from radvision_utils.report import compare_stages, reporter_of
 from radvision_utils.runs import RunFolder
 from radvision_utils.training.loss import report_token_losses
 

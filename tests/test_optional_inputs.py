@@ -7,8 +7,8 @@ import torch
 
 from radvision_utils import evaluate, load_profile, prepare_dataset, train_stage
 from radvision_utils.environment import choose_device
-from radvision_utils.inference import Reporter
-from radvision_utils.model.loading import load_base, load_processor
+from radvision_utils.model.base import load_base, load_processor
+from radvision_utils.report import Reporter
 from radvision_utils.training.collator import IGNORED, Collator
 from radvision_utils.training.loss import report_token_losses
 

@@ -10,8 +10,8 @@ from PIL import Image
 from radvision_utils import RadVisionError, own_images
 from radvision_utils.__main__ import main
 from radvision_utils.dashboard.card import ReportCard
-from radvision_utils.inference import Reporter
 from radvision_utils.own_images import find_images, predict_files
+from radvision_utils.report import Reporter
 from radvision_utils.runs import RunFolder
 
 

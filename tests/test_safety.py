@@ -20,8 +20,7 @@ from radvision_utils.config import ModelSettings, project_root
 from radvision_utils.dashboard.records import image_path
 from radvision_utils.data.studies import Studies
 from radvision_utils.environment import choose_device
-from radvision_utils.model.adapter import load_adapter
-from radvision_utils.model.loading import TINY_BASE, load_base, load_processor
+from radvision_utils.model.base import TINY_BASE, load_adapter, load_base, load_processor
 from radvision_utils.runs import RunFolder
 
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

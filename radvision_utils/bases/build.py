@@ -22,14 +22,12 @@ from radvision_utils.data.reports import format_report
 from radvision_utils.data.studies import PreparedDataset
 from radvision_utils.environment import choose_device, seed_everything, versions
 from radvision_utils.evaluation.phantom_accuracy import phantom_accuracy
-from radvision_utils.inference import Reporter
-from radvision_utils.model.components import count_parameters
-from radvision_utils.model.loading import TINY_BASE, load_base, load_processor
+from radvision_utils.model.base import TINY_BASE, count_parameters, load_base, load_processor
+from radvision_utils.report import Reporter
 from radvision_utils.runs import write_text
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import mean_report_loss
-from radvision_utils.training.progress import StageLog
-from radvision_utils.training.report_trainer import ReportTrainer
+from radvision_utils.training.trainer import ReportTrainer, StageLog
 
 logger = logging.getLogger(__name__)
 

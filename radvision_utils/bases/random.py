@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.quantizers import AutoHfQuantizer
 
-from radvision_utils.model.loading import QWEN_7B, RANDOM_WEIGHTS, TINY_BASE
+from radvision_utils.model.base import QWEN_7B, RANDOM_WEIGHTS, TINY_BASE
 from radvision_utils.runs import read_json, write_json
 
 _TOKENS = {

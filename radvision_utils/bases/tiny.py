@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from radvision_utils.model.vision import patch_embedding_by_matmul
+from radvision_utils.model.faster import patch_embedding_by_matmul
 
 VOCABULARY = 1024
 IMAGE_SIDE = 224  # pixels after the processor; 8 x 8 patches of 28, merged 2 x 2 to 16 visual tokens

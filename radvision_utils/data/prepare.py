@@ -38,8 +38,8 @@ from radvision_utils.data.splits import TWIN, Shared, Verdicts, group_of, split_
 from radvision_utils.data.studies import PreparedDataset, Studies, Study, open_prepared
 from radvision_utils.data.summary import DOUBTED, LEFT_OUT, MENDED, REMARKS, Remarks, Tally
 from radvision_utils.data.views import LATERAL_BELOW
-from radvision_utils.locks import working
 from radvision_utils.progress import Progress, show_progress
+from radvision_utils.runs import working
 
 __all__ = ["PreparedDataset", "Studies", "Study", "letterbox", "load_image", "open_prepared", "prepare_dataset"]
 

@@ -33,7 +33,7 @@ from radvision_utils.evaluation.memory import beside_measured, reports_plan
 from radvision_utils.evaluation.phantom_accuracy import Pairs, asserted_pairs, common_name, drawn_pairs
 from radvision_utils.evaluation.table import STAGE_ROWS
 from radvision_utils.explain.passage import Part, parts_of, token_places
-from radvision_utils.inference import Reporter, Sampling, reporter_of
+from radvision_utils.report import Reporter, Sampling, reporter_of
 from radvision_utils.runs import fingerprint, write_text
 
 TEMPERATURE = 1.0  # the model's own distribution

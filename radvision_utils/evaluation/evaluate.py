@@ -47,8 +47,7 @@ from radvision_utils.evaluation.table import (
     table_rows,
 )
 from radvision_utils.evaluation.texts import check_references
-from radvision_utils.inference import Reporter, WrittenReport, reporter_of
-from radvision_utils.locks import working
+from radvision_utils.report import Reporter, WrittenReport, reporter_of
 from radvision_utils.runs import (
     RunFolder,
     fingerprint,
@@ -56,6 +55,7 @@ from radvision_utils.runs import (
     read_json,
     read_json_lines,
     step_key,
+    working,
     write_json,
     write_text,
 )

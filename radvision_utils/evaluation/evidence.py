@@ -40,8 +40,8 @@ from radvision_utils.evaluation.pointing import (
 from radvision_utils.evaluation.table import STAGE_ROWS
 from radvision_utils.explain import Neutral, PartEvidence, explain_passage, learn_neutral, occlusion_maps, open_passage
 from radvision_utils.explain.passage import Passage
-from radvision_utils.inference import Reporter, reporter_of
 from radvision_utils.progress import show_progress
+from radvision_utils.report import Reporter, reporter_of
 from radvision_utils.runs import fingerprint, read_json_lines, write_text
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from radvision_utils.data.studies import Study
 from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate, share
 from radvision_utils.evaluation.label_scores import ABNORMAL, LabelMatrix, micro_f1
 from radvision_utils.evaluation.records import report_labels
-from radvision_utils.inference import Reporter
+from radvision_utils.report import Reporter
 
 SAMPLE = 200  # studies at most: each pass over them costs a 7B minutes
 SMALL_GAP = 0.01  # nats per report token below which a gap is as good as none

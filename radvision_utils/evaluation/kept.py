@@ -18,7 +18,7 @@ from radvision_utils.config import Profile
 from radvision_utils.data.reports import format_report, parse_report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import process_count, process_rank
-from radvision_utils.inference import Reporter, WrittenReport, reporter_of
+from radvision_utils.report import Reporter, WrittenReport, reporter_of
 from radvision_utils.runs import read_json, read_json_lines, write_text
 
 logger = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ from typing import Any
 
 from radvision_utils.data.studies import Study
 from radvision_utils.environment import Device, peak_memory_gib
-from radvision_utils.inference import Reporter
-from radvision_utils.training.judging_memory import maps_memory, scoring_memory, writing_memory
-from radvision_utils.training.memory import ON_CARD, ON_CPU
-from radvision_utils.training.shape import Lengths, read_shape
+from radvision_utils.planning.judging import maps_memory, scoring_memory, writing_memory
+from radvision_utils.planning.memory import ON_CARD, ON_CPU
+from radvision_utils.planning.shape import Lengths, read_shape
+from radvision_utils.report import Reporter
 
 
 def beside_measured(planned: float, device: Device) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from radvision_utils.data.reports import Report
 from radvision_utils.data.studies import Study
 from radvision_utils.evaluation.baselines import nearest
 from radvision_utils.explain.neutral import visual_tokens
-from radvision_utils.inference import Reporter
+from radvision_utils.report import Reporter
 
 
 def neighbor_reports(base: Reporter, train: Sequence[Study], studies: Sequence[Study]) -> list[Report]:

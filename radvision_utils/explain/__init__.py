@@ -27,7 +27,7 @@ from radvision_utils.data.studies import open_prepared
 from radvision_utils.evaluation.finding_labels import sentences
 from radvision_utils.explain.neutral import Neutral, learn_neutral
 from radvision_utils.explain.passage import SECTIONS, Array, Kept, Part, Passage, lay_out, parts_of
-from radvision_utils.inference import ImageLike, Reporter
+from radvision_utils.report import ImageLike, Reporter
 
 WINDOWS = 9  # occluded windows along a side at most: 81 passes of the language model for an image of the 7B
 RANDOM_SETS = 20  # of tokens, that the check of a map compares with

@@ -12,8 +12,8 @@ import torch
 
 from radvision_utils.data.studies import Study
 from radvision_utils.evaluation.finding_labels import label, sentences
-from radvision_utils.inference import ImageLike, Reporter
-from radvision_utils.model.loading import compute_device
+from radvision_utils.model.base import compute_device
+from radvision_utils.report import ImageLike, Reporter
 from radvision_utils.training.loss import to_device
 
 IMAGES = 64  # training images whose tokens are averaged

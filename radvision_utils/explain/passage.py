@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from radvision_utils.data.reports import Report, format_report
 from radvision_utils.evaluation.finding_labels import sentences
 from radvision_utils.explain.neutral import Neutral, core_of, visual_tokens
-from radvision_utils.inference import ImageLike, Reporter
-from radvision_utils.model.loading import compute_device
+from radvision_utils.model.base import compute_device
+from radvision_utils.report import ImageLike, Reporter
 from radvision_utils.training.collator import Collator
 
 Array = NDArray[np.float64]

@@ -19,8 +19,7 @@ from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import Device, choose_device, memory_cap
 from radvision_utils.hand_over.merge import base_bytes, merge_into_files
 from radvision_utils.hand_over.model_card import model_card
-from radvision_utils.model.adapter import WEIGHTS, load_adapter
-from radvision_utils.model.loading import base_path, compute_device, load_base, load_processor
+from radvision_utils.model.base import WEIGHTS, base_path, compute_device, load_adapter, load_base, load_processor
 from radvision_utils.runs import RunFolder, now, read_json, require, write_json, write_text
 from radvision_utils.training.collator import IGNORED, Collator
 from radvision_utils.training.loss import MODEL_INPUTS, to_device

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.model.adapter import WEIGHTS
+from radvision_utils.model.base import WEIGHTS
 from radvision_utils.runs import read_json
 
 INDEX = "model.safetensors.index.json"

@@ -25,8 +25,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.data.studies import PreparedDataset
 from radvision_utils.environment import choose_device
-from radvision_utils.model.components import computing
-from radvision_utils.model.loading import compute_device
+from radvision_utils.model.base import compute_device
+from radvision_utils.model.faster import computing
 from radvision_utils.progress import show_progress
 from radvision_utils.runs import RunFolder, fingerprint
 from radvision_utils.training.collator import Collator, TrainingStudy

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from radvision_utils.model.components import computing
-from radvision_utils.model.loading import compute_device
+from radvision_utils.model.base import compute_device
+from radvision_utils.model.faster import computing
 from radvision_utils.training.collator import IGNORED, Collator, TrainingStudy
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw", "logits_to_keep")

@@ -1,272 +1,426 @@
-"""Run one stage: transformers.Trainer underneath, the report loss and the stage's guarantees on top."""
+"""transformers.Trainer as this project uses it: the report loss, an order of studies, checks, and what one sees."""
 
 from __future__ import annotations
 
+import json
 import logging
-import shutil
+import math
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-from peft import PeftModel
+import torch
+from accelerate.utils import gather_object
+from bitsandbytes.optim import GlobalOptimManager
+from torch.utils.data import Sampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from radvision_utils.config import Profile, StageSettings
-from radvision_utils.data.studies import PreparedDataset, open_prepared
-from radvision_utils.environment import (
-    Device,
-    choose_device,
-    forget_peak_memory,
-    peak_memory_gib,
-    process_rank,
-    seed_everything,
-    versions,
-)
-from radvision_utils.locks import working
-from radvision_utils.model.adapter import WEIGHTS, attach_adapter, load_adapter, save_adapter
-from radvision_utils.model.audit import guard_fp16
-from radvision_utils.model.loading import compute_device, load_base, load_processor
-from radvision_utils.model.lora import speed_up_lora
-from radvision_utils.runs import (
-    RunFolder,
-    file_hash,
-    is_current,
-    now,
-    publish_finished,
-    read_json_lines,
-    require,
-    step_key,
-    write_json,
-)
-from radvision_utils.training.budget import (
-    MemoryBudget,
-    Split,
-    TimeBudget,
-    loading_in_memory,
-    pause_if_unfinished,
-    train_in_memory,
-)
-from radvision_utils.training.checkpoints import (
-    CheckpointMark,
-    finished_state,
-    last_checkpoint,
-    load_trained,
-    start_or_resume,
-)
+from radvision_utils.config import RadVisionError, StageSettings
+from radvision_utils.environment import Device, in_live_notebook, process_count, process_rank
+from radvision_utils.figures import BLUE, VERMILION, new_figure, tidy
+from radvision_utils.model.stage import assert_gradients
+from radvision_utils.runs import read_json_lines, write_text
 from radvision_utils.training.collator import Collator
-from radvision_utils.training.features import VisionLeaves, features_for_pixels, stage_features
-from radvision_utils.training.guards import other_processes_watched
-from radvision_utils.training.ledger import check_ledger, weight_ledger
-from radvision_utils.training.loss import MODEL_INPUTS, mean_report_loss, to_device
-from radvision_utils.training.plan import plan_record
-from radvision_utils.training.plan_table import beside_measured
-from radvision_utils.training.progress import StageLog, Stopwatch, draw_losses
-from radvision_utils.training.report_trainer import GradientCheck, ReportTrainer, let_go, training_arguments
-from radvision_utils.training.stages import STAGES, checkpoint_layers, select_stage
+from radvision_utils.training.loss import report_token_losses
+from radvision_utils.training.resume import load_trained, save_trained
+
+# What gloo and NCCL say when the process at the other end is gone.
+_LOST_WORDS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "NCCL")
+
+
+class GuardedTrainer(Trainer):
+    """transformers.Trainer that stops at a gradient norm which is no number, before a checkpoint can hold its harm."""
+
+    uids: tuple[str, ...] = ()  # of the optimizer step at work
+
+    def training_step(self, model: torch.nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; remembers whose studies the step takes."""
+        self.uids += tuple(inputs["uids"])
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """As in transformers, which calls it after each optimizer step and before the step's checkpoint.
+
+        Raises:
+            RadVisionError: the gradient norm is infinite or no number.
+        """
+        norm = logs.get("grad_norm")
+        if norm is not None and not math.isfinite(norm):
+            self._judge(norm)
+            logs = {**logs, "grad_norm": None}
+        self.uids = ()
+        super().log(logs, *args, **kwargs)
+
+    def _judge(self, norm: float) -> None:
+        step, scaler = self.state.global_step, self.accelerator.scaler
+        # In float16 an overflow is how the scaler finds its scale: the step is skipped and the scale halved. Below a
+        # scale of 1 it is no longer the scale that overflows.
+        if self.accelerator.optimizer_step_was_skipped and scaler is not None and scaler.get_scale() >= 1:
+            logger.info("step %d skipped: float16 gradients overflowed, loss scale now %g", step, scaler.get_scale())
+            return
+        uids = gather_object(list(self.uids)) if process_count() > 1 else self.uids
+        raise RadVisionError(
+            f"the gradient norm is {norm} at step {step} on studies {', '.join(uids)}: training stops and keeps the "
+            "last checkpoint; try half the learning rate, or look at these studies."
+        )
+
+
+@contextmanager
+def other_processes_watched(stage: int) -> Iterator[None]:
+    """Say in one sentence that another process of the training is gone.
+
+    Raises:
+        RadVisionError: it is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if process_count() == 1 or not any(words in str(error) for words in _LOST_WORDS):
+            raise
+        raise RadVisionError(
+            f"stage {stage}: process {process_rank()} of {process_count()} lost another one, which was ended or failed "
+            "(look above for its reason): all stop; the same command goes on from the last checkpoint, also with "
+            "another --num_processes."
+        ) from error
+
+
+class StudyOrder(Sampler[int]):
+    """A new random order every epoch; the studies of one optimizer step go from the longest report to the shortest.
+
+    Micro-batches of like lengths hold less padding, and the step is the sum over the same studies as before. Reports
+    grouped beyond a step would save little more and make steps of normal studies alone.
+
+    Args:
+        lengths: of each study's report.
+        step: studies of an optimizer step, over all processes and micro-batches.
+        seed: the order depends on it and the epoch alone, so an interrupted epoch goes on with the studies left.
+    """
+
+    def __init__(self, lengths: Sequence[int], step: int, seed: int) -> None:
+        self.lengths, self.step, self.seed, self.epoch = lengths, step, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed((self.seed << 16) + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        for first in range(0, len(order), self.step):
+            yield from sorted(order[first : first + self.step], key=lambda study: self.lengths[study], reverse=True)
+
+
+class EpochOrder(TrainerCallback):
+    """Tells an order its epoch. accelerate's own `set_epoch` does not reach it where several processes resume."""
+
+    def __init__(self, order: StudyOrder) -> None:
+        self.order = order
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.order.set_epoch(int(state.epoch or 0))
+
+
+class ReportTrainer(GuardedTrainer):
+    """transformers.Trainer with the loss on report tokens, which ends at once where it is no number, and with
+    checkpoints that hold what the stage trains."""
+
+    def __init__(self, *, model: torch.nn.Module, args: TrainingArguments, collator: Collator, **options: Any) -> None:
+        args._n_gpu = min(args.n_gpu, 1)  # several cards in one process would mean DataParallel; use accelerate launch
+        super().__init__(model=model, args=args, data_collator=collator, **options)
+        # The loss below is already divided by the tokens of the whole accumulated batch.
+        self.model_accepts_loss_kwargs = True
+        self._loss_shifts_labels = False
+        self.remove_callback(PrinterCallback)  # StageLog tells the user, and less often
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> StudyOrder:
+        args, collator = self.args, self.data_collator
+        lengths = [len(collator.report_ids(study.report)) for study in self.train_dataset]
+        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        order = StudyOrder(lengths, step, args.seed)
+        self.add_callback(EpochOrder(order))
+        return order
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Sum of the report tokens' losses over the number of report tokens in the whole (accumulated) batch."""
+        losses, counts = report_token_losses(model, inputs)
+        loss = losses.sum() / (counts.sum() if num_items_in_batch is None else num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise RadVisionError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1} on studies "
+                f"{', '.join(inputs['uids'])}: training stops and keeps the last checkpoint; "
+                "try half the learning rate, or look at these studies."
+            )
+        # Gradients are averaged over processes, tokens were counted over all of them.
+        return loss * self.accelerator.num_processes
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.args.should_save:
+            save_trained(self.model, Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        load_trained(self.model, Path(resume_from_checkpoint))
+
+
+@contextmanager
+def let_go(trainer: ReportTrainer) -> Iterator[ReportTrainer]:
+    """Within, the trainer; however that ends, it then holds no model and no optimizer, and the model nothing of it.
+
+    Both would stay in memory until Python's garbage collector happens to run, since the libraries below make circles:
+    accelerate stores its autocast, which holds the model, in `model.forward`, and bitsandbytes' `load_state_dict`
+    leaves a function that holds itself and the optimizer. The embeddings would stay for good: transformers enters them
+    in a list of bitsandbytes' from which nothing is taken.
+    """
+    model, exceptions = trainer.model, GlobalOptimManager.get_instance()
+    try:
+        yield trainer
+    finally:
+        # The next trainer of this model must find it as it was, or it would compute without autocast.
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+            model.__dict__.pop(name, None)
+        if trainer.optimizer is not None:
+            trainer.optimizer.state.clear()
+            trainer.optimizer.param_groups.clear()
+        own = set(model.modules())
+        exceptions.module_weight_config_triple[:] = [
+            e for e in exceptions.module_weight_config_triple if e[0] not in own
+        ]
+        trainer.__dict__.clear()
+
+
+class GradientCheck(TrainerCallback):
+    """Asserts once, at the first optimizer step, that exactly the stage's tensors have gradients."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.done = number, False
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.done:
+            assert_gradients(kwargs["model"], self.number)
+            self.done = True
+
+
+def training_arguments(settings: StageSettings, device: Device, folder: Path, seed: int) -> TrainingArguments:
+    """The stage's settings in transformers' words."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        learning_rate=settings.learning_rate,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        per_device_train_batch_size=settings.micro_batch,
+        gradient_accumulation_steps=settings.accumulation,
+        warmup_steps=settings.warmup_ratio,  # below 1 it is a share of all steps
+        lr_scheduler_type=settings.schedule,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim=settings.optimizer,
+        ddp_find_unused_parameters=False,  # whatever trains has gradients: GradientCheck asserts it
+        bf16=device.dtype == "bfloat16",
+        fp16=device.dtype == "float16",
+        use_cpu=device.kind == "cpu",
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.kind == "cuda",
+        label_names=["labels"],
+        seed=seed,
+        data_seed=seed,
+    )
+
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class StageResult:
-    """A finished stage: its folder and what it recorded in `stage.json`."""
-
-    folder: Path
-    record: dict[str, Any]
-
-    @property
-    def log(self) -> list[dict[str, Any]]:
-        """The lines of `log.jsonl`."""
-        return read_json_lines(self.folder / "log.jsonl")
+_SECONDS_BETWEEN_LINES = 10.0
 
 
-def train_stage(profile: Profile, stage: int, force: bool = False) -> StageResult:
-    """Train stage 1, 2 or 3 of a run, or give back its result where nothing that it depends on has changed.
+class Stopwatch:
+    """Seconds by part of a piece of work. A part within a part counts for itself alone; what is in none is "other".
 
-    Reads `data/` and the stage before; makes `stage<n>.partial/`: `adapter/`, `log.jsonl`, `loss.png` and, last,
-    `stage.json`; then it becomes `stage<n>/`. An interrupted stage goes on from its last checkpoint.
-
-    Raises:
-        RunPaused: `max_minutes` are used up; the same call goes on.
-        RadVisionError: the stage before is missing or stale, the machine cannot run the profile, another process works
-            on the run, the disk or the memory is full, or the loss or the gradient norm stopped being a number.
+    Args:
+        started: when the work began, as `time.perf_counter` gives it.
     """
-    profile.stage(stage)
-    folder, step, started = RunFolder.of(profile), f"stage{stage}", time.perf_counter()
-    if force or not is_current(profile, step):
-        key, device = step_key(profile, step), choose_device()
-        together = PartialState(cpu=device.kind == "cpu")  # of the processes that `accelerate launch` started
-        with working(folder, step):
-            if together.is_main_process and (force or not publish_finished(profile, step)):
-                folder.record_path(step).unlink(missing_ok=True)
-                start_or_resume(folder.partial(step), key, force)
-            together.wait_for_everyone()
-            if not is_current(profile, step):
-                _train(profile, stage, key, device, started)
-            together.wait_for_everyone()
-    if process_rank() == 0:
-        shutil.rmtree(folder.stage(stage) / "checkpoints", ignore_errors=True)  # after a kill too: they are large
-    return StageResult(folder.stage(stage), require(profile, step))
+
+    def __init__(self, started: float) -> None:
+        self.started = self._clock = started
+        self._part, self._seconds = "other", defaultdict[str, float](float)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Within, the time belongs to the part; it may be entered again and again."""
+        outer = self._part
+        self._turn_to(name)
+        try:
+            yield
+        finally:
+            self._turn_to(outer)
+
+    def record(self) -> dict[str, float]:
+        """Seconds of each part so far, in the order in which the parts began."""
+        self._turn_to(self._part)
+        return {part: round(seconds, 1) for part, seconds in self._seconds.items()}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{part} {seconds:.1f}" for part, seconds in self.record().items())
+
+    def _turn_to(self, part: str) -> None:
+        now = time.perf_counter()
+        self._seconds[self._part] += now - self._clock
+        self._part, self._clock = part, now
 
 
-def _train(profile: Profile, stage: int, key: str, device: Device, started: float) -> None:
-    folder, step = RunFolder.of(profile), f"stage{stage}"
-    work = folder.partial(step)
-    dataset = open_prepared(profile)
-    seed_everything(profile.seed + stage)
-    forget_peak_memory(device)
-    watch = Stopwatch(started)
+class StageLog(TrainerCallback):
+    """Writes a line of `log.jsonl` at every optimizer step and validation, and tells the user how far it is.
 
-    with watch.part("load"):
-        model = _stage_model(profile, stage, folder, device)
-        collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
-        sample = to_device(collator(dataset.split("train")[:2]), compute_device(model))
-        kept = guard_fp16(model, {name: sample[name] for name in MODEL_INPUTS}, device)
-    with watch.part("ledger"):
-        before = weight_ledger(model)
-    with watch.part("features"):
-        features = stage_features(model, profile, stage, dataset, collator, before)
-    collator.features = features
-    with features_for_pixels(model) if features else nullcontext():
-        facts = _fit(model, profile, stage, work, dataset, collator, device, watch)
-    if process_rank():
-        return  # the first process alone writes
-    with watch.part("ledger"):
-        after = weight_ledger(model)
-    moved = check_ledger(before, after, stage)
+    Of several processes only the first does.
 
-    with watch.part("save"):
-        save_adapter(model, work / "adapter")
-        draw_losses(work / "log.jsonl", work / "loss.png", STAGES[stage].title)
-    parent = require(profile, f"stage{stage - 1}")["hash"] if stage > 1 else None
-    record = {
-        "stage": stage,
-        "component": STAGES[stage].component,
-        "key": key,
-        "hash": file_hash(work / "adapter" / WEIGHTS),
-        "data_hash": dataset.summary["hash"],
-        "parent_hash": parent,
-        **facts,
-        "features": features.record if features else None,
-        "float32_blocks": kept,
-        "moved": moved,
-        "ledger": {"before": before, "after": after},
-        "prompt": profile.model.prompt,
-        "settings": profile.to_dict()[step],
-        "seed": profile.seed,
-        "device": device.title,
-        "dtype": device.dtype,
-        "peak_memory_gib": round(peak_memory_gib(device), 3),
-        "seconds": round(time.perf_counter() - started, 1),
-        "seconds_by_part": watch.record(),
-        "versions": versions(),
-        "finished": now(),
-    }
-    logger.info("%s", beside_measured(record, card=device.kind == "cuda"))
-    logger.info("stage %d: seconds by part: %s", stage, watch)
-    write_json(work / "stage.json", record)
-    folder.publish(profile, step)
+    Args:
+        path: the log file; a resumed stage goes on in the same file.
+        title: "stage 1".
+        batch: studies an optimizer step.
+        validate: gives the validation loss in nats per report token.
+    """
+
+    def __init__(self, path: Path, title: str, batch: int, validate: Callable[[], float]) -> None:
+        self.path, self.title, self.batch, self.validate = path, title, batch, validate
+        self.validation_losses: list[float] = []
+        self.samples_per_second = 0.0
+        self._training_seconds, self._steps, self._validated = 0.0, 0, -1
+        self._clock = self._last_line = 0.0
+        self._bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begin(state)
+        if in_live_notebook():
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, unit="step")
+        self._clock = time.perf_counter()
+
+    def begin(self, state: Any) -> None:
+        """Start the log, or take up that of an interrupted stage at the checkpoint's step."""
+        if not state.is_world_process_zero:
+            return
+        if state.global_step == 0:
+            write_text(self.path, "")
+        else:
+            self._forget_steps_after(state.global_step)
+        self._validate_if_due(state)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        if "loss" not in logs or not state.is_world_process_zero:
+            return
+        seconds, self._clock = time.perf_counter() - self._clock, time.perf_counter()
+        self._training_seconds, self._steps = self._training_seconds + seconds, self._steps + 1
+        self.samples_per_second = self.batch * self._steps / self._training_seconds
+        self._write(
+            step=state.global_step,
+            epoch=round(state.epoch, 4),
+            loss=logs["loss"],
+            learning_rate=logs["learning_rate"],
+            grad_norm=logs.get("grad_norm"),
+            seconds=round(seconds, 4),
+        )
+        self._tell(state, logs["loss"])
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self._validate_if_due(state)
+        self._clock = time.perf_counter()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def train_loss(self) -> float:
+        """Mean loss of all steps, those before an interruption included."""
+        losses = [line["loss"] for line in read_json_lines(self.path, torn=True) if "loss" in line]
+        return round(sum(losses) / len(losses), 4)
+
+    def _validate_if_due(self, state: Any) -> None:
+        """Before the first step, after each epoch and after the last step; a stage may also pause in between.
+
+        The checkpoint of such a step is older than its validation: killed between the two, a stage resumes here.
+        """
+        epoch = state.epoch or 0.0
+        if (epoch == int(epoch) or state.global_step >= state.max_steps) and state.global_step != self._validated:
+            self._validate(state)
+
+    def _validate(self, state: Any) -> None:
+        self._validated = state.global_step
+        loss = round(self.validate(), 4)
+        self.validation_losses.append(loss)
+        self._write(step=state.global_step, epoch=round(state.epoch or 0.0, 4), validation_loss=loss)
+        logger.info("%s: step %d, validation loss %.3f nats per report token", self.title, state.global_step, loss)
+
+    def _write(self, **line: Any) -> None:
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def _forget_steps_after(self, step: int) -> None:
+        """A stage killed between checkpoints repeats some steps: its log must not hold them twice."""
+        lines = [line for line in read_json_lines(self.path, torn=True) if line["step"] <= step]
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+        validated = [line for line in lines if "validation_loss" in line]
+        self.validation_losses = [line["validation_loss"] for line in validated]
+        self._validated = max((line["step"] for line in validated), default=-1)
+
+    def _tell(self, state: Any, loss: float) -> None:
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+            self._bar.set_postfix(loss=f"{loss:.3f}", samples_per_s=f"{self.samples_per_second:.1f}")
+        elif time.perf_counter() - self._last_line > _SECONDS_BETWEEN_LINES or state.global_step == state.max_steps:
+            self._last_line = time.perf_counter()
+            left = (state.max_steps - state.global_step) * self.batch / self.samples_per_second
+            logger.info(
+                "%s: step %d of %d, loss %.3f, %.1f studies/s, %s left",
+                self.title,
+                state.global_step,
+                state.max_steps,
+                loss,
+                self.samples_per_second,
+                f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s",
+            )
 
 
-def _stage_model(profile: Profile, stage: int, folder: RunFolder, device: Device) -> PeftModel:
-    with loading_in_memory(profile, stage):
-        base = load_base(profile.model, device)
-        model = attach_adapter(base, profile) if stage == 1 else load_adapter(base, folder.adapter(stage - 1))
-    names = select_stage(model, profile, stage)
-    speed_up_lora(model)
-    tensors = dict(model.named_parameters())
-    logger.info(
-        "stage %d trains the %s: %s (%d tensors, %d parameters). %s, %s (%s).",
-        stage,
-        STAGES[stage].title,
-        STAGES[stage].how,
-        len(names),
-        sum(tensors[name].numel() for name in names),
-        device.title,
-        device.dtype,
-        device.dtype_reason,
-    )
-    return model
+def draw_losses(log: Path, picture: Path, title: str) -> None:
+    """Save the training and validation loss of a `log.jsonl` as a figure."""
+    lines = read_json_lines(log)
+    train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    held_out = [(line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line]
+    figure = new_figure(7, 3.6)
+    axes = figure.subplots()
+    axes.plot(*zip(*train, strict=True), color=BLUE, alpha=0.35, linewidth=1, label="training, each step")
+    axes.plot(*zip(*_smooth(train), strict=True), color=BLUE, linewidth=2, label="training, running mean")
+    axes.plot(*zip(*held_out, strict=True), "o-", color=VERMILION, label="validation")
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per report token)", title=f"Training the {title}")
+    # Single batches with an unknown finding shoot up; the curve is what one wants to read.
+    losses = sorted(loss for _, loss in train)
+    tallest = max(losses[int(0.98 * (len(losses) - 1))], *(loss for _, loss in held_out))
+    axes.set_ylim(0, 1.1 * tallest)
+    tidy(axes)
+    axes.legend(frameon=False)
+    figure.savefig(picture, dpi=120)
 
 
-def _fit(
-    model: PeftModel,
-    profile: Profile,
-    stage: int,
-    folder: Path,
-    dataset: PreparedDataset,
-    collator: Collator,
-    device: Device,
-    watch: Stopwatch,
-) -> dict[str, Any]:
-    """Train, with the loss on validation studies before, at each epoch's end and after; what there is to record."""
-    whole = profile.stage(stage)
-    memory = MemoryBudget(folder / "memory.json", profile, stage)
-
-    def attempt(split: Split) -> dict[str, Any]:
-        settings = replace(whole, micro_batch=split.micro_batch, accumulation=split.accumulation)
-        return _fit_split(model, profile, settings, stage, folder, dataset, collator, device, watch)
-
-    return {**train_in_memory(memory, model, attempt), "memory_events": memory.events}
-
-
-def _fit_split(
-    model: PeftModel,
-    profile: Profile,
-    settings: StageSettings,
-    stage: int,
-    folder: Path,
-    dataset: PreparedDataset,
-    collator: Collator,
-    device: Device,
-    watch: Stopwatch,
-) -> dict[str, Any]:
-    train = dataset.split("train")
-    held_out = dataset.split("validation")[: settings.validation_studies]
-    model.config.use_cache = False
-    checkpoint_layers(model, stage, settings.checkpointed_layers)
-
-    def validate() -> float:
-        with watch.part("validation"):
-            return mean_report_loss(model, collator, held_out, settings.micro_batch * 2, device.autocast)
-
-    batch = profile.stage(stage).micro_batch * profile.stage(stage).accumulation
-    log = StageLog(folder / "log.jsonl", f"stage {stage}", batch, validate)
-    trainer = ReportTrainer(
-        model=model,
-        args=training_arguments(settings, device, folder / "checkpoints", profile.seed + stage),
-        collator=collator,
-        train_dataset=train,
-        callbacks=[GradientCheck(stage), log, TimeBudget(settings.max_minutes, watch.started), CheckpointMark()],
-    )
-    if collator.features:
-        trainer.add_callback(VisionLeaves())
-    checkpoint = last_checkpoint(folder / "checkpoints")
-    state = finished_state(checkpoint)
-    if checkpoint is not None and state is not None:
-        load_trained(model, checkpoint)
-        log.begin(state)
-    else:
-        with other_processes_watched(stage), let_go(trainer), watch.part("steps"):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            state = trainer.state
-        pause_if_unfinished(stage, settings.max_minutes, state)
-    return {
-        "studies": {"train": len(train), "validation": len(held_out)},
-        "steps": state.global_step,
-        "resumed_from": checkpoint.name if checkpoint else None,
-        "samples_per_second": round(log.samples_per_second, 2),
-        "train_loss": log.train_loss(),
-        "validation_loss": log.validation_losses,
-        "plan": plan_record(
-            profile,
-            stage,
-            settings,
-            len(collator.prompt()),
-            max(len(collator.report_ids(study.report)) for study in train),
-            cached=collator.features is not None,
-            card=device.kind == "cuda",
-        ),
-    }
+def _smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    width = max(1, len(points) // 20)
+    return [
+        (points[i][0], sum(loss for _, loss in points[max(0, i - width + 1) : i + 1]) / min(width, i + 1))
+        for i in range(len(points))
+    ]

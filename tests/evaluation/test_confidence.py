@@ -12,7 +12,7 @@ from radvision_utils.evaluation.calibration import auroc, calibration_figures, f
 from radvision_utils.evaluation.confidence import JudgedSentence, claims_of, coverage_curve
 from radvision_utils.evaluation.evidence_figures import evidence_rows, show_coverage, show_maps
 from radvision_utils.evaluation.phantom_accuracy import asserted_pairs
-from radvision_utils.inference import Sampling, reporter_of
+from radvision_utils.report import Sampling, reporter_of
 from radvision_utils.runs import read_json_lines
 
 EFFUSION = frozenset({("Pleural Effusion", "left")})

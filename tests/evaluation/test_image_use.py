@@ -10,7 +10,7 @@ from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate
 from radvision_utils.evaluation.finding_labels import label
 from radvision_utils.evaluation.label_scores import LabelMatrix
 from radvision_utils.evaluation.neighbors import image_vectors, neighbor_reports
-from radvision_utils.inference import reporter_of
+from radvision_utils.report import reporter_of
 
 EFFUSION, HEART, NORMAL = "Left pleural effusion.", "Cardiomegaly.", "The lungs are clear. Normal chest."
 

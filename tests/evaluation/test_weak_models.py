@@ -18,7 +18,7 @@ from radvision_utils.evaluation.evidence_figures import show_coverage, show_reli
 from radvision_utils.evaluation.figures import show_confusion, show_observations
 from radvision_utils.evaluation.model_verdict import model_verdict
 from radvision_utils.evaluation.rows import Scorer, variety
-from radvision_utils.inference import Reporter, WrittenReport
+from radvision_utils.report import Reporter, WrittenReport
 from radvision_utils.runs import NOTEBOOKS, RunFolder
 
 NORMAL = "Findings: The heart is normal. No pneumothorax or effusion. Impression: No acute disease."

@@ -31,7 +31,7 @@ import torch
 
 from radvision_utils import evaluate, load_profile, prepare_dataset, train_stage
 from radvision_utils.runs import STEPS, RunFolder, file_hash, read_json, read_json_lines
-from radvision_utils.training.checkpoints import last_checkpoint
+from radvision_utils.training.resume import last_checkpoint
 
 SAVE_STEPS = 3
 SETTINGS = {

@@ -10,7 +10,7 @@ from radvision_utils.config import RunPaused, StageSettings
 from radvision_utils.pipeline import run_notebooks
 from radvision_utils.runs import RunFolder
 from radvision_utils.training import report_trainer, trainer
-from radvision_utils.training.budget import Split, split_batch
+from radvision_utils.training.resume import Split, split_batch
 
 STEPS = {"max_steps": 3, "micro_batch": 4, "accumulation": 2, "validation_studies": 2}
 

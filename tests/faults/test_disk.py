@@ -8,7 +8,7 @@ import pytest
 
 from radvision_utils import RadVisionError, evaluate, prepare_dataset, train_stage
 from radvision_utils.runs import RunFolder, is_current
-from radvision_utils.training.checkpoints import last_checkpoint
+from radvision_utils.training.resume import last_checkpoint
 
 TOLD = r"a file in .* could not be written to its end \(.*\): make room and give the same command again"
 STEPS = {"max_steps": 2, "save_steps": 1, "micro_batch": 2}

@@ -14,13 +14,13 @@ from radvision_utils import RadVisionError, train_stage
 from radvision_utils.config import project_root
 from radvision_utils.data.reports import format_report
 from radvision_utils.evaluation.kept import write_reports
-from radvision_utils.inference import reporter_of
-from radvision_utils.model.components import component_of
+from radvision_utils.model.base import component_of
+from radvision_utils.planning.cost import disk_gib
+from radvision_utils.planning.shape import read_shape
+from radvision_utils.report import reporter_of
 from radvision_utils.runs import RunFolder, is_current, read_json_lines
 from radvision_utils.training import trainer
-from radvision_utils.training.checkpoints import MARK, TRAINED, is_whole, last_checkpoint, mark_whole
-from radvision_utils.training.cost import disk_gib
-from radvision_utils.training.shape import read_shape
+from radvision_utils.training.resume import MARK, TRAINED, is_whole, last_checkpoint, mark_whole
 
 STEPS = {"max_steps": 4, "save_steps": 1, "micro_batch": 4, "lora_dropout": 0.1}
 

@@ -10,12 +10,11 @@ import sys
 import pytest
 
 from radvision_utils import RadVisionError, prepare_dataset, train_stage
-from radvision_utils.locks import working
-from radvision_utils.runs import RunFolder
+from radvision_utils.runs import RunFolder, working
 
 HOLD = """
 import sys, time
-from radvision_utils.locks import working
+from radvision_utils.runs import working
 from radvision_utils.runs import RunFolder
 with working(RunFolder("r", sys.argv[1]), "stage2"):
     print("held", flush=True)

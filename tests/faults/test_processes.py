@@ -11,7 +11,7 @@ import torch
 from radvision_utils import evaluate, train_stage
 from radvision_utils.config import project_root
 from radvision_utils.runs import RunFolder, read_json_lines
-from radvision_utils.training.checkpoints import last_checkpoint
+from radvision_utils.training.resume import last_checkpoint
 
 pytestmark = pytest.mark.slow
 STEPS = {"max_steps": 4, "save_steps": 1, "micro_batch": 4, "accumulation": 2}

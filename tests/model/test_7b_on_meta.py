@@ -13,10 +13,14 @@ from radvision_utils import load_profile
 from radvision_utils.config import project_root
 from radvision_utils.environment import Device
 from radvision_utils.hand_over.merge import hub_name, module_name
-from radvision_utils.model.adapter import attach_adapter
-from radvision_utils.model.components import component_of, count_parameters
-from radvision_utils.model.loading import NOT_QUANTIZED, quantization_config
-from radvision_utils.training.stages import select_stage
+from radvision_utils.model.base import (
+    NOT_QUANTIZED,
+    attach_adapter,
+    component_of,
+    count_parameters,
+    quantization_config,
+)
+from radvision_utils.model.stage import select_stage
 
 CONFIG = project_root() / "radvision_utils" / "model" / "qwen2_5_vl_7b.json"
 

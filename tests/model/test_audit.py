@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from radvision_utils.environment import DTYPE_VARIABLE, Device, choose_device
-from radvision_utils.inference import reporter_of
-from radvision_utils.model.adapter import attach_adapter
-from radvision_utils.model.audit import MARGIN, audit_fp16, guard_fp16, keep_in_float32
-from radvision_utils.model.loading import load_base, load_processor
+from radvision_utils.model.base import attach_adapter, load_base, load_processor
+from radvision_utils.model.fp16 import MARGIN, audit_fp16, guard_fp16, keep_in_float32
+from radvision_utils.model.stage import select_stage
+from radvision_utils.report import reporter_of
 from radvision_utils.runs import RunFolder, read_json, write_json
 from radvision_utils.training import trainer
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import MODEL_INPUTS
-from radvision_utils.training.stages import select_stage
 
 HALF = Device("cpu", "CPU", "float16", "", "sdpa", "")
 LAST = "model.visual.blocks.2"

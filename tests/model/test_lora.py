@@ -8,13 +8,11 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from radvision_utils.environment import choose_device
-from radvision_utils.model.adapter import attach_adapter
-from radvision_utils.model.components import LANGUAGE_LINEARS
-from radvision_utils.model.loading import load_base, load_processor
-from radvision_utils.model.lora import speed_up_lora
+from radvision_utils.model.base import LANGUAGE_LINEARS, attach_adapter, load_base, load_processor
+from radvision_utils.model.faster import speed_up_lora
+from radvision_utils.model.stage import select_stage
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import report_token_losses
-from radvision_utils.training.stages import select_stage
 
 
 @pytest.fixture

@@ -12,12 +12,22 @@ from safetensors.torch import load_file
 
 from radvision_utils import RadVisionError, load_profile
 from radvision_utils.environment import Device, choose_device, require_device
-from radvision_utils.model.adapter import WEIGHTS, attach_adapter, load_adapter, merge_adapter, save_adapter
-from radvision_utils.model.components import component_of, count_parameters, is_adapter
-from radvision_utils.model.loading import TINY_BASE, load_base, load_processor
+from radvision_utils.model.base import (
+    TINY_BASE,
+    WEIGHTS,
+    attach_adapter,
+    component_of,
+    count_parameters,
+    is_adapter,
+    load_adapter,
+    load_base,
+    load_processor,
+    merge_adapter,
+    save_adapter,
+)
+from radvision_utils.model.stage import select_stage
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import report_token_losses
-from radvision_utils.training.stages import select_stage
 
 LINEARS_PER_LAYER = 7  # q, k, v, o, gate, up, down
 LAYERS = 3

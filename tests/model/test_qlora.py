@@ -16,9 +16,7 @@ from radvision_utils.config import RunPaused
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import DTYPE_VARIABLE, Device, choose_device
 from radvision_utils.model import loading
-from radvision_utils.model.adapter import WEIGHTS, load_adapter
-from radvision_utils.model.components import is_adapter
-from radvision_utils.model.loading import TINY_BASE, load_base, load_processor
+from radvision_utils.model.base import TINY_BASE, WEIGHTS, is_adapter, load_adapter, load_base, load_processor
 from radvision_utils.runs import RunFolder
 from radvision_utils.training import trainer
 from radvision_utils.training.collator import Collator
@@ -29,8 +27,8 @@ import sys, torch
 from safetensors.torch import save_file
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import choose_device
-from radvision_utils.model.adapter import load_adapter
-from radvision_utils.model.loading import load_base, load_processor
+from radvision_utils.model.base import load_adapter
+from radvision_utils.model.base import load_base, load_processor
 from radvision_utils.runs import RunFolder
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import MODEL_INPUTS

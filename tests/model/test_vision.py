@@ -11,7 +11,7 @@ from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from radvision_utils.config import project_root
-from radvision_utils.model.vision import attention_by_window_length, patch_embedding_by_matmul
+from radvision_utils.model.faster import attention_by_window_length, patch_embedding_by_matmul
 
 CONFIG = project_root() / "radvision_utils" / "model" / "qwen2_5_vl_7b.json"
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from radvision_utils import RadVisionError, Report, load_profile
 from radvision_utils.config import PROMPT
-from radvision_utils.model.loading import load_processor
+from radvision_utils.model.base import load_processor
 from radvision_utils.training.collator import IGNORED, Collator
 
 

@@ -10,16 +10,13 @@ from safetensors.torch import load_file
 
 from radvision_utils import RadVisionError, train_stage
 from radvision_utils.environment import choose_device
-from radvision_utils.model.adapter import WEIGHTS, attach_adapter
-from radvision_utils.model.components import is_adapter
-from radvision_utils.model.loading import load_base, load_processor
+from radvision_utils.model.base import WEIGHTS, attach_adapter, is_adapter, load_base, load_processor
+from radvision_utils.model.stage import select_stage, weight_ledger
 from radvision_utils.runs import RunFolder, is_current
 from radvision_utils.training import features as module
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.features import VisionLeaves, features_for_pixels, open_features, stage_features
-from radvision_utils.training.ledger import weight_ledger
 from radvision_utils.training.loss import report_token_losses
-from radvision_utils.training.stages import select_stage
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.race import peak_gib
 from radvision_utils.environment import choose_device
-from radvision_utils.model.adapter import attach_adapter
-from radvision_utils.model.loading import load_base, load_processor
+from radvision_utils.model.base import attach_adapter, load_base, load_processor
+from radvision_utils.model.stage import checkpoint_layers, select_stage
+from radvision_utils.planning.memory import GIB
 from radvision_utils.training import loss
 from radvision_utils.training.collator import IGNORED, Collator
 from radvision_utils.training.loss import MODEL_INPUTS, report_token_losses
-from radvision_utils.training.memory import GIB
-from radvision_utils.training.stages import checkpoint_layers, select_stage
 
 
 def plain_losses(model, batch):

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from radvision_utils.training.order import StudyOrder
+from radvision_utils.training.trainer import StudyOrder
 
 LENGTHS = [(37 * i) % 101 + 20 for i in range(400)]
 

@@ -25,20 +25,18 @@ from radvision_utils import RadVisionError, load_profile
 from radvision_utils.__main__ import main, parse_settings
 from radvision_utils.data.reports import Report
 from radvision_utils.environment import Device, choose_device
-from radvision_utils.model.adapter import attach_adapter
-from radvision_utils.model.components import count_parameters
-from radvision_utils.model.loading import load_base, load_processor
-from radvision_utils.model.lora import speed_up_lora
+from radvision_utils.model.base import attach_adapter, count_parameters, load_base, load_processor
+from radvision_utils.model.faster import speed_up_lora
+from radvision_utils.model.stage import checkpoint_layers, select_stage
+from radvision_utils.planning.cost import Card, dequantization_seconds, find_card, open_card, sample_tflop
+from radvision_utils.planning.memory import GIB, ON_CPU, Numbers, stage_memory
+from radvision_utils.planning.plan import first_change, largest_micro_batch, plan_run, plan_stage
+from radvision_utils.planning.shape import Lengths, read_shape
+from radvision_utils.planning.tables import beside_measured, plan_table
 from radvision_utils.runs import RunFolder
 from radvision_utils.training.collator import Collator
-from radvision_utils.training.cost import Card, dequantization_seconds, find_card, open_card, sample_tflop
 from radvision_utils.training.features import features_for_pixels
 from radvision_utils.training.loss import report_token_losses
-from radvision_utils.training.memory import GIB, ON_CPU, Numbers, stage_memory
-from radvision_utils.training.plan import first_change, largest_micro_batch, plan_run, plan_stage
-from radvision_utils.training.plan_table import beside_measured, plan_table
-from radvision_utils.training.shape import Lengths, read_shape
-from radvision_utils.training.stages import checkpoint_layers, select_stage
 
 T4 = open_card("t4")
 BFLOAT16 = Device("cpu", "", "bfloat16", "", "sdpa", "")

@@ -13,21 +13,20 @@ from torch.utils.checkpoint import checkpoint
 
 from radvision_utils import RadVisionError, load_profile, train_stage
 from radvision_utils.environment import choose_device
-from radvision_utils.model.adapter import WEIGHTS, attach_adapter
-from radvision_utils.model.components import component_of, is_adapter
-from radvision_utils.model.loading import load_base, load_processor
+from radvision_utils.model.base import WEIGHTS, attach_adapter, component_of, is_adapter, load_base, load_processor
+from radvision_utils.model.stage import (
+    STAGES,
+    assert_gradients,
+    check_ledger,
+    checkpoint_layers,
+    select_stage,
+    weight_ledger,
+)
 from radvision_utils.runs import RunFolder, read_json_lines
 from radvision_utils.training import trainer
 from radvision_utils.training.collator import Collator
-from radvision_utils.training.ledger import check_ledger, weight_ledger
 from radvision_utils.training.loss import mean_report_loss, report_token_losses
-from radvision_utils.training.progress import Stopwatch
-from radvision_utils.training.stages import (
-    STAGES,
-    assert_gradients,
-    checkpoint_layers,
-    select_stage,
-)
+from radvision_utils.training.trainer import Stopwatch
 
 FULL = "{component}.adapter"
 

@@ -19,7 +19,7 @@ from peft import PeftModel
 from torch import nn
 
 from radvision_utils.environment import Device
-from radvision_utils.model.components import compute_by
+from radvision_utils.model.faster import compute_by
 
 logger = logging.getLogger(__name__)
 

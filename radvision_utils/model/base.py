@@ -1,10 +1,17 @@
-"""Load the base model and its processor: 16-bit everywhere but in the language model's linear layers, which are NF4."""
+"""The model: a Qwen2.5-VL whose language model is NF4 and all else in 16 bits, and the one adapter around it.
+
+The adapter is LoRA on vision encoder and language model, and the projector in full. It is attached once, before stage
+1; a stage only chooses which part of it has gradients. So what a stage saves is complete and loads in any PEFT program.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
+import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +19,8 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import (
     AutoProcessor,
     BitsAndBytesConfig,
@@ -20,10 +29,55 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from radvision_utils.config import ModelSettings, RadVisionError
+from radvision_utils.config import ModelSettings, Profile, RadVisionError
 from radvision_utils.environment import Device, open_room, require_device
-from radvision_utils.model.vision import speed_up_vision
+from radvision_utils.model.faster import speed_up_vision
 from radvision_utils.progress import download_bar
+
+COMPONENTS = ("vision_encoder", "projector", "language_model")
+
+# Full paths of the linear layers that carry LoRA. The patch embedding and the embeddings stay as they are.
+VISION_LINEARS = r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(gate_proj|up_proj|down_proj))"
+LANGUAGE_LINEARS = (
+    r"model\.language_model\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
+)
+PROJECTOR = "merger"
+
+
+def component_of(name: str) -> str:
+    """The component that a parameter or module name of the model, plain or inside a PEFT wrapper, belongs to.
+
+    Raises:
+        ValueError: the name belongs to no component of a Qwen2.5-VL.
+    """
+    if re.search(r"(^|\.)visual\.merger\.", name):
+        return "projector"
+    if re.search(r"(^|\.)visual\.", name):
+        return "vision_encoder"
+    if re.search(r"(^|\.)(language_model|lm_head)\.", name):
+        return "language_model"
+    raise ValueError(f"{name!r} is not a parameter of a Qwen2.5-VL")
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of a PEFT model is part of the adapter: a LoRA matrix or the projector's trained copy."""
+    return ".lora_A." in name or ".lora_B." in name or ".modules_to_save." in name
+
+
+def trained_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that have gradients, by their names in the model."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Number of parameters of each component, those of an attached adapter included; works on `meta` tensors."""
+    counts: Counter[str] = Counter(dict.fromkeys(COMPONENTS, 0))
+    for name, parameter in model.named_parameters():
+        # A 4-bit weight stores two numbers in a byte; its quantization state knows the true shape.
+        state = getattr(parameter, "quant_state", None)
+        counts[component_of(name)] += state.shape.numel() if state is not None else parameter.numel()
+    return dict(counts)
+
 
 logger = logging.getLogger(__name__)
 
@@ -163,3 +217,76 @@ def _first_line(error: Exception) -> str:
 def compute_device(model: torch.nn.Module) -> torch.device:
     """Where the model's inputs belong."""
     return next(model.parameters()).device
+
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def lora_config(profile: Profile) -> LoraConfig:
+    """LoRA (Hu et al. 2021) of stage 1's rank on the vision encoder and of stage 3's rank on the language model."""
+    vision, language = profile.stage1, profile.stage3
+    return LoraConfig(
+        r=language.lora_rank,
+        lora_alpha=language.lora_alpha,
+        rank_pattern={VISION_LINEARS: vision.lora_rank},
+        alpha_pattern={VISION_LINEARS: vision.lora_alpha},
+        lora_dropout=0.0,  # each stage sets the dropout of its own component, see training.stages
+        target_modules=f"({VISION_LINEARS}|{LANGUAGE_LINEARS})",
+        modules_to_save=[PROJECTOR],
+        bias="none",
+    )
+
+
+def attach_adapter(base: PreTrainedModel, profile: Profile) -> PeftModel:
+    """The base with a fresh adapter that changes nothing yet: LoRA's B is zero, the projector a copy."""
+    torch.manual_seed(profile.seed)
+    return _trainable_in_float32(get_peft_model(base, lora_config(profile)))
+
+
+def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """The base with a saved adapter.
+
+    Raises:
+        RadVisionError: the folder holds no adapter, or one for another base.
+    """
+    if not (folder / WEIGHTS).is_file():
+        raise RadVisionError(f"{folder} holds no adapter ({WEIGHTS} is missing): run the stage that writes it.")
+    try:
+        model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+    except (RuntimeError, ValueError) as error:
+        raise RadVisionError(f"the adapter in {folder} does not fit this base model: {error}") from error
+    return _trainable_in_float32(model)
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write the whole adapter as safetensors; `folder` is replaced only when the new one is complete."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    # save_embedding_layers="auto" would look the base up on the hub; the adapter has no embeddings.
+    model.save_pretrained(str(partial), safe_serialization=True, save_embedding_layers=False)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def merge_adapter(model: PeftModel) -> PreTrainedModel:
+    """The base with the adapter's weights added in. Only into 16- or 32-bit weights: merging into 4-bit loses them.
+
+    Raises:
+        RadVisionError: the language model is quantized.
+    """
+    if getattr(model.get_base_model(), "is_quantized", False):
+        raise RadVisionError(
+            "an adapter cannot be merged into a 4-bit base without loss: load it with model.quantization=none first."
+        )
+    merged: PreTrainedModel = model.merge_and_unload()
+    return merged
+
+
+def _trainable_in_float32(model: PeftModel) -> PeftModel:
+    # AdamW loses small updates in 16 bits, and a GradScaler refuses 16-bit gradients. PEFT upcasts LoRA by itself,
+    # the projector's copy it leaves in the base's format.
+    for name, parameter in model.named_parameters():
+        if ".modules_to_save." in name:
+            parameter.data = parameter.data.float()
+    model.requires_grad_(False)
+    return model

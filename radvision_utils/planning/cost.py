@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from radvision_utils.config import Profile, RadVisionError
+from radvision_utils.planning.shape import Lengths, Shape
 from radvision_utils.runs import RunFolder, read_json
-from radvision_utils.training.shape import Lengths, Shape
 
 _OPEN_I = {"train": 2069, "validation": 296, "test": 590}  # the split of R2Gen
 _PHANTOM_SPLIT = {
