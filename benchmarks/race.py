@@ -150,7 +150,7 @@ class Runner:
         self.name = name
         # Forked from a server that has imported the libraries and computed nothing: starting takes no seconds.
         context = get_context("forkserver")
-        context.set_forkserver_preload(["radvision_utils.training.trainer", "trl"])
+        context.set_forkserver_preload(["radvision_utils.training.train", "trl"])
         self.connection, self._theirs = context.Pipe()
         arguments = (self._theirs, train, profile, stage, keep_freed)
         self.process = context.Process(target=_serve, args=arguments, daemon=True)

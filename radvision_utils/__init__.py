@@ -44,8 +44,8 @@ _HOMES = {
     "data.studies": ("PreparedDataset", "Study"),
     "evaluation.evaluate": ("evaluate",),
     "explain": ("explain_report",),
-    "inference": ("Reporter", "load_reporter"),
-    "training.trainer": ("train_stage",),
+    "report": ("Reporter", "load_reporter"),
+    "training.train": ("train_stage",),
 }
 
 

@@ -8,11 +8,11 @@ import bitsandbytes as bnb
 import pytest
 import torch
 
-from radvision_utils import gpu_check as module
 from radvision_utils.bases.random import random_base, random_model_folder
 from radvision_utils.config import load_profile
 from radvision_utils.environment import choose_device
 from radvision_utils.model.base import component_of, count_parameters, load_base, load_processor, quantization_config
+from radvision_utils.planning import gpu_check as module
 from radvision_utils.planning.gpu_check import TOLERANCE, Part, check_table, gpu_check, run_parts, small_shape
 
 CHAIN = ["data", "stage 1", "stage 2", "stage 3", "evaluation", "reload", "reports"]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from radvision_utils import RadVisionError, Report, inference, load_reporter
+from radvision_utils import RadVisionError, Report, load_reporter
+from radvision_utils import report as inference
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import choose_device
 from radvision_utils.evaluation.image_use import study_losses

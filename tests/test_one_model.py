@@ -16,10 +16,10 @@ from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import DTYPE_VARIABLE, choose_device
 from radvision_utils.evaluation.image_use import study_losses
 from radvision_utils.hand_over.export import export_run
-from radvision_utils.model import loading
+from radvision_utils.model import base as loading
 from radvision_utils.report import Sampling, compare_stages, reporter_of
 from radvision_utils.runs import RunFolder
-from radvision_utils.training import report_trainer
+from radvision_utils.training import trainer as report_trainer
 
 COLLECT = gc.collect
 

@@ -9,7 +9,8 @@ from radvision_utils import RadVisionError, train_stage
 from radvision_utils.config import RunPaused, StageSettings
 from radvision_utils.pipeline import run_notebooks
 from radvision_utils.runs import RunFolder
-from radvision_utils.training import report_trainer, trainer
+from radvision_utils.training import train as trainer
+from radvision_utils.training import trainer as report_trainer
 from radvision_utils.training.resume import Split, split_batch
 
 STEPS = {"max_steps": 3, "micro_batch": 4, "accumulation": 2, "validation_studies": 2}

@@ -46,7 +46,7 @@ def test_while_a_checkpoint_is_written_leaves_the_one_before(fresh_run):
 
 
 def test_while_an_adapter_is_written_leaves_the_last_checkpoint(fresh_run, monkeypatch):
-    from radvision_utils.training import trainer
+    from radvision_utils.training import train as trainer
 
     profile, save = fresh_run(stage1=STEPS), trainer.save_adapter
 

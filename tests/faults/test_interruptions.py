@@ -19,7 +19,7 @@ from radvision_utils.planning.cost import disk_gib
 from radvision_utils.planning.shape import read_shape
 from radvision_utils.report import reporter_of
 from radvision_utils.runs import RunFolder, is_current, read_json_lines
-from radvision_utils.training import trainer
+from radvision_utils.training import train as trainer
 from radvision_utils.training.resume import MARK, TRAINED, is_whole, last_checkpoint, mark_whole
 
 STEPS = {"max_steps": 4, "save_steps": 1, "micro_batch": 4, "lora_dropout": 0.1}

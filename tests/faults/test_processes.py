@@ -20,7 +20,7 @@ STEPS = {"max_steps": 4, "save_steps": 1, "micro_batch": 4, "accumulation": 2}
 PROCESS = """
 import os, signal, sys
 from radvision_utils.__main__ import main
-from radvision_utils.training import trainer
+from radvision_utils.training import train as trainer
 from radvision_utils.training.collator import Collator
 
 rank, true = os.environ["RANK"], trainer.ReportTrainer.training_step

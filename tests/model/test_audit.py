@@ -13,7 +13,7 @@ from radvision_utils.model.fp16 import MARGIN, audit_fp16, guard_fp16, keep_in_f
 from radvision_utils.model.stage import select_stage
 from radvision_utils.report import reporter_of
 from radvision_utils.runs import RunFolder, read_json, write_json
-from radvision_utils.training import trainer
+from radvision_utils.training import train as trainer
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import MODEL_INPUTS
 

@@ -15,10 +15,10 @@ from radvision_utils import RadVisionError, train_stage
 from radvision_utils.config import RunPaused
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import DTYPE_VARIABLE, Device, choose_device
-from radvision_utils.model import loading
+from radvision_utils.model import base as loading
 from radvision_utils.model.base import TINY_BASE, WEIGHTS, is_adapter, load_adapter, load_base, load_processor
 from radvision_utils.runs import RunFolder
-from radvision_utils.training import trainer
+from radvision_utils.training import train as trainer
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import MODEL_INPUTS
 

@@ -17,13 +17,13 @@ from radvision_utils.evaluation import confidence, evidence, image_use
 from radvision_utils.explain import explain_passage, learn_neutral, neutral, open_passage
 from radvision_utils.model.base import attach_adapter, load_base, load_processor
 from radvision_utils.model.faster import speed_up_lora
+from radvision_utils.planning import judging
 from radvision_utils.planning.cost import open_card
 from radvision_utils.planning.judging import maps_memory, plan_judging, scoring_memory, writing_memory
 from radvision_utils.planning.memory import GIB, ON_CPU, Numbers
 from radvision_utils.planning.plan import plan_run
 from radvision_utils.planning.shape import Lengths, read_shape
 from radvision_utils.report import Reporter
-from radvision_utils.training import judging
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import report_token_losses
 from tests.training.test_plan import BFLOAT16, MIDDLE, storages

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from radvision_utils.model import stage as ledger
 from radvision_utils.model.stage import fingerprint, weight_ledger
-from radvision_utils.training import ledger
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.int64)
 SHAPES = ((), (1,), (7,), (3, 5), (2, 3, 4), (41,))

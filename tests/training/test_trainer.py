@@ -23,7 +23,7 @@ from radvision_utils.model.stage import (
     weight_ledger,
 )
 from radvision_utils.runs import RunFolder, read_json_lines
-from radvision_utils.training import trainer
+from radvision_utils.training import train as trainer
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import mean_report_loss, report_token_losses
 from radvision_utils.training.trainer import Stopwatch
@@ -261,7 +261,7 @@ def test_the_seconds_of_the_parts_are_those_of_the_stage(trained):
 
 def test_a_part_within_a_part_counts_for_itself_alone(monkeypatch):
     moments = iter([1.0, 4.0, 6.0, 7.0, 9.0])  # of entering and leaving, and of the record
-    monkeypatch.setattr("radvision_utils.training.progress.time.perf_counter", lambda: next(moments))
+    monkeypatch.setattr("radvision_utils.training.trainer.time.perf_counter", lambda: next(moments))
     watch = Stopwatch(0.0)
     with watch.part("steps"), watch.part("validation"):
         pass
