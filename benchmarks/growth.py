@@ -20,10 +20,10 @@ from benchmarks.mini import make_profile
 from benchmarks.race import Runner, Step
 from benchmarks.shares import tflop
 from radvision_utils.config import Profile, load_profile
-from radvision_utils.data.phantom import phantom_row
 from radvision_utils.data.prepare import prepare_dataset
 from radvision_utils.environment import choose_device
 from radvision_utils.model.base import load_base, load_processor
+from radvision_utils.phantoms.phantom_rows import phantom_row
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.features import open_features
 from radvision_utils.training.train import train_stage

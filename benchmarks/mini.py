@@ -30,9 +30,9 @@ from transformers import (
 
 from radvision_utils.bases.tiny import CHAT_TEMPLATE, build_config
 from radvision_utils.config import Profile, load_profile
-from radvision_utils.data.phantom import phantom_row
 from radvision_utils.data.prepare import split_of
 from radvision_utils.model.base import TINY_BASE
+from radvision_utils.phantoms.phantom_rows import phantom_row
 
 SEED = 7
 VOCABULARY = 152_064  # the 7B's, with its unused rows; the tiny base's tokenizer knows the phantoms' words only

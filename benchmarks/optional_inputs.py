@@ -16,9 +16,9 @@ from typing import Any
 
 from radvision_utils import evaluate, load_profile, prepare_dataset, train_stage
 from radvision_utils.config import STAGES, Profile, RadVisionError
-from radvision_utils.data.phantom import read_findings, truth_findings
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import quiet_libraries
+from radvision_utils.evaluation.phantom_accuracy import read_findings, truth_findings
 from radvision_utils.evaluation.rows import DRAWN
 from radvision_utils.runs import RunFolder, read_json_lines
 

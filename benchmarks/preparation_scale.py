@@ -28,7 +28,7 @@ from PIL import Image
 
 from radvision_utils import load_profile, prepare_dataset
 from radvision_utils.data.images import cores, load_image, store_square
-from radvision_utils.data.phantom import phantom_row
+from radvision_utils.phantoms.phantom_rows import phantom_row
 
 SIZES = (1000, 10_000, 50_000)
 MIMIC_IMAGES, MIMIC_SIZE = 377_110, (2544, 3056)  # Johnson et al. 2019; the commonest size

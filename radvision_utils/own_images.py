@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 from radvision_utils.config import Profile, RadVisionError
-from radvision_utils.data.images import letterbox, load_image
+from radvision_utils.data.images import is_dicom, letterbox, load_image
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.evaluation.finding_labels import label
 from radvision_utils.evaluation.records import flags_of, mention_spans, mentioned, normal_form
@@ -98,9 +98,9 @@ def _files(folder: Path, leave_out: Path) -> Iterator[Path]:
 
 
 def _looks_like_dicom(path: Path) -> bool:
-    """Scanners write DICOM without an ending; its mark stands behind the first 128 bytes."""
+    """Scanners write DICOM without an ending."""
     with path.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+        return is_dicom(stream.read(132))
 
 
 def _listed(path: Path) -> list[OwnImage]:

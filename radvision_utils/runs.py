@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from radvision_utils.config import (
@@ -243,6 +243,20 @@ def file_hash(*paths: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def inside(folder: Path, name: str) -> Path | None:
+    """The file of that name in a folder; None where there is none, or where the name leads out of the folder."""
+    relative = PurePosixPath(name.strip().replace("\\", "/"))
+    if not relative.parts or relative.is_absolute() or ".." in relative.parts or "\0" in name:
+        return None
+    path = folder / relative
+    return path if path.is_file() else None
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, short enough to stand in a sentence of ours; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")[:200]
+
+
 def now() -> str:
     """The time in UTC, ISO 8601, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -445,7 +459,7 @@ def _told_if_full(run: RunFolder) -> Iterator[None]:
         there = next(folder for folder in (run.path, *run.path.parents) if folder.is_dir())
         free = shutil.disk_usage(there).free / 2**30
         raise RadVisionError(
-            f"a file in {run.path} could not be written to its end ({_first_line(error)}; {free:.1f} GiB are free): "
+            f"a file in {run.path} could not be written to its end ({first_line(error)}; {free:.1f} GiB are free): "
             "make room and give the same command again; what was finished before is whole."
         ) from error
 
@@ -455,7 +469,3 @@ def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
     return any(words in str(error) for words in _FULL_WORDS)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -158,7 +158,7 @@ def _model_card(figures: dict[str, Any]) -> str:
     return f"""# The tiny base
 
 A Qwen2.5-VL of {total:,} parameters ({parts}) with the classes of the 7B. It was trained from random weights on
-procedural phantom radiographs of hospital A (`radvision_utils/data/phantom/`) and stands where Lingshu-7B stands in
+procedural phantom radiographs of hospital A (`radvision_utils/phantoms/`) and stands where Lingshu-7B stands in
 the real profile: it can describe radiographs, but has never seen hospital B, on which the notebooks train. Images of
 512 x 512 are reduced to 224 x 224 by its processor: 8 x 8 patches of 28, 16 visual tokens.
 

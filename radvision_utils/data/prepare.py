@@ -1,4 +1,4 @@
-"""From source rows to a prepared dataset: filter, clean, letterbox, split, write.
+"""From source rows to a prepared dataset: filter, clean, letterbox, split, write, count.
 
 Studies stream through: memory does not grow with their images. The result becomes visible as `outputs/<run>/data/`
 only when it is whole.
@@ -7,22 +7,27 @@ only when it is whole.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 import shutil
+import statistics
 import time
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Any, TextIO
 
+import numpy as np
 import pyarrow as pa
 
 from radvision_utils import runs
 from radvision_utils.config import DataSettings, Profile, RadVisionError
-from radvision_utils.data.images import Stored, letterbox, load_image, store_squares
-from radvision_utils.data.language import is_english
+from radvision_utils.data.images import LATERAL_BELOW, Stored, store_squares
 from radvision_utils.data.reports import (
     DEIDENTIFIED,
     LONGEST,
@@ -30,20 +35,18 @@ from radvision_utils.data.reports import (
     Report,
     clean_section,
     drop_sentences,
+    format_report,
+    is_english,
     oddities,
 )
-from radvision_utils.data.rows import Row, Source
-from radvision_utils.data.sources import open_source
-from radvision_utils.data.splits import TWIN, Shared, Verdicts, group_of, split_of
-from radvision_utils.data.studies import PreparedDataset, Studies, Study, open_prepared
-from radvision_utils.data.summary import DOUBTED, LEFT_OUT, MENDED, REMARKS, Remarks, Tally
-from radvision_utils.data.views import LATERAL_BELOW
+from radvision_utils.data.sources import Row, Source, open_source
+from radvision_utils.data.studies import SPLITS, PreparedDataset, open_prepared
 from radvision_utils.progress import Progress, show_progress
 from radvision_utils.runs import working
 
-__all__ = ["PreparedDataset", "Studies", "Study", "letterbox", "load_image", "open_prepared", "prepare_dataset"]
-
-log = logging.getLogger(__name__)
+LEFT_OUT, MENDED, DOUBTED = "left out", "mended", "in doubt"
+"""What became of a study with a fault: it is not used; it is used without the fault; it is used as it is."""
+REMARKS = "remarks.jsonl"
 
 _TEXTS = (
     *("uid", "split", "group", "image", "pixels", "findings", "impression"),
@@ -51,6 +54,12 @@ _TEXTS = (
 )
 _SCHEMA = pa.schema([(name, pa.string()) for name in _TEXTS])
 _BATCH = 256  # studies in an Arrow record batch
+_REASONS = (DEIDENTIFIED, PRIORS)
+_LISTED = 20  # uids named for each reason
+_HEADINGS = 20
+_LONGEST_UID = 80  # characters in a log line
+
+log = logging.getLogger(__name__)
 
 
 def prepare_dataset(profile: Profile, progress: Progress | None = None) -> PreparedDataset:
@@ -88,16 +97,17 @@ def _prepare_anew(profile: Profile, source: Source, run: runs.RunFolder, progres
 
 
 def _prepare(profile: Profile, source: Source, folder: Path, progress: Progress | None) -> None:
-    started, tally, shared = time.monotonic(), Tally(), Shared()
+    """Two passes: the rows one by one, then what only all of them together tell: what two splits share, and counts."""
+    started, tally, met, written = time.monotonic(), Tally(), Met(), folder / "stored.arrow"
     log.info("preparing %s studies of %s", "the" if source.count is None else source.count, source.name)
     with show_progress(source.count, progress) as step, (folder / REMARKS).open("w", encoding="utf-8") as listing:
         remarks = Remarks(listing)
         candidates = _screen(_counted(source.rows(), tally, step), profile, source.is_open_i, remarks)
         jobs = ((candidate, candidate.picture, folder / candidate.image) for candidate in candidates)
         stored = store_squares(jobs, profile.data.image_size, profile.data.workers, source.count)
-        _write_studies(folder / "studies.arrow", _kept(stored, tally, shared, remarks))
-        if verdicts := shared.judge():
-            _part_splits(folder, _unwanted(profile.data), tally, verdicts, remarks)
+        _write_studies(written, _stored(stored, met, remarks))
+        _write_studies(folder / "studies.arrow", _staying(written, met, tally, remarks))
+    written.unlink()
     remarks.tell()
     _check_splits(tally, remarks, source, profile.data)
     runs.write_json(folder / "split.json", tally.splits)
@@ -128,7 +138,7 @@ class _Candidate:
     picture: bytes  # encoded
     report: Report
     reference: Report
-    sentences: Counter[str]  # dropped from the report, by reason
+    lost: Counter[str]  # sentences dropped from the report, by reason
     row: Row
 
 
@@ -145,16 +155,17 @@ def _screen(rows: Iterable[Row], profile: Profile, is_open_i: bool, remarks: Rem
     A test study is never left out for sentences that cleaning drops: nothing trains on it, and a benchmark that sheds
     its awkward studies is another benchmark. A section of it that would be emptied stays as it is.
     """
-    settings, unwanted = profile.data, _unwanted(profile.data)
+    settings = profile.data
+    unwanted = {reason for reason in _REASONS if getattr(settings, reason) == "drop"}
     seen: set[str] = set()
     for row in rows:
         uid = "" if row["uid"] is None else str(row["uid"]).strip()
         reference = Report(row["findings"] or "", row["impression"] or "")
-        if fault := _fault(uid, seen, row, reference):
-            remarks.add(LEFT_OUT, uid or "(none)", fault)
-            seen.add(uid)
-            continue
+        fault = _fault(uid, seen, row, reference)
         seen.add(uid)
+        if fault:
+            remarks.add(LEFT_OUT, uid or "(none)", fault)
+            continue
         clean = Report(clean_section(reference.findings), clean_section(reference.impression))
         (findings, lost), (impression, lost_too) = (
             drop_sentences(text, unwanted) for text in (clean.findings, clean.impression)
@@ -173,13 +184,9 @@ def _screen(rows: Iterable[Row], profile: Profile, is_open_i: bool, remarks: Rem
         else:
             for oddity in oddities(f"{reference.findings}\n{reference.impression}"):
                 remarks.add(MENDED, uid, f"report with {oddity}")
-            image, group = f"images/{safe_name(uid)}.png", group_of(patient, profile.seed)
+            image, group = f"images/{safe_name(uid)}.png", _group_of(patient, profile.seed)
             picture = row["img_frontal"]
             yield _Candidate(uid, split, group, image, picture, report, reference, lost + lost_too, row)
-
-
-def _unwanted(settings: DataSettings) -> set[str]:
-    return {name for name in (DEIDENTIFIED, PRIORS) if getattr(settings, name) == "drop"}
 
 
 def _fault(uid: str, seen: Set[str], row: Row, reference: Report) -> str:
@@ -200,9 +207,7 @@ def _missing(report: Report, required: str) -> str:
     return " and no ".join(absent) if len(absent) == 2 or required == "both" else ""
 
 
-def _kept(
-    stored: Iterable[tuple[_Candidate, Stored]], tally: Tally, shared: Shared, remarks: Remarks
-) -> Iterator[dict[str, str | None]]:
+def _stored(stored: Iterable[tuple[_Candidate, Stored]], met: Met, remarks: Remarks) -> Iterator[Row]:
     """The records of the candidates whose picture was stored."""
     for candidate, picture in stored:
         uid, row = candidate.uid, candidate.row
@@ -213,9 +218,7 @@ def _kept(
             remarks.add(MENDED, uid, f"image: {oddity}")
         if picture.symmetry < LATERAL_BELOW:
             remarks.add(DOUBTED, uid, "frontal image that looks lateral")
-        shared.add(candidate.split, picture.pixels, candidate.group)
-        mesh = (row["MeSH"] or "").strip()
-        tally.keep(uid, candidate.split, candidate.report, mesh, candidate.sentences)
+        met.add(candidate.split, picture.pixels, candidate.group, candidate.lost)
         yield {
             "uid": uid,
             "split": candidate.split,
@@ -227,43 +230,42 @@ def _kept(
             "reference_findings": candidate.reference.findings,
             "reference_impression": candidate.reference.impression,
             "indication": (row["indication"] or "").strip(),
-            "mesh": mesh,
+            "mesh": (row["MeSH"] or "").strip(),
             "problems": (row["Problems"] or "").strip(),
             "truth": row.get("truth"),
         }
 
 
-def _write_studies(path: Path, records: Iterator[dict[str, str | None]]) -> None:
+def _staying(written: Path, met: Met, tally: Tally, remarks: Remarks) -> Iterator[Row]:
+    """The written records, counted, without those whose picture or patient belongs to another split; twins are named.
+
+    What is shared stays in the split that judges (test before validation before train), in whatever order it came; so a
+    benchmark never loses a study, and nothing that it asks was trained on.
+    """
+    twins, images, patients = met.images.repeated(), met.images.parted(), met.patients.parted()
+    with pa.memory_map(str(written)) as file, pa.ipc.open_stream(file) as batches:
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for row, lost in zip(rows, met.losses(), strict=True):
+            uid, split, pixels = row["uid"], row["split"], int(row["pixels"], 16)
+            reason = ""
+            if images.get(pixels, split) != split:
+                reason = "image also in another split"
+            elif row["group"] and patients.get(int(row["group"], 16), split) != split:
+                reason = "patient also in another split"
+            if reason:
+                remarks.add(LEFT_OUT, uid, reason)
+                (written.parent / row["image"]).unlink()
+                continue
+            if pixels in twins:
+                remarks.add(DOUBTED, uid, "image of another study too")
+            tally.add(row, lost)
+            yield row
+
+
+def _write_studies(path: Path, records: Iterator[Row]) -> None:
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, _SCHEMA) as stream:
         while batch := list(islice(records, _BATCH)):
             stream.write_batch(pa.RecordBatch.from_pylist(batch, schema=_SCHEMA))
-
-
-def _part_splits(folder: Path, unwanted: Set[str], tally: Tally, verdicts: Verdicts, remarks: Remarks) -> None:
-    """Take out of the written studies those whose picture or patient belongs to another split; name other twins."""
-    written, parted = folder / "studies.arrow", folder / "parted.arrow"
-
-    def staying() -> Iterator[dict[str, str | None]]:
-        with pa.memory_map(str(written)) as file, pa.ipc.open_stream(file) as batches:
-            for row in (row for batch in batches for row in batch.to_pylist()):
-                if reason := verdicts.must_leave(row):
-                    tally.forget(*_counted_of(row, unwanted))
-                    remarks.add(LEFT_OUT, row["uid"], reason)
-                    (folder / row["image"]).unlink()
-                    continue
-                if verdicts.is_twin(row):
-                    remarks.add(DOUBTED, row["uid"], TWIN)
-                yield row
-
-    _write_studies(parted, staying())
-    parted.replace(written)
-
-
-def _counted_of(row: Row, unwanted: Set[str]) -> tuple[str, str, Report, str, Counter[str]]:
-    """What `Tally.keep` was told of a written study. What cleaning dropped is not written: it is dropped once more."""
-    sections = [clean_section(row[f"reference_{name}"]) for name in ("findings", "impression")]
-    sentences = sum((drop_sentences(text, unwanted)[1] for text in sections), Counter[str]())
-    return row["uid"], row["split"], Report(row["findings"], row["impression"]), row["mesh"], sentences
 
 
 def safe_name(uid: str) -> str:
@@ -293,3 +295,200 @@ def _check_splits(tally: Tally, remarks: Remarks, source: Source, settings: Data
         f"no study of {source.name} fell to {' and '.join(empty)}: {tally.read} were read and {len(tally.splits)} kept "
         f"({reasons}). {remedy}."
     )
+
+
+def split_of(uid: str, is_open_i: bool, seed: int) -> str:
+    """The split of a study: R2Gen's for Open-I, else 80/10/10 by a seeded hash of the uid.
+
+    Depends on nothing but the uid, so a study keeps its split when others come or go. Open-I studies that R2Gen left
+    out (no findings) go to train: nothing that is trained on is ever in the benchmark's test split.
+
+    Args:
+        uid: of the study; or of the patient, so that all studies of one fall to the same split.
+    """
+    if is_open_i:
+        return _r2gen().get(uid, "train")
+    share = share_of(uid, seed)
+    return "train" if share < 0.8 else "validation" if share < 0.9 else "test"
+
+
+def share_of(text: str, seed: int) -> float:
+    """A number from 0 to 1 that depends on nothing but the text and the seed, evenly spread over texts."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode(errors="replace")).digest()[:8], "big") / 2**64
+
+
+@cache
+def _r2gen() -> dict[str, str]:
+    ids = json.loads((Path(__file__).parent / "r2gen_split.json").read_text(encoding="utf-8"))
+    return {str(uid): split for split in SPLITS for uid in ids[split]}
+
+
+def _group_of(patient: str, seed: int) -> str:
+    """16 hex digits that stand for a patient; "" for "". The number itself goes into no output."""
+    return hashlib.sha256(f"patient:{seed}:{patient}".encode(errors="replace")).hexdigest()[:16] if patient else ""
+
+
+class Places:
+    """In which splits something is met: pictures, or patients. Nine bytes are kept each time."""
+
+    def __init__(self) -> None:
+        self._keys = array("Q")  # 64 bits of a hash
+        self._splits = array("B")
+
+    def add(self, key: str, split: str) -> None:
+        """Note that it was met in a split.
+
+        Args:
+            key: up to 16 hex digits; "" is nothing.
+        """
+        if key:
+            self._keys.append(int(key, 16))
+            self._splits.append(SPLITS.index(split))
+
+    def repeated(self) -> set[int]:
+        """What was met more than once."""
+        keys, counts = np.unique(np.asarray(self._keys, dtype=np.uint64), return_counts=True)
+        return set(keys[counts > 1].tolist())
+
+    def parted(self) -> dict[int, str]:
+        """What was met in several splits, and in which one it may stay."""
+        keys, splits = np.asarray(self._keys, dtype=np.uint64), np.asarray(self._splits)
+        _, inverse = np.unique(keys, return_inverse=True)
+        first, last = np.full(len(keys), len(SPLITS)), np.full(len(keys), -1)
+        np.minimum.at(first, inverse, splits)
+        np.maximum.at(last, inverse, splits)
+        torn = np.flatnonzero((first != last)[inverse])
+        return {int(keys[n]): SPLITS[last[inverse[n]]] for n in torn}
+
+
+class Met:
+    """What must be known of all studies before the first can be counted; some bytes of each."""
+
+    def __init__(self) -> None:
+        self.images, self.patients = Places(), Places()
+        self._lost = array("H")
+
+    def add(self, split: str, pixels: str, group: str, lost: Counter[str]) -> None:
+        """Note a study that is written: picture, patient, and the sentences that cleaning dropped, which are not."""
+        self.images.add(pixels, split)
+        self.patients.add(group, split)
+        self._lost.extend(lost[reason] for reason in _REASONS)
+
+    def losses(self) -> Iterator[tuple[int, ...]]:
+        """For each study in order the sentences dropped, as `_REASONS` lists the reasons."""
+        return zip(*(self._lost[n :: len(_REASONS)] for n in range(len(_REASONS))), strict=True)
+
+
+class Tally:
+    """Counts studies as they pass. Keeps some bytes of each, never its text or image."""
+
+    def __init__(self) -> None:
+        self.read = 0
+        self.splits: dict[str, str] = {}
+        self._sentences: Counter[str] = Counter()
+        self._touched: Counter[str] = Counter()
+        self._words = {"findings": array("I"), "impression": array("I")}
+        self._indexed: Counter[str] = Counter()
+        self._normal: Counter[str] = Counter()
+        self._mesh: Counter[str] = Counter()
+        self._targets = {split: array("Q") for split in SPLITS}  # 64 bits of each report's hash
+
+    def add(self, row: Mapping[str, str], lost: Iterable[int]) -> None:
+        """Count a prepared study, with the sentences that its training target lost, see `Met.losses`."""
+        split, mesh = row["split"], row["mesh"]
+        self.splits[row["uid"]] = split
+        for section, words in self._words.items():
+            if row[section]:
+                words.append(len(row[section].split()))
+        for reason, sentences in zip(_REASONS, lost, strict=True):
+            self._sentences[reason] += sentences
+            self._touched[reason] += sentences > 0
+        self._indexed[split] += bool(mesh)
+        self._normal[split] += mesh.lower() == "normal"  # the indexers of Open-I found nothing abnormal
+        # Without qualifiers: "Opacity/lung/left;Scoliosis" has two headings.
+        self._mesh.update(dict.fromkeys((part.split("/")[0].strip() for part in mesh.split(";")), 1))
+        target = format_report(Report(row["findings"], row["impression"])).lower()
+        self._targets[split].append(int.from_bytes(hashlib.sha256(target.encode()).digest()[:8], "big"))
+
+    def sizes(self) -> dict[str, int]:
+        """Kept studies by split."""
+        counts = Counter(self.splits.values())
+        return {split: counts[split] for split in SPLITS}
+
+    def summary(self, remarks: Remarks) -> dict[str, Any]:
+        """All counts as JSON values."""
+        train, validation, test = (np.asarray(self._targets[split], dtype=np.uint64) for split in SPLITS)
+        dropped = remarks.counts(LEFT_OUT)
+        mesh = [(name, count) for name, count in self._mesh.most_common() if name not in ("", "normal")]
+        return {
+            "counts": {"read": self.read, "kept": len(self.splits), "dropped": dropped, "splits": self.sizes()},
+            "dropped_uids": remarks.uids(LEFT_OUT),
+            "mended": remarks.counts(MENDED),
+            "mended_uids": remarks.uids(MENDED),
+            "doubted": remarks.counts(DOUBTED),
+            "doubted_uids": remarks.uids(DOUBTED),
+            "cleaning": {
+                reason: {"sentences": self._sentences[reason], "studies": self._touched[reason]} for reason in _REASONS
+            },
+            "words": {section: _spread(words) for section, words in self._words.items()},
+            "normal_share": {
+                split: round(self._normal[split] / self._indexed[split], 4) if self._indexed[split] else None
+                for split in SPLITS
+            },
+            "mesh": dict(mesh[:_HEADINGS]),
+            "identical_reports": {
+                "within train": len(train) - len(np.unique(train)),
+                "validation also in train": int(np.isin(validation, train).sum()),
+                "test also in train": int(np.isin(test, train).sum()),
+            },
+        }
+
+
+def _spread(words: array[int]) -> dict[str, float] | None:
+    return {"min": min(words), "median": statistics.median(words), "max": max(words)} if words else None
+
+
+class Remarks:
+    """What is odd about studies: counted by reason, the first few named in the log, all written to a file.
+
+    Args:
+        listing: gets a JSON line for each remark: uid, what became of the study, reason, and details where there are.
+    """
+
+    def __init__(self, listing: TextIO) -> None:
+        self._listing = listing
+        self._counts: dict[str, Counter[str]] = {kind: Counter() for kind in (LEFT_OUT, MENDED, DOUBTED)}
+        self._uids: dict[tuple[str, str], list[str]] = {}
+
+    def add(self, kind: str, uid: str, reason: str, detail: str = "") -> None:
+        """Note a remark on a study; `detail` is a sentence for the log."""
+        self._counts[kind][reason] += 1
+        named = self._uids.setdefault((kind, reason), [])
+        if len(named) < _LISTED:
+            named.append(uid)
+            if detail:
+                log.warning("study %s is %s: %s", _shown(uid), kind, detail)
+        line = {"uid": uid, "became": kind, "reason": reason, **({"detail": detail} if detail else {})}
+        self._listing.write(json.dumps(line, ensure_ascii=True) + "\n")
+
+    def counts(self, kind: str) -> dict[str, int]:
+        """Studies by reason, the commonest first."""
+        return dict(self._counts[kind].most_common())
+
+    def uids(self, kind: str) -> dict[str, list[str]]:
+        """The first uids by reason."""
+        return {reason: self._uids[kind, reason] for reason in self.counts(kind)}
+
+    def tell(self) -> None:
+        """One log line for each reason, with the first uids."""
+        for kind in self._counts:
+            for reason, count in self.counts(kind).items():
+                named = ", ".join(map(_shown, self._uids[kind, reason]))
+                more = f", {count - _LISTED} more in data/{REMARKS}" if count > _LISTED else ""
+                log.info("%s %d: %s (study %s%s)", kind, count, reason, named, more)
+
+
+def _shown(uid: str) -> str:
+    # A uid is a stranger's text: it must neither steer a terminal nor fill the log.
+    shown = uid if uid.isprintable() else json.dumps(uid)
+    return shown if len(shown) <= _LONGEST_UID else f"{shown[:_LONGEST_UID]}..."

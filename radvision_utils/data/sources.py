@@ -1,40 +1,103 @@
 """Where studies come from: one function, `open_source`, gives the rows of any source in one schema, one row at a time.
 
-Here are phantoms, the hub and parquet files; layouts of tables beside images are in `tables` and `mimic`.
+Here are hub data sets, parquet files, Kaggle's Open-I and tables of one's own; what reads phantoms and collections in
+layouts of their own stands beside. The schema is that of the hub data set `ykumards/open-i` without its lateral views.
+Its `image` is TEXT, the title of the examination ("Xray Chest PA and Lateral"); the picture is the encoded bytes in
+`img_frontal`.
 """
 
 from __future__ import annotations
 
+import csv
+import gzip
+import logging
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from radvision_utils.config import DataSettings, RadVisionError, project_root
-from radvision_utils.data import mimic, tables
-from radvision_utils.data.rows import (
-    COLUMNS,
-    EXTRAS,
-    NEEDED,
-    Row,
-    Source,
-    check_columns,
-    check_count,
-    first_line,
-    make_row,
-)
-from radvision_utils.data.tables import open_i_terms
+from radvision_utils.environment import open_room
+from radvision_utils.runs import first_line, inside, read_json
 
-__all__ = ["COLUMNS", "NEEDED", "Row", "Source", "open_source"]
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+COLUMNS = ("uid", "MeSH", "Problems", "image", "indication", "comparison", "findings", "impression", "img_frontal")
+NEEDED = ("uid", "findings", "impression", "img_frontal")
+"""Columns without which there is nothing to learn from; the others may be missing and are then None."""
+EXTRAS = ("truth", "patient", "split")
+"""Columns that a source may have beside: a phantom's drawn findings, who was examined, and in which split it is."""
 
 OPEN_I_HUB = "ykumards/open-i"
+REPORTS, PROJECTIONS = "indiana_reports.csv", "indiana_projections.csv"
+MIMIC, CHEXPERT_PLUS = "mimic-cxr-2.0.0-metadata.csv", "df_chexpert_plus_240401.csv"
+MAP = "radvision.json"
+"""Of a folder of one's own: says where the table and the images are and what its columns are called. `{"table":
+"reports.csv", "images": "png", "uid": "study", "image": "file", "findings": "findings", "impression": "impression"}`,
+and if they are there `"patient"`, `"split"` and `"indication"`."""
 
+# What reads a folder in the layout of a collection, by the file that marks it.
+_COLLECTIONS = {
+    MIMIC: "collections.mimic",
+    f"{MIMIC}.gz": "collections.mimic",
+    CHEXPERT_PLUS: "collections.chexpert",
+}
+_OPEN_I: dict[str, Any] = {
+    "is_open_i": True,
+    "citation": "Demner-Fushman D, Kohli MD, Rosenman MB, et al. Preparing a collection of radiology examinations for "
+    "distribution and retrieval. Journal of the American Medical Informatics Association 2016;23(2):304-310.",
+    "license": "CC BY-NC-ND 4.0: research only, not commercial. It is used here and never shipped.",
+    "split_by": "R2Gen",
+}
+_MAP_NEEDED = ("table", "uid", "image", "findings", "impression")
+_MAP_OPTIONAL = ("images", "patient", "split", "indication")
+_SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "validation"),
+    "test": "test",
+}
 _BATCH = 16  # rows; a row of the hub set holds two radiographs of some megabytes
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source of studies, opened and checked.
+
+    Attributes:
+        name: what the user asked for: "phantom", a hub id or a path.
+        kind: how it is read.
+        count: number of rows, None if unknown.
+        read: gives the rows anew, see `rows`.
+        is_open_i: whether its uids are those of the Open-I collection, so that R2Gen's split applies.
+        citation: what to cite; empty if unknown.
+        license: terms of use; empty if unknown.
+        split_by: what decides a study's split, in words.
+    """
+
+    name: str
+    kind: Literal["phantom", "hub", "parquet", "kaggle", "table", "mimic", "chexpert-plus"]
+    count: int | None
+    read: Callable[[], Iterator[Row]] = field(repr=False)
+    is_open_i: bool = False
+    citation: str = ""
+    license: str = ""
+    split_by: str = "hash of the patient, or of the uid where there is none"
+
+    def rows(self) -> Iterator[Row]:
+        """The rows in the source's order, each with `COLUMNS` (and those of `EXTRAS` that the source has).
+
+        Only the row at hand is in memory. Absent values are None.
+        """
+        return self.read()
 
 
 def open_source(source: str, settings: DataSettings, seed: int) -> Source:
@@ -51,18 +114,21 @@ def open_source(source: str, settings: DataSettings, seed: int) -> Source:
         RadVisionError: the source is unknown, empty, unreadable or lacks columns.
     """
     if source == "phantom":
-        opened = _open_phantom(settings, seed)
+        opened = _open_phantoms(settings, seed)
     elif (path := _find(source)) is not None:
-        opened = _open_path(source, path, seed)
+        opened = _open_folder(source, path, seed) if path.is_dir() else _open_file(source, path)
     elif re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) and not source.endswith((".parquet", ".csv")):
         opened = _open_hub(source)
     else:
         raise RadVisionError(
             f"source {source!r} does not exist: give 'phantom', a hub id such as {OPEN_I_HUB!r}, a parquet file, a "
             "folder of parquet files, or a folder with images and tables (Kaggle's Open-I, MIMIC-CXR-JPG, CheXpert "
-            f"Plus, or your own with {tables.MAP})."
+            f"Plus, or your own with {MAP})."
         )
-    return _limited(opened, settings.limit)
+    if settings.limit is None:
+        return opened
+    count = None if opened.count is None else min(settings.limit, opened.count)
+    return replace(opened, count=count, read=lambda: islice(opened.read(), settings.limit))
 
 
 def _find(source: str) -> Path | None:
@@ -72,25 +138,16 @@ def _find(source: str) -> Path | None:
     return next((p for p in (path, project_root() / path) if p.exists()), None)
 
 
-def _limited(source: Source, limit: int | None) -> Source:
-    if limit is None:
-        return source
-    count = None if source.count is None else min(limit, source.count)
-    return replace(source, count=count, read=lambda: islice(source.read(), limit))
-
-
-def _open_phantom(settings: DataSettings, seed: int) -> Source:
-    from radvision_utils.data.phantom import phantom_rows
-
+def _open_phantoms(settings: DataSettings, seed: int) -> Source:
     count = min(settings.phantoms, settings.limit or settings.phantoms)
+    rows = open_room("phantoms.phantom_rows").phantom_rows
     return Source(
         name="phantom",
         kind="phantom",
-        is_open_i=False,
-        citation="Phantom studies drawn by this project: radvision_utils/data/phantom.",
-        license="MIT, as this project.",
         count=count,
-        read=lambda: phantom_rows(count, settings.hospital, seed, workers=settings.workers),
+        read=lambda: rows(count, settings.hospital, seed, workers=settings.workers),
+        citation="Phantom studies drawn by this project: radvision_utils/phantoms.",
+        license="MIT, as this project.",
         split_by="hash of the uid",
     )
 
@@ -111,32 +168,33 @@ def _open_hub(name: str) -> Source:
     if isinstance(table.features.get("img_frontal"), datasets.Image):
         table = table.cast_column("img_frontal", datasets.Image(decode=False))
     check_count(table.num_rows, f"the hub data set {name}")
-    return Source(
-        name=name,
-        kind="hub",
-        **open_i_terms(name == OPEN_I_HUB),
-        count=table.num_rows,
-        read=lambda: (make_row(values) for values in table),
-    )
+    terms = _OPEN_I if name == OPEN_I_HUB else {}
+    return Source(name, "hub", table.num_rows, lambda: (make_row(values) for values in table), **terms)
 
 
-def _open_path(name: str, path: Path, seed: int) -> Source:
-    if path.is_file():
-        if path.suffix.lower() == ".csv":
-            raise RadVisionError(
-                f"source {path} is a table: give the folder that holds it and its images, with a {tables.MAP} that "
-                "names its columns unless it is Kaggle's Open-I."
-            )
-        return _open_parquet(name, [path])
-    for opened in (tables.open_mapped, tables.open_kaggle, mimic.open_mimic, tables.open_chexpert_plus):
-        if (source := opened(name, path, seed)) is not None:
+def _open_file(name: str, path: Path) -> Source:
+    if path.suffix.lower() == ".csv":
+        raise RadVisionError(
+            f"source {path} is a table: give the folder that holds it and its images, with a {MAP} that names its "
+            "columns unless it is Kaggle's Open-I."
+        )
+    return _open_parquet(name, [path])
+
+
+def _open_folder(name: str, folder: Path, seed: int) -> Source:
+    if (folder / MAP).is_file():
+        return _open_mapped(name, folder)
+    if (folder / REPORTS).is_file() or (folder / PROJECTIONS).is_file():
+        return _open_kaggle(name, folder)
+    for marker, room in _COLLECTIONS.items():
+        if (folder / marker).is_file():
+            source: Source = open_room(room).open_collection(name, folder, seed)
             return source
-    files = sorted(path.rglob("*.parquet"))
+    files = sorted(folder.rglob("*.parquet"))
     if not files:
         raise RadVisionError(
-            f"folder {path} holds neither {tables.REPORTS} (Kaggle layout) nor {mimic.METADATA} (MIMIC-CXR-JPG) nor "
-            f"{tables.CHEXPERT_PLUS} (CheXpert Plus) nor {tables.MAP} (your own) nor a parquet file: give the folder "
-            "that does."
+            f"folder {folder} holds neither {REPORTS} (Kaggle layout) nor {MIMIC} (MIMIC-CXR-JPG) nor {CHEXPERT_PLUS} "
+            f"(CheXpert Plus) nor {MAP} (your own) nor a parquet file: give the folder that does."
         )
     return _open_parquet(name, files)
 
@@ -156,7 +214,7 @@ def _open_parquet(name: str, files: Sequence[Path]) -> Source:
         schemas.append(set(columns))
     check_count(count, name)
     is_open_i = all(columns.issuperset(COLUMNS) and not columns & set(EXTRAS) for columns in schemas)
-    return Source(name=name, kind="parquet", **open_i_terms(is_open_i), count=count, read=lambda: _parquet_rows(files))
+    return Source(name, "parquet", count, lambda: _parquet_rows(files), **(_OPEN_I if is_open_i else {}))
 
 
 def _parquet_rows(files: Sequence[Path]) -> Iterator[Row]:
@@ -183,3 +241,168 @@ def _lenient(column: pa.Array) -> list[Any]:
     if not pa.types.is_string(column.type):
         return column.to_pylist()
     return [None if text is None else text.decode(errors="replace") for text in column.cast(pa.binary()).to_pylist()]
+
+
+def _open_kaggle(name: str, folder: Path) -> Source:
+    for file, needed in (
+        (REPORTS, ("uid", "findings", "impression")),
+        (PROJECTIONS, ("uid", "filename", "projection")),
+    ):
+        if not (folder / file).is_file():
+            raise RadVisionError(f"folder {folder} lacks {file}: the Kaggle layout has it beside the other table.")
+        check_columns(csv_columns(folder / file), str(folder / file), needed)
+    count = sum(1 for _ in csv_lines(folder / REPORTS))
+    check_count(count, str(folder / REPORTS))
+    images = _image_files(folder)
+    if not images:
+        place = folder / "images" / "images_normalized"
+        raise RadVisionError(f"folder {folder} holds no images: put the PNG or JPEG files into {place}.")
+    return Source(name, "kaggle", count, lambda: _kaggle_rows(folder, images), **_OPEN_I)
+
+
+def _image_files(folder: Path) -> dict[str, Path]:
+    """Images by the part of their name before the first dot: copies differ in "x.dcm.png", "x.png", "x.jpg"."""
+    root = folder / "images" if (folder / "images").is_dir() else folder
+    kinds = (".png", ".jpg", ".jpeg")
+    return {p.name.split(".")[0]: p for p in sorted(root.rglob("*")) if p.suffix.lower() in kinds}
+
+
+def _kaggle_rows(folder: Path, images: Mapping[str, Path]) -> Iterator[Row]:
+    frontal: dict[str, Path] = {}
+    absent = 0
+    for line in csv_lines(folder / PROJECTIONS):
+        file = images.get(line["filename"].split(".")[0])
+        if file is None:
+            absent += 1
+        elif line["projection"].strip().lower() == "frontal":
+            frontal.setdefault(line["uid"], file)
+    if absent:
+        log.warning("%d images named in %s are not in %s", absent, PROJECTIONS, folder)
+    for line in csv_lines(folder / REPORTS):
+        row = make_row(line)
+        file = frontal.get(line["uid"])
+        row["img_frontal"] = file.read_bytes() if file else None
+        yield row
+
+
+def _open_mapped(name: str, folder: Path) -> Source:
+    columns = read_json(folder / MAP)
+    known = (*_MAP_NEEDED, *_MAP_OPTIONAL)
+    if not isinstance(columns, dict) or not all(isinstance(value, str) for value in columns.values()):
+        raise RadVisionError(f"{folder / MAP} must be an object of texts with {', '.join(_MAP_NEEDED)}.")
+    if wrong := [key for key in columns if key not in known] or [key for key in _MAP_NEEDED if key not in columns]:
+        raise RadVisionError(
+            f"{folder / MAP} has no use for, or lacks, {wrong[0]!r}: it needs {', '.join(_MAP_NEEDED)}, and may have "
+            f"{', '.join(_MAP_OPTIONAL)}."
+        )
+    table = inside(folder, columns["table"])
+    if table is None:
+        raise RadVisionError(f"{folder / MAP} names the table {columns['table']!r}, which is not in {folder}.")
+    named = [column for key, column in columns.items() if key not in ("table", "images")]
+    check_columns(csv_columns(table), str(table), named)
+    count = sum(1 for _ in csv_lines(table))
+    check_count(count, str(table))
+    terms: dict[str, Any] = {"split_by": f"column {columns['split']} of the table"} if "split" in columns else {}
+    return Source(name, "table", count, lambda: _mapped_rows(folder, table, columns), **terms)
+
+
+def _mapped_rows(folder: Path, table: Path, columns: Mapping[str, str]) -> Iterator[Row]:
+    images = folder / columns.get("images", "")
+    texts = {key: column for key, column in columns.items() if key not in ("table", "images", "image")}
+    for line in csv_lines(table):
+        file = inside(images, line[columns["image"]])
+        values = {key: line[column] for key, column in texts.items()}
+        yield make_row({**values, "img_frontal": file.read_bytes() if file else None})
+
+
+def make_row(values: Mapping[str, Any]) -> Row:
+    """A row in the schema. An image may come as `{"bytes": ..., "path": ...}`, as the datasets library stores it.
+
+    Raises:
+        RadVisionError: a value has a type that its column cannot have, or a split has an unknown name.
+    """
+    row = {name: values.get(name) for name in COLUMNS}
+    if isinstance(row["uid"], float):  # pandas makes a column of whole numbers with gaps one of floats
+        row["uid"] = int(row["uid"]) if row["uid"].is_integer() else None
+    for column, value in row.items():
+        if column == "img_frontal":
+            row[column] = value = value.get("bytes") if isinstance(value, dict) else value
+            _check_type(row["uid"], column, value, (bytes,), "the bytes of an image file")
+        elif column == "uid":
+            _check_type(value, column, value, (str, int), "a text or a whole number")
+        else:
+            _check_type(row["uid"], column, value, (str,), "a text")
+    row |= {name: values[name] for name in EXTRAS if name in values}
+    if row.get("split"):
+        row["split"] = split_name(str(row["split"]), row["uid"])
+    return row
+
+
+def _check_type(uid: Any, column: str, value: Any, kinds: tuple[type, ...], wanted: str) -> None:
+    if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+        raise RadVisionError(f"study {uid} has {type(value).__name__} in {column}: it must hold {wanted}.")
+
+
+def split_name(name: str, uid: Any) -> str:
+    """ "train", "validation" or "test" for the names in use: "val", "valid", "validate", "dev" ...
+
+    Raises:
+        RadVisionError: it is none of them.
+    """
+    if name.strip().lower() not in _SPLIT_NAMES:
+        raise RadVisionError(f"study {uid} is in split {name!r}: use train, validation or test.")
+    return _SPLIT_NAMES[name.strip().lower()]
+
+
+def check_columns(present: Sequence[str], where: str, needed: Sequence[str] = NEEDED) -> None:
+    """Refuse a table without the columns needed.
+
+    Raises:
+        RadVisionError: the sentence names what is missing and what there is.
+    """
+    missing = [name for name in needed if name not in present]
+    if missing:
+        raise RadVisionError(
+            f"{where} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has "
+            f"{', '.join(present) or 'none'}: give a source with the columns {', '.join(needed)}."
+        )
+
+
+def check_count(count: int, where: str) -> None:
+    """Refuse a source without rows.
+
+    Raises:
+        RadVisionError: there are none.
+    """
+    if count == 0:
+        raise RadVisionError(f"{where} holds no studies: give a source with at least one row.")
+
+
+def csv_columns(path: Path) -> list[str]:
+    """The header of a table, `.csv` or `.csv.gz`.
+
+    Raises:
+        RadVisionError: the file is damaged.
+    """
+    with _table(path, "replace") as stream:
+        return next(csv.reader(stream), [])
+
+
+def csv_lines(path: Path) -> Iterator[dict[str, str]]:
+    """The lines of a table, `.csv` or `.csv.gz`, by column; a line that is too short has "" in the others.
+
+    Raises:
+        RadVisionError: it is no UTF-8 table.
+    """
+    with _table(path, "strict") as stream:
+        yield from csv.DictReader(stream, restval="")
+
+
+@contextmanager
+def _table(path: Path, errors: str) -> Iterator[TextIO]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", errors=errors, newline="") as stream:
+            yield stream
+    except (UnicodeDecodeError, csv.Error, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise RadVisionError(f"{path} is not a CSV table in UTF-8 ({first_line(error)}): download it again.") from error

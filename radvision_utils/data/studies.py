@@ -12,8 +12,8 @@ import pyarrow as pa
 from radvision_utils import runs
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.data.reports import Report
-from radvision_utils.data.rows import inside
-from radvision_utils.data.splits import SPLITS
+
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Studies(Sequence[Study]):
 
     def _study(self, row: int) -> Study:
         values = self.table.slice(row, 1).to_pylist()[0]
-        if inside(self.folder, values["image"]) is None:
+        if runs.inside(self.folder, values["image"]) is None:
             raise RadVisionError(
                 f"image {values['image']!r} of study {values['uid']!r} is not in {self.folder}: prepare the data again."
             )

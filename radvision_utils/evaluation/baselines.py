@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from radvision_utils.config import RadVisionError
 from radvision_utils.data.reports import Report, clean_section, format_report
-from radvision_utils.data.rows import check_columns, csv_columns, csv_lines
+from radvision_utils.data.sources import check_columns, csv_columns, csv_lines
 from radvision_utils.evaluation.finding_labels import label
 from radvision_utils.evaluation.text_metrics import PROTOCOLS, score_texts
 from radvision_utils.runs import read_json

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from radvision_utils.config import Profile, RadVisionError
-from radvision_utils.data.studies import Study, open_prepared
-from radvision_utils.data.summary import SPLITS
+from radvision_utils.data.studies import SPLITS, Study, open_prepared
 from radvision_utils.environment import choose_device, forget_peak_memory, process_rank, versions
 from radvision_utils.evaluation import image_use
 from radvision_utils.evaluation.addenda import FILES, add_to_evaluation

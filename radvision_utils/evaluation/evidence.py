@@ -18,13 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from radvision_utils.config import Profile
-from radvision_utils.data.phantom import drawn_regions, read_findings
 from radvision_utils.data.reports import Report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import forget_peak_memory
 from radvision_utils.evaluation.bootstrap import Bootstrap, figure_text, rounded
 from radvision_utils.evaluation.memory import beside_measured, maps_plan
-from radvision_utils.evaluation.phantom_accuracy import asserted_pairs
+from radvision_utils.evaluation.phantom_accuracy import asserted_pairs, read_findings
 from radvision_utils.evaluation.pointing import (
     Inside,
     Pointed,
@@ -40,6 +39,7 @@ from radvision_utils.evaluation.pointing import (
 from radvision_utils.evaluation.table import STAGE_ROWS
 from radvision_utils.explain import Neutral, PartEvidence, explain_passage, learn_neutral, occlusion_maps, open_passage
 from radvision_utils.explain.passage import Passage
+from radvision_utils.phantoms.phantom_rows import drawn_regions
 from radvision_utils.progress import show_progress
 from radvision_utils.report import Reporter, reporter_of
 from radvision_utils.runs import fingerprint, read_json_lines, write_text

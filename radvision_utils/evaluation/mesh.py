@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.data.rows import check_columns, csv_columns, csv_lines
+from radvision_utils.data.sources import check_columns, csv_columns, csv_lines
 from radvision_utils.evaluation.finding_context import LEXICON
 from radvision_utils.evaluation.finding_labels import OBSERVATIONS, Label, find_mentions, label, sentences
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.data.language import is_english
-from radvision_utils.data.reports import Report, parse_report
+from radvision_utils.data.reports import Report, is_english, parse_report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.evaluation.bootstrap import RESAMPLES
 from radvision_utils.evaluation.finding_labels import label

@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.data.language import is_english
-from radvision_utils.data.reports import Report
+from radvision_utils.data.reports import Report, is_english
 
 
 def check_english(reports: Mapping[str, Report], what: str) -> None:

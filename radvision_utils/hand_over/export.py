@@ -20,7 +20,7 @@ from radvision_utils.environment import Device, choose_device, memory_cap
 from radvision_utils.hand_over.merge import base_bytes, merge_into_files
 from radvision_utils.hand_over.model_card import model_card
 from radvision_utils.model.base import WEIGHTS, base_path, compute_device, load_adapter, load_base, load_processor
-from radvision_utils.runs import RunFolder, now, read_json, require, write_json, write_text
+from radvision_utils.runs import RunFolder, first_line, now, read_json, require, write_json, write_text
 from radvision_utils.training.collator import IGNORED, Collator
 from radvision_utils.training.loss import MODEL_INPUTS, to_device
 
@@ -158,9 +158,8 @@ def push_to_hub(folder: Path, repository: str) -> str:
             repo_id=repository, folder_path=folder / "adapter", path_in_repo="adapter", commit_message="Adapter"
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RadVisionError(
-            f"{folder} is written but could not be uploaded to {repository!r} ({first}): log in with "
+            f"{folder} is written but could not be uploaded to {repository!r} ({first_line(error)}): log in with "
             "`hf auth login`, check the name, and give --push-to-hub again."
         ) from error
     return str(address)

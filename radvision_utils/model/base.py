@@ -33,6 +33,7 @@ from radvision_utils.config import ModelSettings, Profile, RadVisionError
 from radvision_utils.environment import Device, open_room, require_device
 from radvision_utils.model.faster import speed_up_vision
 from radvision_utils.progress import download_bar
+from radvision_utils.runs import first_line
 
 COMPONENTS = ("vision_encoder", "projector", "language_model")
 
@@ -197,10 +198,10 @@ def _from_pretrained(loader: Any, settings: ModelSettings, **options: Any) -> An
         return loader.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
         if Path(path).is_dir():
-            raise RadVisionError(f"the model folder {path} cannot be loaded: {_first_line(error)}") from error
+            raise RadVisionError(f"the model folder {path} cannot be loaded: {first_line(error)}") from error
         raise RadVisionError(
             f"base model {path!r} is neither a folder here nor could it be fetched from the model hub "
-            f"({_first_line(error)}): check the name and the network, or give a folder with `--set model.base=PATH`."
+            f"({first_line(error)}): check the name and the network, or give a folder with `--set model.base=PATH`."
         ) from error
 
 
@@ -208,10 +209,6 @@ def _fetch(base: str) -> None:
     """Bring a base of the hub to this machine within sight: the 7B is 15.4 GiB."""
     logger.info("base model %s: fetched from the model hub, unless it lies in %s", base, HF_HUB_CACHE)
     snapshot_download(base, allow_patterns=["*.json", "model*.safetensors"], tqdm_class=download_bar())
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def compute_device(model: torch.nn.Module) -> torch.device:

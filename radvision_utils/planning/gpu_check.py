@@ -30,7 +30,6 @@ import torch
 from radvision_utils.bases.random import QWEN_7B, random_model_folder
 from radvision_utils.config import Profile, RadVisionError, RunPaused, load_profile, project_root
 from radvision_utils.data.prepare import prepare_dataset
-from radvision_utils.data.rows import first_line
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import (
     DTYPE_VARIABLE,
@@ -46,7 +45,7 @@ from radvision_utils.hand_over.merge import merge_into_files
 from radvision_utils.model.base import attach_adapter, is_adapter, load_base, load_processor, save_adapter
 from radvision_utils.pipeline import run_notebooks
 from radvision_utils.report import reporter_of
-from radvision_utils.runs import RunFolder, now, read_json, read_json_lines, write_json, write_text
+from radvision_utils.runs import RunFolder, first_line, now, read_json, read_json_lines, write_json, write_text
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import mean_report_loss
 from radvision_utils.training.train import train_stage

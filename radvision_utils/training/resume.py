@@ -29,7 +29,7 @@ from radvision_utils.environment import choose_device, process_count
 from radvision_utils.model.base import trained_tensors
 from radvision_utils.planning.cost import find_card
 from radvision_utils.planning.plan import first_change
-from radvision_utils.runs import read_json, sync_folder, write_json, write_text
+from radvision_utils.runs import first_line, read_json, sync_folder, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -268,7 +268,7 @@ def train_in_memory(memory: MemoryBudget, model: torch.nn.Module, attempt: Calla
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            problem = _first_line(error)
+            problem = first_line(error)
         # Not in the handler: there the error still holds the attempt's tensors.
         for name, parameter in trained.items():
             parameter.grad = None
@@ -289,12 +289,8 @@ def loading_in_memory(profile: Profile, stage: int) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        told = f"memory ended while the model was loaded ({_first_line(error)})"
+        told = f"memory ended while the model was loaded ({first_line(error)})"
         raise RadVisionError(f"{told}: {what_to_change(profile, max(stage, 1))}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no memory left"])[0]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -13,8 +13,8 @@ from radvision_utils.dashboard.card import ReportCard
 from radvision_utils.dashboard.images import View, windowed
 from radvision_utils.dashboard.markup import DARK, GLYPH_INK, LIGHT, SIGN_COLORS, WELL, card_style, read_style
 from radvision_utils.dashboard.records import find_prediction, image_path, read_predictions
-from radvision_utils.data.phantom import phantom_row
 from radvision_utils.evaluation.finding_labels import find_mentions, label
+from radvision_utils.phantoms.phantom_rows import phantom_row
 
 HOSTILE = "\"'><script>alert(1)</script></article><img src=x onerror=alert(1)> &lt;b&gt; & \x1b[31m"
 

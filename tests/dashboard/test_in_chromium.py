@@ -9,9 +9,9 @@ from radvision_utils.config import project_root
 from radvision_utils.dashboard.card import ReportCard
 from radvision_utils.dashboard.page import write_page
 from radvision_utils.dashboard.records import read_predictions
-from radvision_utils.data.phantom import phantom_row
 from radvision_utils.evaluation.finding_labels import OBSERVATIONS
 from radvision_utils.evaluation.table import COLUMNS, FACTS
+from radvision_utils.phantoms.phantom_rows import phantom_row
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

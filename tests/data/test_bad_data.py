@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from radvision_utils.config import Profile, RadVisionError, load_profile
-from radvision_utils.data.prepare import PreparedDataset, load_image, prepare_dataset
-from radvision_utils.data.splits import SPLITS, split_of
+from radvision_utils.data.images import load_image
+from radvision_utils.data.prepare import prepare_dataset, split_of
+from radvision_utils.data.studies import SPLITS, PreparedDataset
 
 SEED = 7
 PATIENT = "Planted^Patient^Name"

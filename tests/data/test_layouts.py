@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from radvision_utils.collections.mimic import sections_of
 from radvision_utils.config import DataSettings, RadVisionError, load_profile
-from radvision_utils.data.mimic import sections_of
 from radvision_utils.data.prepare import prepare_dataset
 from radvision_utils.data.sources import open_source
-from radvision_utils.data.splits import SPLITS
+from radvision_utils.data.studies import SPLITS
 
 SETTINGS = DataSettings(workers=1)
 REPORT = """                                 FINAL REPORT

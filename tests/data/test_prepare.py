@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 
 from radvision_utils.config import DISCLAIMER, Profile, RadVisionError, load_profile, project_root
-from radvision_utils.data import images, pixels, prepare
-from radvision_utils.data.figures import show_findings, show_lengths, show_studies
-from radvision_utils.data.prepare import load_image, open_prepared, prepare_dataset, safe_name
-from radvision_utils.data.splits import SPLITS, split_of
+from radvision_utils.data import images, prepare
+from radvision_utils.data.images import load_image
+from radvision_utils.data.prepare import prepare_dataset, safe_name, split_of
+from radvision_utils.data.studies import SPLITS, PreparedDataset, Study, open_prepared
+from radvision_utils.data.study_figures import show_findings, show_lengths, show_studies
 from radvision_utils.runs import RunFolder
 
 REAL = project_root().parent / "shared" / "data" / "open-i" / "open-i-mini.parquet"
@@ -66,7 +67,7 @@ def profile_for(folder: Path, rows: list[dict[str, object]], **overrides: object
     return load_profile("tiny", settings, source=str(folder / "rows.parquet"), output_root=str(folder / "out"), seed=7)
 
 
-def all_studies(data: prepare.PreparedDataset) -> dict[str, prepare.Study]:
+def all_studies(data: PreparedDataset) -> dict[str, Study]:
     return {study.uid: study for name in ("train", "validation", "test") for study in data.split(name)}
 
 
@@ -230,7 +231,7 @@ def test_of_an_animation_the_first_frame_is_taken():
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch):
-    monkeypatch.setattr(pixels, "MAX_PIXELS", 1_000_000)
+    monkeypatch.setattr(images, "MAX_PIXELS", 1_000_000)
     with pytest.raises(RadVisionError, match="1001 x 1000 pixels, more than 1 million"):
         load_image(gray(size=(1001, 1000)))
 

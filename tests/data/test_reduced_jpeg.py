@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from radvision_utils.data.images import letterbox, load_image, store_square
-from radvision_utils.data.phantom import draw
+from radvision_utils.phantoms.phantom_rows import draw
 
 
 def encoded(side, kind="JPEG"):

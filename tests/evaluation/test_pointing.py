@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from radvision_utils.data.phantom import draw, drawn_regions, phantom_row
 from radvision_utils.evaluation.bootstrap import Bootstrap
 from radvision_utils.evaluation.evidence import rank_correlation, side_consistent, worst_first
 from radvision_utils.evaluation.pointing import (
@@ -19,6 +18,7 @@ from radvision_utils.evaluation.pointing import (
     inside_cells,
     pointing_figures,
 )
+from radvision_utils.phantoms.phantom_rows import draw, drawn_regions, phantom_row
 
 
 def region(rows, columns, size=256):

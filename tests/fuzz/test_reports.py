@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from radvision_utils.__main__ import parse_settings
+from radvision_utils.collections.mimic import sections_of
 from radvision_utils.config import PROFILES, Profile, RadVisionError, load_profile, setting_names
-from radvision_utils.data.language import is_english
-from radvision_utils.data.mimic import sections_of
 from radvision_utils.data.reports import (
     DEIDENTIFIED,
     PRIORS,
@@ -22,6 +21,7 @@ from radvision_utils.data.reports import (
     clean_section,
     drop_sentences,
     format_report,
+    is_english,
     oddities,
     parse_report,
     split_sentences,

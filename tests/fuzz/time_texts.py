@@ -8,13 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from radvision_utils.data.language import is_english
-from radvision_utils.data.mimic import sections_of
+from radvision_utils.collections.mimic import sections_of
 from radvision_utils.data.reports import (
     DEIDENTIFIED,
     PRIORS,
     clean_section,
     drop_sentences,
+    is_english,
     oddities,
     parse_report,
     split_sentences,

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from radvision_utils.data.splits import SPLITS
-from radvision_utils.data.studies import PreparedDataset, Study
+from radvision_utils.data.studies import SPLITS, PreparedDataset, Study
 from radvision_utils.figures import BLUE, GREEN, ORANGE, new_figure, tidy
 
 if TYPE_CHECKING:

@@ -13,9 +13,19 @@ from itertools import groupby
 from pathlib import Path
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.data.rows import Row, Source, check_columns, check_count, csv_columns, csv_lines, inside, make_row
+from radvision_utils.data.sources import (
+    MIMIC,
+    Row,
+    Source,
+    check_columns,
+    check_count,
+    csv_columns,
+    csv_lines,
+    make_row,
+)
+from radvision_utils.runs import inside
 
-METADATA, SPLIT = "mimic-cxr-2.0.0-metadata.csv", "mimic-cxr-2.0.0-split.csv"
+SPLIT = "mimic-cxr-2.0.0-split.csv"
 
 _FRONTAL = ("PA", "AP")  # ViewPosition, the preferred one first
 
@@ -86,17 +96,13 @@ def _common_name(heading: str) -> str:
     return main or ("findings" if _LIKE_FINDINGS.search(name) else name)
 
 
-def open_mimic(name: str, folder: Path, seed: int) -> Source | None:
-    """MIMIC-CXR-JPG in its official layout and split; None if the folder is not that.
+def open_collection(name: str, folder: Path, seed: int) -> Source:
+    """The collection in its official layout and split, which needs no seed.
 
     Raises:
         RadVisionError: a table or the reports are missing, or a table lacks columns, is empty or damaged.
     """
-    metadata, split = _table(folder, METADATA), _table(folder, SPLIT)
-    if metadata is None:
-        return None
-    if split is None:
-        raise RadVisionError(f"folder {folder} lacks {SPLIT} (or .gz): MIMIC-CXR-JPG has it beside {METADATA}.")
+    metadata, split = _table(folder, MIMIC), _table(folder, SPLIT)
     check_columns(csv_columns(metadata), str(metadata), ("dicom_id", "subject_id", "study_id", "ViewPosition"))
     check_columns(csv_columns(split), str(split), ("subject_id", "split"))
     roots = [root for root in (folder / "mimic-cxr-reports" / "files", folder / "files") if root.is_dir()]
@@ -110,18 +116,20 @@ def open_mimic(name: str, folder: Path, seed: int) -> Source | None:
     return Source(
         name=name,
         kind="mimic",
-        is_open_i=False,
+        count=count,
+        read=lambda: _rows(folder, metadata, split, roots),
         citation="Johnson AEW, Pollard TJ, Greenbaum NR, et al. MIMIC-CXR-JPG, a large publicly available database of "
         "labeled chest radiographs. arXiv:1901.07042, 2019.",
         license="PhysioNet Credentialed Health Data License: for credentialed users, never shipped.",
-        count=count,
-        read=lambda: _rows(folder, metadata, split, roots),
         split_by="official, by patient",
     )
 
 
-def _table(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+def _table(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise RadVisionError(f"folder {folder} lacks {name} (or .gz): MIMIC-CXR-JPG has it beside {MIMIC}.")
 
 
 def _rows(folder: Path, metadata: Path, split: Path, roots: Sequence[Path]) -> Iterator[Row]:

@@ -1,26 +1,24 @@
-"""Phantom studies: procedural chest radiographs with drawn, hence known, findings, and reports.
+"""Phantom studies: procedural chest radiographs whose findings are drawn, hence known, with reports in varied words.
 
-They let the tiny profile train and be judged on a CPU without any data set: the picture is built
-from densities (body, lungs, heart, bones), each finding changes those densities, and
-`phantom.reports` writes what was drawn. `phantom.hospitals` says how hospitals differ.
+They let the tiny profile train and be judged on a CPU without any data set: the picture is built from densities (body,
+lungs, heart, bones), each finding changes those densities, and `wording` writes what was drawn. `hospitals` says how
+hospitals differ.
 """
 
 import io
 import json
-import os
-from collections import deque
 from collections.abc import Collection, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from radvision_utils.data.phantom.hospitals import HOSPITALS, Hospital
-from radvision_utils.data.phantom.images import render
-from radvision_utils.data.phantom.reports import FINDINGS, Finding, soil, write_report
+from radvision_utils.data.images import cores, in_processes
+from radvision_utils.phantoms.drawing import DRAW, render
+from radvision_utils.phantoms.hospitals import FINDINGS, HOSPITALS, Finding, Hospital
+from radvision_utils.phantoms.scene import Body, Scene, box_of, strong_part
+from radvision_utils.phantoms.wording import soil, write_report
 
 _CHUNK = 16
 
@@ -96,37 +94,14 @@ def phantom_rows(
         if value < 0:
             raise ValueError(f"{name} is {value}; it must be 0 or greater.")
     known = _hospital(hospital)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(workers or cores or 1, -(-count // _CHUNK))
-    if workers <= 1:
-        return (_row(uid, known, seed, dirt) for uid in range(1, count + 1))
-    return _rows_ahead(count, known, seed, dirt, workers)
-
-
-def _rows_ahead(count: int, hospital: Hospital, seed: int, dirt: bool, workers: int) -> Iterator[dict[str, object]]:
-    pending: deque[Future[list[dict[str, object]]]] = deque()
-    # Fork would copy the threads of torch in an unknown state.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        try:
-            for first in range(1, count + 1, _CHUNK):
-                uids = range(first, min(first + _CHUNK, count + 1))
-                pending.append(pool.submit(_chunk, uids, hospital, seed, dirt))
-                if len(pending) > 2 * workers:
-                    yield from pending.popleft().result()
-            while pending:
-                yield from pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+    workers = min(workers or cores(), -(-count // _CHUNK))
+    chunk = _CHUNK if workers > 1 else 1
+    jobs = ((uid, (range(uid, min(uid + chunk, count + 1)), known, seed, dirt)) for uid in range(1, count + 1, chunk))
+    return (row for _, rows in in_processes(_chunk, jobs, workers) for row in rows)
 
 
 def _chunk(uids: range, hospital: Hospital, seed: int, dirt: bool) -> list[dict[str, object]]:
     return [_row(uid, hospital, seed, dirt) for uid in uids]
-
-
-def truth_findings(truth: str) -> frozenset[tuple[str, str | None]]:
-    """The (name, side) pairs in a row's `truth`, to compare with `read_findings`."""
-    return frozenset((f["name"], f["side"]) for f in json.loads(truth)["findings"])
 
 
 def _hospital(name: str) -> Hospital:
@@ -213,6 +188,38 @@ def _draw(
 def _as_seen(finding: Finding) -> Finding:
     """What the picture of an ambiguous hospital shows: an atelectasis looks like a basal consolidation."""
     return Finding("consolidation", finding.side, "lower") if finding.name == "atelectasis" else finding
+
+
+def drawn_regions(uid: int, truth: str) -> dict[tuple[str, str | None], NDArray[np.bool_]]:
+    """The regions of a study's drawn findings, by (name, side).
+
+    Args:
+        uid: number of the study.
+        truth: its JSON, as a row has it.
+
+    Returns:
+        Square planes over the whole image, of 256 or 512 pixels a side: where the finding has at least 30 % of its
+        greatest strength. A large heart's region is the heart.
+
+    Raises:
+        ValueError: this version draws the finding elsewhere than the truth says: another version drew the study.
+    """
+    known = json.loads(truth)
+    hospital, seed = _hospital(known["hospital"]), known["seed"]
+    findings = [Finding(f["name"], f["side"], f["zone"]) for f in known["findings"]]
+    if hospital.ambiguous:
+        findings = [_as_seen(finding) for finding in findings]
+    scene = Scene(Body(_rng(uid, hospital, seed, "body"), hospital.zoom, hospital.shift, findings))
+    regions = {}
+    for finding, told in zip(findings, known["findings"], strict=True):
+        plane = DRAW[finding.name](scene, _rng(uid, hospital, seed, f"{finding.name}/{finding.side}"), finding)
+        if list(box_of(plane)) != told["box"]:
+            raise ValueError(
+                f"study {uid} was drawn by another version: its {told['name']} lies at {told['box']}, and this version "
+                f"draws it at {list(box_of(plane))}."
+            )
+        regions[told["name"], told["side"]] = strong_part(plane)
+    return regions
 
 
 _TITLES = ("Chest, frontal view", "Chest radiograph, PA view", "Frontal chest radiograph")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from radvision_utils.data.phantom.reports import Finding
+from radvision_utils.phantoms.hospitals import Finding
 
 SIZE = 512
 HALF = SIZE // 2  # soft structures are drawn at this size and enlarged: nothing in them is sharper

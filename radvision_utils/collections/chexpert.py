@@ -1,0 +1,86 @@
+"""CheXpert Plus (Chambon et al. 2024): its table beside the folders `train` and `valid` with the images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+
+from radvision_utils.data.prepare import share_of
+from radvision_utils.data.sources import (
+    CHEXPERT_PLUS,
+    Row,
+    Source,
+    check_columns,
+    check_count,
+    csv_columns,
+    csv_lines,
+    make_row,
+    split_name,
+)
+from radvision_utils.runs import inside
+
+
+def open_collection(name: str, folder: Path, seed: int) -> Source:
+    """The collection in its official layout.
+
+    The official "valid" split judges, as in ReXrank; a tenth of the other patients, by a seeded hash, is for
+    validation.
+
+    Raises:
+        RadVisionError: the table lacks columns, or is empty or damaged.
+    """
+    table = folder / CHEXPERT_PLUS
+    needed = ("path_to_image", "frontal_lateral", "deid_patient_id", "section_findings", "section_impression", "split")
+    check_columns(csv_columns(table), str(table), needed)
+    count = sum(1 for _ in groupby(csv_lines(table), key=_study_folder))
+    check_count(count, str(table))
+    return Source(
+        name=name,
+        kind="chexpert-plus",
+        count=count,
+        read=lambda: _rows(table, seed),
+        citation="Chambon P, Delbrouck JB, Sounack T, et al. CheXpert Plus: augmenting a large chest X-ray dataset "
+        "with text radiology reports, patient demographics and additional image formats. arXiv:2405.19538, 2024.",
+        license="Stanford University School of Medicine CheXpert Plus research use agreement: never shipped.",
+        split_by="official: valid is the test split; validation by patient from train",
+    )
+
+
+def _study_folder(line: Mapping[str, str]) -> str:
+    return line["path_to_image"].rpartition("/")[0]
+
+
+def _rows(table: Path, seed: int) -> Iterator[Row]:
+    for study, group in groupby(csv_lines(table), key=_study_folder):
+        lines = list(group)
+        frontal = (line for line in lines if line["frontal_lateral"].strip().lower() == "frontal")
+        files = (_image(table.parent, line["path_to_image"]) for line in frontal)
+        file = next((file for file in files if file), None)
+        uid, patient = "_".join(study.split("/")[-2:]), lines[0]["deid_patient_id"]
+        judges = split_name(lines[0]["split"], uid) != "train"
+        known = "validation" if share_of(f"patient:{patient}", seed) < 0.1 else "train"
+        sections = {name: _given(lines[0].get(f"section_{name}")) for name in ("findings", "impression", "history")}
+        yield make_row(
+            {
+                "uid": uid,
+                "findings": sections["findings"],
+                "impression": sections["impression"],
+                "indication": _given(lines[0].get("section_clinical_history")) or sections["history"],
+                "patient": patient,
+                "split": "test" if judges else known,
+                "img_frontal": file.read_bytes() if file else None,
+            }
+        )
+
+
+def _given(text: str | None) -> str | None:
+    """A cell; "nan", which pandas writes for an empty one, is None."""
+    return None if text is None or text.strip().lower() in ("", "nan") else text
+
+
+def _image(folder: Path, name: str) -> Path | None:
+    # The table names JPEG files; the download has PNG files too, in a folder PNG or PNG/PNG.
+    stem = name.rpartition(".")[0]
+    places = (inside(folder / root, stem + end) for root in ("", "PNG", "PNG/PNG") for end in (".jpg", ".png"))
+    return next((path for path in places if path), None)
