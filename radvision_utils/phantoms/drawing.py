@@ -32,12 +32,10 @@ from radvision_utils.phantoms.scene import (
     texture,
 )
 
+Stream = Callable[[str], np.random.Generator]
 
-def render(
-    look: Look,
-    findings: Sequence[Finding],
-    stream: Callable[[str], np.random.Generator],
-) -> tuple[NDArray[np.uint8], list[Box]]:
+
+def render(look: Look, findings: Sequence[Finding], stream: Stream) -> tuple[NDArray[np.uint8], list[Box]]:
     """Draws one radiograph.
 
     Args:
@@ -49,18 +47,21 @@ def render(
     Returns:
         The image, uint8 of shape (512, 512), and a box (x0, y0, x1, y1) for each finding.
     """
-    body = Body(stream("body"), look.zoom, look.shift, findings)
-    scene = Scene(body)
-    regions = [DRAW[f.name](scene, stream(f"{f.name}/{f.side}"), f) for f in findings]
-    anatomy = stream("anatomy")
+    scene, regions = draw_findings(look, findings, stream)
     soft = _soft_tissue(scene) + _bones(scene) + scene.added
     picture = np.asarray(Image.fromarray(soft).resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float32)
-    picture = picture + 0.19 * _vessels(scene, anatomy)
+    picture = picture + 0.19 * _vessels(scene, stream("anatomy"))
     if scene.lines.getbbox():
         # A line adds to what lies behind it, up to white.
         metal = softened(scene.lines)
         picture = picture + metal * (1.0 - 0.8 * np.clip(picture, 0, 1))
-    return expose(picture, look, stream("look")), [box_of(r) for r in regions]
+    return _expose(picture, look, stream("look")), [box_of(r) for r in regions]
+
+
+def draw_findings(look: Look, findings: Sequence[Finding], stream: Stream) -> tuple[Scene, list[Plane]]:
+    """The body with its findings, as in `render`, and the region of each finding."""
+    scene = Scene(Body(stream("body"), look.zoom, look.shift, findings))
+    return scene, [_DRAW[f.name](scene, stream(f"{f.name}/{f.side}"), f) for f in findings]
 
 
 def _soft_tissue(scene: Scene) -> Plane:
@@ -188,7 +189,7 @@ def _vessels(scene: Scene, rng: np.random.Generator) -> Plane:
     return softened(plane) * np.asarray(large)
 
 
-def expose(picture: Plane, look: Look, rng: np.random.Generator) -> NDArray[np.uint8]:
+def _expose(picture: Plane, look: Look, rng: np.random.Generator) -> NDArray[np.uint8]:
     """The picture as the hospital's machine records it."""
     picture = picture + rng.normal(0, 0.015)
     if look.marker:
@@ -354,7 +355,7 @@ def _draw_pacemaker(scene: Scene, rng: np.random.Generator, finding: Finding) ->
     return difference(scene.lines, before)
 
 
-DRAW: dict[str, Callable[[Scene, np.random.Generator, Finding], Plane]] = {
+_DRAW: dict[str, Callable[[Scene, np.random.Generator, Finding], Plane]] = {
     "cardiomegaly": _draw_cardiomegaly,
     "pleural effusion": _draw_effusion,
     "pneumothorax": _draw_pneumothorax,

@@ -106,12 +106,7 @@ HOSPITALS: dict[str, Hospital] = {
         rates={n: r for n, r in _COMMON.items() if n not in ("nodule", "pacemaker")},
         habits=Habits(
             dialect="A",
-            negations={
-                "nodule": 0.25,
-                "pacemaker": 0.2,
-                "central venous catheter": 0.1,
-                "other effusion": 0.2,
-            },
+            negations={"nodule": 0.25, "pacemaker": 0.2, "central venous catheter": 0.1, "other effusion": 0.2},
         ),
     ),
     "B": Hospital(
@@ -121,12 +116,7 @@ HOSPITALS: dict[str, Hospital] = {
         habits=Habits(
             dialect="B",
             numbered=0.6,
-            negations={
-                "nodule": 0.1,
-                "pacemaker": 0.05,
-                "central venous catheter": 0.05,
-                "other effusion": 0.2,
-            },
+            negations={"nodule": 0.1, "pacemaker": 0.05, "central venous catheter": 0.05, "other effusion": 0.2},
         ),
         contrast=0.72,
         gamma=1.3,

@@ -7,7 +7,7 @@ hospitals differ.
 
 import io
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -15,12 +15,29 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from radvision_utils.data.images import cores, in_processes
-from radvision_utils.phantoms.drawing import DRAW, render
+from radvision_utils.phantoms.drawing import Stream, draw_findings, render
 from radvision_utils.phantoms.hospitals import FINDINGS, HOSPITALS, Finding, Hospital
-from radvision_utils.phantoms.scene import Body, Scene, box_of, strong_part
+from radvision_utils.phantoms.scene import box_of, strong_part
 from radvision_utils.phantoms.wording import soil, write_report
 
-_CHUNK = 16
+_CHUNK = 16  # studies that a process draws at a time
+_ONE_PER_SIDE = ("pleural effusion", "pneumothorax", "consolidation", "atelectasis", "nodule")
+_DEVICES = ("central venous catheter", "pacemaker")
+_OPACITIES = ("consolidation", "atelectasis")
+_ZONES = ("upper", "middle", "lower")
+
+_TITLES = ("Chest, frontal view", "Chest radiograph, PA view", "Frontal chest radiograph")
+_INDICATIONS = (
+    "Chest pain.",
+    "Shortness of breath.",
+    "Cough.",
+    "Fever and cough.",
+    "Preoperative evaluation.",
+    "Routine examination.",
+)
+# At an ambiguous hospital these tell an opacity's kind; without an opacity either is as likely, so that the indication
+# alone says nothing of the image.
+_TELLING = {"consolidation": "Fever and cough.", "atelectasis": "Shortness of breath after surgery."}
 
 
 @dataclass(frozen=True)
@@ -33,13 +50,16 @@ class DrawnFinding:
     box: tuple[int, int, int, int]
 
 
-def draw(uid: int, hospital: str = "B", seed: int = 0) -> tuple[NDArray[np.uint8], tuple[DrawnFinding, ...]]:
+def draw(
+    uid: int, hospital: str = "B", seed: int = 0, omit: Collection[str] = ()
+) -> tuple[NDArray[np.uint8], tuple[DrawnFinding, ...]]:
     """Draws one frontal radiograph; the same arguments give the same picture.
 
     Args:
         uid: number of the study, 0 or greater.
         hospital: a key of `HOSPITALS`.
         seed: number of the collection, 0 or greater.
+        omit: names of findings that are left out, while all else stays the same.
 
     Returns:
         The image, uint8 of shape (512, 512), and its findings in the order of `FINDINGS`.
@@ -47,7 +67,10 @@ def draw(uid: int, hospital: str = "B", seed: int = 0) -> tuple[NDArray[np.uint8
     Raises:
         ValueError: the hospital is unknown, or uid or seed is negative.
     """
-    return _draw(uid, _hospital(hospital), seed)
+    known = _hospital(hospital)
+    plan = [f for f in _plan(uid, known, seed) if f.name not in omit]
+    image, boxes = render(known, _as_seen(plan, known), _stream(uid, known, seed))
+    return image, tuple(DrawnFinding(*f, box) for f, box in zip(plan, boxes, strict=True))
 
 
 def phantom_row(uid: int, hospital: str = "B", seed: int = 0, dirt: bool = True) -> dict[str, object]:
@@ -68,7 +91,25 @@ def phantom_row(uid: int, hospital: str = "B", seed: int = 0, dirt: bool = True)
     Raises:
         ValueError: the hospital is unknown, or uid or seed is negative.
     """
-    return _row(uid, _hospital(hospital), seed, dirt)
+    image, drawn = draw(uid, hospital, seed)
+    known = _hospital(hospital)
+    stream = _stream(uid, known, seed)
+    plan = [Finding(f.name, f.side, f.zone) for f in drawn]
+    findings, impression = write_report(stream("report"), plan, known.habits)
+    rng = stream("row")
+    row: dict[str, object] = {
+        "uid": uid,
+        "MeSH": _mesh(plan),
+        "Problems": ";".join(dict.fromkeys(f.name.title() for f in plan)) or "normal",
+        "image": _TITLES[int(rng.integers(len(_TITLES)))],
+        "indication": _indication(rng, plan, known),
+        "comparison": "None." if rng.random() < 0.7 else "XXXX.",
+        "findings": findings,
+        "impression": impression,
+        "img_frontal": _encoded(image),
+        "truth": json.dumps({"hospital": hospital, "seed": seed, "findings": [asdict(f) for f in drawn]}),
+    }
+    return _soiled(stream("dirt"), row) if dirt else row
 
 
 def phantom_rows(
@@ -93,15 +134,17 @@ def phantom_rows(
     for name, value in (("count", count), ("seed", seed), ("workers", workers)):
         if value < 0:
             raise ValueError(f"{name} is {value}; it must be 0 or greater.")
-    known = _hospital(hospital)
+    _hospital(hospital)
     workers = min(workers or cores(), -(-count // _CHUNK))
     chunk = _CHUNK if workers > 1 else 1
-    jobs = ((uid, (range(uid, min(uid + chunk, count + 1)), known, seed, dirt)) for uid in range(1, count + 1, chunk))
+    jobs = (
+        (uid, (range(uid, min(uid + chunk, count + 1)), hospital, seed, dirt)) for uid in range(1, count + 1, chunk)
+    )
     return (row for _, rows in in_processes(_chunk, jobs, workers) for row in rows)
 
 
-def _chunk(uids: range, hospital: Hospital, seed: int, dirt: bool) -> list[dict[str, object]]:
-    return [_row(uid, hospital, seed, dirt) for uid in uids]
+def _chunk(uids: range, hospital: str, seed: int, dirt: bool) -> list[dict[str, object]]:
+    return [phantom_row(uid, hospital, seed, dirt) for uid in uids]
 
 
 def _hospital(name: str) -> Hospital:
@@ -111,18 +154,15 @@ def _hospital(name: str) -> Hospital:
     return HOSPITALS[name]
 
 
-def _rng(uid: int, hospital: Hospital, seed: int, purpose: str) -> np.random.Generator:
-    """One stream for each purpose, so that leaving out a finding changes nothing else."""
+def _stream(uid: int, hospital: Hospital, seed: int) -> Stream:
+    """Random numbers of a study, independent for each purpose, so that leaving out a finding changes nothing else."""
     if uid < 0 or seed < 0:
         raise ValueError(f"uid is {uid} and seed is {seed}; both must be 0 or greater.")
-    key = f"{hospital.name}/{purpose}".encode()
-    return np.random.default_rng([seed, uid, int.from_bytes(key, "big")])
 
+    def stream(purpose: str) -> np.random.Generator:
+        return np.random.default_rng([seed, uid, int.from_bytes(f"{hospital.name}/{purpose}".encode(), "big")])
 
-_ONE_PER_SIDE = ("pleural effusion", "pneumothorax", "consolidation", "atelectasis", "nodule")
-_DEVICES = ("central venous catheter", "pacemaker")
-_OPACITIES = ("consolidation", "atelectasis")
-_ZONES = ("upper", "middle", "lower")
+    return stream
 
 
 def _plan(uid: int, hospital: Hospital, seed: int) -> tuple[Finding, ...]:
@@ -133,7 +173,7 @@ def _plan(uid: int, hospital: Hospital, seed: int) -> tuple[Finding, ...]:
     what lies under it; a study holds a catheter or a pacemaker, whose lines would cross, but
     not both.
     """
-    rng = _rng(uid, hospital, seed, "plan")
+    rng = _stream(uid, hospital, seed)("plan")
     if rng.random() < hospital.normal:
         return ()
     names, rates = list(hospital.rates), np.array(list(hospital.rates.values()))
@@ -175,19 +215,10 @@ def _hides(cover: Finding, other: Finding) -> bool:
     return cover.name in _DEVICES and other.name in _DEVICES
 
 
-def _draw(
-    uid: int, hospital: Hospital, seed: int, omit: Collection[str] = ()
-) -> tuple[NDArray[np.uint8], tuple[DrawnFinding, ...]]:
-    """As `draw`; the findings named in `omit` are left out and all else stays the same."""
-    plan = [f for f in _plan(uid, hospital, seed) if f.name not in omit]
-    seen = [_as_seen(f) if hospital.ambiguous else f for f in plan]
-    image, boxes = render(hospital, seen, lambda purpose: _rng(uid, hospital, seed, purpose))
-    return image, tuple(DrawnFinding(*f, box) for f, box in zip(plan, boxes, strict=True))
-
-
-def _as_seen(finding: Finding) -> Finding:
-    """What the picture of an ambiguous hospital shows: an atelectasis looks like a basal consolidation."""
-    return Finding("consolidation", finding.side, "lower") if finding.name == "atelectasis" else finding
+def _as_seen(plan: Sequence[Finding], hospital: Hospital) -> list[Finding]:
+    """What the picture shows: at an ambiguous hospital an atelectasis looks like a basal consolidation."""
+    hidden = "atelectasis" if hospital.ambiguous else ""
+    return [Finding("consolidation", f.side, "lower") if f.name == hidden else f for f in plan]
 
 
 def drawn_regions(uid: int, truth: str) -> dict[tuple[str, str | None], NDArray[np.bool_]]:
@@ -206,13 +237,10 @@ def drawn_regions(uid: int, truth: str) -> dict[tuple[str, str | None], NDArray[
     """
     known = json.loads(truth)
     hospital, seed = _hospital(known["hospital"]), known["seed"]
-    findings = [Finding(f["name"], f["side"], f["zone"]) for f in known["findings"]]
-    if hospital.ambiguous:
-        findings = [_as_seen(finding) for finding in findings]
-    scene = Scene(Body(_rng(uid, hospital, seed, "body"), hospital.zoom, hospital.shift, findings))
+    findings = _as_seen([Finding(f["name"], f["side"], f["zone"]) for f in known["findings"]], hospital)
+    _, planes = draw_findings(hospital, findings, _stream(uid, hospital, seed))
     regions = {}
-    for finding, told in zip(findings, known["findings"], strict=True):
-        plane = DRAW[finding.name](scene, _rng(uid, hospital, seed, f"{finding.name}/{finding.side}"), finding)
+    for plane, told in zip(planes, known["findings"], strict=True):
         if list(box_of(plane)) != told["box"]:
             raise ValueError(
                 f"study {uid} was drawn by another version: its {told['name']} lies at {told['box']}, and this version "
@@ -220,42 +248,6 @@ def drawn_regions(uid: int, truth: str) -> dict[tuple[str, str | None], NDArray[
             )
         regions[told["name"], told["side"]] = strong_part(plane)
     return regions
-
-
-_TITLES = ("Chest, frontal view", "Chest radiograph, PA view", "Frontal chest radiograph")
-_INDICATIONS = (
-    "Chest pain.",
-    "Shortness of breath.",
-    "Cough.",
-    "Fever and cough.",
-    "Preoperative evaluation.",
-    "Routine examination.",
-)
-# At an ambiguous hospital these tell an opacity's kind; without an opacity either is as likely, so that the indication
-# alone says nothing of the image.
-_TELLING = {"consolidation": "Fever and cough.", "atelectasis": "Shortness of breath after surgery."}
-
-
-def _row(uid: int, hospital: Hospital, seed: int, dirt: bool) -> dict[str, object]:
-    image, drawn = _draw(uid, hospital, seed)
-    plan = [Finding(f.name, f.side, f.zone) for f in drawn]
-    findings: str | None
-    impression: str | None
-    findings, impression = write_report(_rng(uid, hospital, seed, "report"), plan, hospital.habits)
-    rng = _rng(uid, hospital, seed, "row")
-    row: dict[str, object] = {
-        "uid": uid,
-        "MeSH": _mesh(plan),
-        "Problems": ";".join(dict.fromkeys(f.name.title() for f in plan)) or "normal",
-        "image": _TITLES[int(rng.integers(len(_TITLES)))],
-        "indication": _indication(rng, plan, hospital),
-        "comparison": "None." if rng.random() < 0.7 else "XXXX.",
-        "findings": findings,
-        "impression": impression,
-        "img_frontal": _encoded(image),
-        "truth": json.dumps({"hospital": hospital.name, "seed": seed, "findings": [asdict(f) for f in drawn]}),
-    }
-    return _soiled(_rng(uid, hospital, seed, "dirt"), row) if dirt else row
 
 
 def _indication(rng: np.random.Generator, plan: Collection[Finding], hospital: Hospital) -> str:

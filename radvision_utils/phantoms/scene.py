@@ -51,10 +51,7 @@ class Body:
 
     def grid(self) -> tuple[Plane, Plane]:
         px, py = pixel_grid()
-        c, s = (
-            np.float32(np.cos(self.angle) / self.zoom),
-            np.float32(np.sin(self.angle) / self.zoom),
-        )
+        c, s = (np.float32(np.cos(self.angle) / self.zoom), np.float32(np.sin(self.angle) / self.zoom))
         dx, dy = px - np.float32(self.shift[0]), py - np.float32(self.shift[1])
         return c * dx + s * dy, c * dy - s * dx
 
@@ -75,12 +72,7 @@ class Body:
         wall = [(float(self.wall(y)), float(y)) for y in ys]
         floor = [(0.60, 0.075), (0.47, 0.01), (0.34, 0.0), (0.22, 0.045), (0.12, 0.10)]
         medial = [(0.12, 0.10), (0.13, -0.2), (0.11, -0.45)]
-        points = [
-            *apex,
-            *wall,
-            *((x * w, base + dy) for x, dy in floor),
-            *((x * w, y) for x, y in medial),
-        ]
+        points = [*apex, *wall, *((x * w, base + dy) for x, dy in floor), *((x * w, y) for x, y in medial)]
         curve = smooth(np.array(points), closed=True)
         curve[:, 0] *= SIGN[side]
         return curve, 6 * (len(apex) + len(wall) - 1)
@@ -191,9 +183,4 @@ def box_of(region: Plane) -> Box:
     strong = strong_part(region)
     scale = SIZE // region.shape[0]
     ys, xs = np.flatnonzero(strong.any(axis=1)), np.flatnonzero(strong.any(axis=0))
-    return (
-        int(xs[0]) * scale,
-        int(ys[0]) * scale,
-        (int(xs[-1]) + 1) * scale,
-        (int(ys[-1]) + 1) * scale,
-    )
+    return (int(xs[0]) * scale, int(ys[0]) * scale, (int(xs[-1]) + 1) * scale, (int(ys[-1]) + 1) * scale)

@@ -31,10 +31,7 @@ ASSERTED: dict[str, Words] = {
             "A {side} pleural effusion is present.",
             "Moderate {side} pleural effusion.",
         ),
-        (
-            "There is blunting of the {side} costophrenic angle by a pleural effusion.",
-            "{Side}-sided effusion is seen.",
-        ),
+        ("There is blunting of the {side} costophrenic angle by a pleural effusion.", "{Side}-sided effusion is seen."),
     ),
     "both effusions": Words(
         ("There are bilateral pleural effusions.", "Bilateral pleural effusions are present."),
@@ -82,20 +79,13 @@ ASSERTED: dict[str, Words] = {
     ),
     "pacemaker": Words(
         ("A {side} pacemaker is present.", "There is a {side} chest pacemaker."),
-        (
-            "{Side}-sided pacemaker is in place.",
-            "There is a {side}-sided pacemaker with its lead in the heart.",
-        ),
+        ("{Side}-sided pacemaker is in place.", "There is a {side}-sided pacemaker with its lead in the heart."),
     ),
 }
 
 ABSENT: dict[str, Words] = {
     "heart": Words(
-        (
-            "The heart is normal in size.",
-            "Heart size is normal.",
-            "The heart is not enlarged.",
-        ),
+        ("The heart is normal in size.", "Heart size is normal.", "The heart is not enlarged."),
         (
             "The cardiac silhouette is within normal limits.",
             "The cardiac silhouette is not enlarged.",
@@ -112,11 +102,7 @@ ABSENT: dict[str, Words] = {
             "The lungs are clear.",
             "There is no focal consolidation.",
         ),
-        (
-            "Both lungs are clear of focal air space opacity.",
-            "No focal air space opacity.",
-            "Both lungs are clear.",
-        ),
+        ("Both lungs are clear of focal air space opacity.", "No focal air space opacity.", "Both lungs are clear."),
     ),
     "rest of the lungs": Words(
         ("The lungs are otherwise clear.", "The remaining lungs are clear."),
@@ -144,11 +130,7 @@ ABSENT: dict[str, Words] = {
     "pacemaker": Words(("No pacemaker.",), ("No pacemaker is identified.",)),
     "central venous catheter": Words(("No central venous catheter.",), ("No central line is identified.",)),
     "bones": Words(
-        (
-            "The bony structures are intact.",
-            "The bones are intact.",
-            "No acute bony abnormality.",
-        ),
+        ("The bony structures are intact.", "The bones are intact.", "No acute bony abnormality."),
         (
             "The osseous structures are unremarkable.",
             "Visualized osseous structures are intact.",
@@ -183,10 +165,7 @@ _ORGAN: dict[str, tuple[str, ...]] = {
 }
 _DEVICES = _ORGAN["devices"]
 _NOTHING = Finding("")
-_ORDER = {
-    "A": ("heart", "lungs", "pleura", "bones", "devices"),
-    "B": ("lungs", "pleura", "heart", "devices", "bones"),
-}
+_ORDER = {"A": ("heart", "lungs", "pleura", "bones", "devices"), "B": ("lungs", "pleura", "heart", "devices", "bones")}
 
 
 def write_report(rng: np.random.Generator, findings: Iterable[Finding], habits: Habits) -> tuple[str, str]:

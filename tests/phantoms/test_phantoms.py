@@ -34,7 +34,7 @@ def planned(uid: int, hospital: str) -> tuple:
 
 def report(uid: int, hospital: str) -> tuple[str, str]:
     known = HOSPITALS[hospital]
-    rng = phantom._rng(uid, known, 0, "report")
+    rng = phantom._stream(uid, known, 0)("report")
     return write_report(rng, planned(uid, hospital), known.habits)
 
 
@@ -184,10 +184,9 @@ def test_each_hospital_speaks_its_own_words():
 
 @pytest.mark.parametrize(("hospital", "name"), [(h, n) for h in "AB" for n in HOSPITALS[h].rates])
 def test_a_finding_changes_the_picture_inside_its_box(hospital, name):
-    known = HOSPITALS[hospital]
     uid = first_uid(hospital, name)
     image, (finding,) = draw(uid, hospital)
-    without, none = phantom._draw(uid, known, 0, omit={name})
+    without, none = draw(uid, hospital, omit={name})
     x0, y0, x1, y1 = finding.box
     assert not none
     assert 0 <= x0 < x1 <= 512
@@ -205,7 +204,7 @@ def test_the_patients_right_is_on_the_images_left():
     for side, half in (("right", np.s_[:, :256]), ("left", np.s_[:, 256:])):
         uid = first_uid("B", "pleural effusion", side)
         with_fluid, (finding,) = draw(uid, "B")
-        without, _ = phantom._draw(uid, HOSPITALS["B"], 0, omit={"pleural effusion"})
+        without, _ = draw(uid, "B", omit={"pleural effusion"})
         change = np.abs(with_fluid.astype(float) - without)
         assert change[half].sum() > 0.9 * change.sum()
         assert finding.side == side
@@ -303,7 +302,7 @@ def test_where_opacities_are_ambiguous_the_image_does_not_tell_them_apart():
     images = {}
     for name in ("consolidation", "atelectasis"):
         plan = [phantom.Finding(name, "right", "lower" if name == "consolidation" else None)]
-        seen = [phantom._as_seen(finding) for finding in plan]
+        seen = phantom._as_seen(plan, HOSPITALS["C"])
         images[name], _ = phantom.render(
             HOSPITALS["C"], seen, lambda purpose: np.random.default_rng([7, int.from_bytes(purpose.encode(), "big")])
         )
