@@ -26,14 +26,21 @@ from radvision_utils.data.images import letterbox, load_image
 from radvision_utils.data.reports import Report, parse_report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import Device, choose_device
-from radvision_utils.model.base import compute_device, load_adapter, load_base, load_processor, merge_adapter
+from radvision_utils.model.base import (
+    compute_device,
+    is_out_of_memory,
+    load_adapter,
+    load_base,
+    load_processor,
+    loading_in_memory,
+    merge_adapter,
+)
 from radvision_utils.model.faster import speed_up_lora
 from radvision_utils.model.fp16 import keep_in_float32
 from radvision_utils.progress import Progress, show_progress
 from radvision_utils.runs import RunFolder, require
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import report_token_losses, to_device
-from radvision_utils.training.resume import is_out_of_memory, loading_in_memory
 
 logger = logging.getLogger(__name__)
 

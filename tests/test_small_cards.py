@@ -11,10 +11,10 @@ from radvision_utils import RadVisionError, load_profile
 from radvision_utils.environment import MEMORY_VARIABLE, choose_device
 from radvision_utils.model import base as loading
 from radvision_utils.planning.cost import find_card, open_card
+from radvision_utils.planning.plan import what_to_change
 from radvision_utils.report import reporter_of
 from radvision_utils.runs import RunFolder
 from radvision_utils.training import train as trainer
-from radvision_utils.training.resume import what_to_change
 
 
 @pytest.fixture

@@ -23,13 +23,12 @@ import torch
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.data.reports import Report
 from radvision_utils.data.studies import Study, open_prepared
-from radvision_utils.environment import forget_peak_memory, process_count
+from radvision_utils.environment import forget_peak_memory, open_room, process_count
 from radvision_utils.evaluation.bootstrap import Bootstrap, figure_text, share
 from radvision_utils.evaluation.calibration import Logistic, calibration_figures, fit_logistic
 from radvision_utils.evaluation.finding_labels import find_mentions
 from radvision_utils.evaluation.image_use import sample
 from radvision_utils.evaluation.kept import write_reports
-from radvision_utils.evaluation.memory import beside_measured, reports_plan
 from radvision_utils.evaluation.phantom_accuracy import Pairs, asserted_pairs, common_name, drawn_pairs
 from radvision_utils.evaluation.table import STAGE_ROWS
 from radvision_utils.explain.passage import Part, parts_of, token_places
@@ -131,7 +130,7 @@ def add_confidence(
     own = {r["uid"]: Report(**r["generated"]) for r in records if r["model"]["stage"] == max(STAGE_ROWS)}
     judged = judge_sentences(reporter, studies, [own[study.uid] for study in studies], samples, kept)
     shown = [dataclasses.replace(study, report=own[study.uid]) for study in studies]
-    metrics.setdefault("memory", {})["samples"] = beside_measured(reports_plan(reporter, shown), reporter.device)
+    metrics.setdefault("memory", {})["samples"] = open_room("planning.measured").reports_beside(reporter, shown)
     lines = _lines(studies, judged, model, samples)
     write_text(folder / "confidence.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     shutil.rmtree(folder / "samples", ignore_errors=True)

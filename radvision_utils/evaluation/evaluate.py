@@ -18,14 +18,13 @@ from typing import Any
 
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.data.studies import SPLITS, Study, open_prepared
-from radvision_utils.environment import choose_device, forget_peak_memory, process_rank, versions
+from radvision_utils.environment import choose_device, forget_peak_memory, open_room, process_rank, versions
 from radvision_utils.evaluation import image_use
 from radvision_utils.evaluation.addenda import FILES, add_to_evaluation
 from radvision_utils.evaluation.baselines import BEST_CONSTANT, CONSTANT, NEAREST, ROWS, blind_reports
 from radvision_utils.evaluation.bootstrap import RESAMPLES
 from radvision_utils.evaluation.figures import save_figures
 from radvision_utils.evaluation.kept import help_first_process, write_reports
-from radvision_utils.evaluation.memory import beside_measured, reports_plan
 from radvision_utils.evaluation.mesh import mesh_agreement
 from radvision_utils.evaluation.neighbors import neighbor_reports
 from radvision_utils.evaluation.phantom_accuracy import phantom_estimates
@@ -160,7 +159,7 @@ class _Evaluation:
             scored[row], written = self._stage(reporter, row)
             records += self._records(stage, scored[row], written)
             logger.info("%s", _told(row, scored[row]))
-            memory = beside_measured(reports_plan(reporter, self.studies), reporter.device)
+            memory = open_room("planning.measured").reports_beside(reporter, self.studies)
             del reporter  # before the next model is loaded: two would not fit a card
         metrics = self._metrics(scored)
         metrics["memory"] = {"reports": memory}

@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from radvision_utils.config import Profile
 from radvision_utils.data.reports import Report
 from radvision_utils.data.studies import Study, open_prepared
-from radvision_utils.environment import forget_peak_memory
+from radvision_utils.environment import forget_peak_memory, open_room
 from radvision_utils.evaluation.bootstrap import Bootstrap, figure_text, rounded
-from radvision_utils.evaluation.memory import beside_measured, maps_plan
 from radvision_utils.evaluation.phantom_accuracy import asserted_pairs, read_findings
 from radvision_utils.evaluation.pointing import (
     Inside,
@@ -185,8 +184,8 @@ class _Work:
                 lines.append(done[uid])
                 step(number + 1)
         if self.longest[0]:  # not where all maps had been made before
-            planned = maps_plan(reporter, [self.studies[uid] for uid in self.chosen], *self.longest)
-            self.memory = beside_measured(planned, reporter.device)
+            chosen = [self.studies[uid] for uid in self.chosen]
+            self.memory = open_room("planning.measured").maps_beside(reporter, chosen, *self.longest)
         figures: dict[str, Any] = {"agreement": agreement(lines, self.profile.seed)}
         if self.lesions:
             self._judge_shuffled(reporter)

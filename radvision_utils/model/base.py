@@ -12,11 +12,13 @@ import re
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils.memory import clear_device_cache
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -287,3 +289,26 @@ def _trainable_in_float32(model: PeftModel) -> PeftModel:
             parameter.data = parameter.data.float()
     model.requires_grad_(False)
     return model
+
+
+@contextmanager
+def loading_in_memory(profile: Profile, stage: int) -> Iterator[None]:
+    """Say what to change where memory ends while a stage's model is loaded; stage 0, the base, counts as the first.
+
+    Raises:
+        RadVisionError: it ended.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        told = f"memory ended while the model was loaded ({first_line(error)})"
+        raise RadVisionError(f"{told}: {open_room('planning.plan').what_to_change(profile, max(stage, 1))}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ended, on the card or of the machine."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "CUBLAS_STATUS_ALLOC_FAILED" in str(error):
+        return True
+    return isinstance(error, RuntimeError) and should_reduce_batch_size(error)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from radvision_utils.config import STAGES, Profile, StageSettings
-from radvision_utils.planning.cost import Card, sample_tflop, study_counts, training_hours, typical
+from radvision_utils.environment import choose_device
+from radvision_utils.planning.cost import Card, find_card, sample_tflop, study_counts, training_hours, typical
 from radvision_utils.planning.memory import ON_CARD, ON_CPU, Memory, stage_memory
 from radvision_utils.planning.shape import Lengths, Shape, longest, read_shape
 
@@ -120,6 +121,18 @@ def plan_record(
     )
     parts = {part: round(gib, 4) for part, gib in memory.parts.items()}
     return {**parts, "total": round(memory.total, 4), "tensors": round(memory.tensors, 4), "moment": memory.moment}
+
+
+def what_to_change(profile: Profile, stage: int) -> str:
+    """For a stage that does not fit with one study at a time: the planner's figures and its first change."""
+    card = find_card(choose_device().title)
+    if card is None:
+        return "end other programs, or train on a computer with more memory."
+    settings = profile.stage(stage)
+    one: Any = {
+        f"stage{stage}": replace(settings, micro_batch=1, accumulation=settings.micro_batch * settings.accumulation)
+    }
+    return first_change(replace(profile, **one), stage, card)
 
 
 def first_change(profile: Profile, stage: int, card: Card) -> str:

@@ -11,24 +11,21 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import broadcast_object_list
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerState
 
 from radvision_utils.config import Profile, RadVisionError, RunPaused, StageSettings
-from radvision_utils.environment import choose_device, process_count
-from radvision_utils.model.base import trained_tensors
-from radvision_utils.planning.cost import find_card
-from radvision_utils.planning.plan import first_change
+from radvision_utils.environment import open_room, process_count
+from radvision_utils.model.base import is_out_of_memory, trained_tensors
 from radvision_utils.runs import first_line, read_json, sync_folder, write_json, write_text
 
 logger = logging.getLogger(__name__)
@@ -219,7 +216,7 @@ class MemoryBudget:
         if before.micro_batch == 1:
             raise RadVisionError(
                 f"stage {self.stage} ran out of memory with one study at a time ({problem}): "
-                f"{what_to_change(self.profile, self.stage)}"
+                f"{open_room('planning.plan').what_to_change(self.profile, self.stage)}"
             )
         self.at_most = before.micro_batch // 2
         after = self.split
@@ -238,18 +235,6 @@ class MemoryBudget:
         if process_count() > 1:
             raise RadVisionError(f"{told}: give the same command again, it goes on from the last checkpoint.")
         logger.warning("%s", told)
-
-
-def what_to_change(profile: Profile, stage: int) -> str:
-    """For a stage that does not fit with one study at a time: the planner's figures and its first change."""
-    card = find_card(choose_device().title)
-    if card is None:
-        return "end other programs, or train on a computer with more memory."
-    settings = profile.stage(stage)
-    one: Any = {
-        f"stage{stage}": replace(settings, micro_batch=1, accumulation=settings.micro_batch * settings.accumulation)
-    }
-    return first_change(replace(profile, **one), stage, card)
 
 
 def train_in_memory(memory: MemoryBudget, model: torch.nn.Module, attempt: Callable[[Split], T]) -> T:
@@ -275,26 +260,3 @@ def train_in_memory(memory: MemoryBudget, model: torch.nn.Module, attempt: Calla
             parameter.data.copy_(start[name])
         clear_device_cache(garbage_collection=True)
         memory.reduce(problem)
-
-
-@contextmanager
-def loading_in_memory(profile: Profile, stage: int) -> Iterator[None]:
-    """Say what to change where memory ends while a stage's model is loaded; stage 0, the base, counts as the first.
-
-    Raises:
-        RadVisionError: it ended.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        told = f"memory ended while the model was loaded ({first_line(error)})"
-        raise RadVisionError(f"{told}: {what_to_change(profile, max(stage, 1))}") from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ended, on the card or of the machine."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "CUBLAS_STATUS_ALLOC_FAILED" in str(error):
-        return True
-    return isinstance(error, RuntimeError) and should_reduce_batch_size(error)

@@ -19,6 +19,7 @@ from radvision_utils.environment import (
     Device,
     choose_device,
     forget_peak_memory,
+    open_room,
     peak_memory_gib,
     process_rank,
     seed_everything,
@@ -31,13 +32,12 @@ from radvision_utils.model.base import (
     load_adapter,
     load_base,
     load_processor,
+    loading_in_memory,
     save_adapter,
 )
 from radvision_utils.model.faster import speed_up_lora
 from radvision_utils.model.fp16 import guard_fp16
 from radvision_utils.model.stage import STAGES, check_ledger, checkpoint_layers, select_stage, weight_ledger
-from radvision_utils.planning.plan import plan_record
-from radvision_utils.planning.tables import beside_measured
 from radvision_utils.runs import (
     RunFolder,
     file_hash,
@@ -61,7 +61,6 @@ from radvision_utils.training.resume import (
     finished_state,
     last_checkpoint,
     load_trained,
-    loading_in_memory,
     pause_if_unfinished,
     start_or_resume,
     train_in_memory,
@@ -175,7 +174,7 @@ def _train(profile: Profile, stage: int, key: str, device: Device, started: floa
         "versions": versions(),
         "finished": now(),
     }
-    logger.info("%s", beside_measured(record, card=device.kind == "cuda"))
+    logger.info("%s", open_room("planning.tables").beside_measured(record, card=device.kind == "cuda"))
     logger.info("stage %d: seconds by part: %s", stage, watch)
     write_json(work / "stage.json", record)
     folder.publish(profile, step)
@@ -271,7 +270,7 @@ def _fit_split(
         "samples_per_second": round(log.samples_per_second, 2),
         "train_loss": log.train_loss(),
         "validation_loss": log.validation_losses,
-        "plan": plan_record(
+        "plan": open_room("planning.plan").plan_record(
             profile,
             stage,
             settings,

@@ -1,4 +1,4 @@
-"""Memory of judging for `metrics.json`: planned by arithmetic and, on a card, measured beside it."""
+"""Memory by plan beside what was measured: of a stage for `stage.json`, of judging for `metrics.json`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ from radvision_utils.planning.shape import Lengths, read_shape
 from radvision_utils.report import Reporter
 
 
-def beside_measured(planned: float, device: Device) -> dict[str, Any]:
-    """GiB of tensors by plan, and the card's peak since `forget_peak_memory`; None where there is no card."""
-    measured = round(peak_memory_gib(device), 3) if device.kind == "cuda" else None
-    return {"measured": measured, "planned": round(planned, 3)}
+def reports_beside(reporter: Reporter, studies: Sequence[Study]) -> dict[str, Any]:
+    """Writing reports on the studies, and scoring those that they have: `{"measured": GiB or None, "planned": GiB}`.
 
-
-def reports_plan(reporter: Reporter, studies: Sequence[Study]) -> float:
-    """GiB of tensors that writing reports on the studies takes, and scoring those that they have."""
+    Planned are torch's tensors; measured is the card's peak since `forget_peak_memory`, None where there is no card.
+    """
     profile = reporter.profile
     report = max(len(reporter.collator.report_ids(study.report)) for study in studies)
     given: dict[str, Any] = {
@@ -30,11 +27,13 @@ def reports_plan(reporter: Reporter, studies: Sequence[Study]) -> float:
     shape, scored = read_shape(profile.model), _lengths(reporter, studies, report)
     written = _lengths(reporter, studies, profile.generation.max_new_tokens)
     writing = writing_memory(shape, profile, lengths=written, **given)
-    return max(writing.tensors, scoring_memory(shape, profile, lengths=scored, **given).tensors)
+    return _beside(
+        max(writing.tensors, scoring_memory(shape, profile, lengths=scored, **given).tensors), reporter.device
+    )
 
 
-def maps_plan(reporter: Reporter, studies: Sequence[Study], behind: int, scored: int) -> float:
-    """GiB of tensors that maps take.
+def maps_beside(reporter: Reporter, studies: Sequence[Study], behind: int, scored: int) -> dict[str, Any]:
+    """As `reports_beside`, for maps.
 
     Args:
         reporter: the model.
@@ -43,9 +42,14 @@ def maps_plan(reporter: Reporter, studies: Sequence[Study], behind: int, scored:
         scored: tokens of it whose probability is asked for.
     """
     numbers = ON_CARD if reporter.device.kind == "cuda" else ON_CPU
-    lengths = _lengths(reporter, studies, behind)
-    shape = read_shape(reporter.profile.model)
-    return maps_memory(shape, reporter.profile, lengths=lengths, scored=scored, numbers=numbers).tensors
+    lengths, shape = _lengths(reporter, studies, behind), read_shape(reporter.profile.model)
+    planned = maps_memory(shape, reporter.profile, lengths=lengths, scored=scored, numbers=numbers)
+    return _beside(planned.tensors, reporter.device)
+
+
+def _beside(planned: float, device: Device) -> dict[str, Any]:
+    measured = round(peak_memory_gib(device), 3) if device.kind == "cuda" else None
+    return {"measured": measured, "planned": round(planned, 3)}
 
 
 def _lengths(reporter: Reporter, studies: Sequence[Study], report: int) -> Lengths:
