@@ -13,7 +13,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -161,17 +162,17 @@ def _execute(
 ) -> None:
     executed.parent.mkdir(parents=True, exist_ok=True)
     partial = executed.with_suffix(".partial.ipynb")  # a copy that ends before its last cell must not pass for whole
-    os.environ["RADVISION_HEADLESS"] = "1"  # the kernel inherits it: plain lines instead of bars that nobody sees move
     try:
-        papermill.execute_notebook(
-            str(notebook_path(step)),
-            str(partial),
-            parameters=dict(parameters),
-            kernel_name="python3",
-            cwd=str(project_root()),
-            progress_bar=False,
-            log_output=True,
-        )
+        with _headless():
+            papermill.execute_notebook(
+                str(notebook_path(step)),
+                str(partial),
+                parameters=dict(parameters),
+                kernel_name="python3",
+                cwd=str(project_root()),
+                progress_bar=False,
+                log_output=True,
+            )
     except PapermillExecutionError as error:
         command = _resume_command(profile, step, overrides)
         if error.ename == RunPaused.__name__:
@@ -181,3 +182,16 @@ def _execute(
             f"(executed so far: {partial}). When it is mended, go on with `{command}`."
         ) from error
     os.replace(partial, executed)
+
+
+@contextmanager
+def _headless() -> Iterator[None]:
+    """A kernel started meanwhile inherits it: plain lines instead of bars that nobody sees move."""
+    before = os.environ.get("RADVISION_HEADLESS")
+    os.environ["RADVISION_HEADLESS"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["RADVISION_HEADLESS"]
+        if before is not None:
+            os.environ["RADVISION_HEADLESS"] = before

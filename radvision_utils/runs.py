@@ -172,9 +172,8 @@ def step_key(profile: Profile, step: str) -> str:
     data = require(profile, "data")
     if step == "evaluation":
         parent = require(profile, "stage3")
-        return fingerprint(
-            [data["hash"], parent["hash"], dataclasses.asdict(profile.generation), profile.evaluation.stages]
-        )
+        made = [profile.generation.max_new_tokens, profile.evaluation.stages]  # a batch's size changes no report
+        return fingerprint([data["hash"], parent["hash"], *made])
     number = int(step.removeprefix("stage"))
     parent = require(profile, f"stage{number - 1}") if number > 1 else data
     # The one adapter is shaped at stage 1, by the ranks of both its LoRA components.

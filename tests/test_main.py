@@ -1,10 +1,12 @@
 """The command line: every mistake ends with one sentence and exit status 1, never with a traceback."""
 
+import os
+
 import pytest
 
 from radvision_utils import load_profile
 from radvision_utils.__main__ import main, parse_settings
-from radvision_utils.pipeline import check_parameters, notebook_path
+from radvision_utils.pipeline import check_parameters, notebook_path, run_notebooks
 from radvision_utils.runs import STEPS
 
 
@@ -52,6 +54,22 @@ def test_a_parameter_that_a_notebook_lacks_is_refused():
 
     with pytest.raises(RadVisionError, match=r"01_data_preparation.ipynb has no parameter epochs: its parameters are"):
         check_parameters(notebook_path("data"), {"profile": "tiny", "epochs": 3})
+
+
+def test_a_run_leaves_the_environment_as_it_was(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    seen = []
+
+    def execute(notebook, copy, **options):
+        seen.append(os.environ["RADVISION_HEADLESS"])
+        Path(copy).touch()
+
+    monkeypatch.delenv("RADVISION_HEADLESS", raising=False)
+    monkeypatch.setattr("radvision_utils.pipeline.papermill.execute_notebook", execute)
+    run_notebooks(load_profile("tiny", output_root=str(tmp_path)), {})
+    assert seen == ["1"] * len(STEPS)
+    assert "RADVISION_HEADLESS" not in os.environ
 
 
 def test_an_unknown_source_is_answered_with_what_there_is():

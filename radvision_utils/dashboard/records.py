@@ -153,17 +153,20 @@ def _index(record: Record) -> float:
 def _entries(predictions: Path, key: str, sign: str = "") -> Iterator[dict[str, Any]]:
     """The entries of a file beside the predictions, of the lines that hold `sign`; damaged ones are logged."""
     path = predictions.with_name(_BESIDE[key])
-    for number, line in enumerate(path.open(encoding="utf-8") if path.is_file() else [], start=1):
-        if sign not in line or not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            if not isinstance(entry["uid"], str):
-                raise TypeError("uid is no text")
-        except (ValueError, KeyError, TypeError) as error:
-            logger.warning("line %d of %s is damaged (%s) and is left out", number, path, error)
-        else:
-            yield entry
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if sign not in line or not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+                if not isinstance(entry["uid"], str):
+                    raise TypeError("uid is no text")
+            except (ValueError, KeyError, TypeError) as error:
+                logger.warning("line %d of %s is damaged (%s) and is left out", number, path, error)
+            else:
+                yield entry
 
 
 def _attach(record: dict[str, Any], key: str, entry: dict[str, Any] | None) -> None:

@@ -110,10 +110,11 @@ def evaluate(
                 metrics = help_first_process(profile, split, profile.evaluation.judged, folder, key)
             else:
                 metrics = _Evaluation(profile, split, folder, key).run()
-    if process_rank() == 0:
-        shutil.rmtree(folder / "reports", ignore_errors=True)
+                shutil.rmtree(folder / "reports", ignore_errors=True)
     if (evidence or samples) and not process_rank():
-        add_to_evaluation(metrics, profile, folder, evidence, samples)
+        with working(run, "evaluation"):
+            metrics = read_json(path)  # another process may have added to it meanwhile
+            add_to_evaluation(metrics, profile, folder, evidence, samples)
     return EvaluationResult(folder, metrics)
 
 

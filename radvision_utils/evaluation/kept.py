@@ -37,13 +37,13 @@ def write_reports(reporter: Reporter, studies: Sequence[Study], folder: Path) ->
     Args:
         reporter: the model of a stage.
         studies: all of them, the same at every call with this folder.
-        folder: for these studies, this model and these settings alone.
+        folder: for these studies, this model and this longest report alone.
     """
     size = reporter.profile.generation.batch_size
     order = sorted(range(len(studies)), key=lambda i: len(format_report(studies[i].reference)))
     ordered = [studies[i] for i in order]
     firsts = range(0, len(ordered), size)
-    name = f"stage{reporter.stage}"
+    name = f"stage{reporter.stage}-by-{size}"  # batches of another size are others
     done = _read(folder, name)
     if done:
         logger.info("%s: the reports of %d of %d batches were there", name, len(done), len(firsts))

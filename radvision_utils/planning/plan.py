@@ -158,18 +158,6 @@ def first_change(profile: Profile, stage: int, card: Card) -> str:
     )
 
 
-def largest_micro_batch(profile: Profile, stage: int, card: Card) -> int:
-    """The largest divisor of the studies an optimizer step that fits, all else as set; 0 where one study does not."""
-    shape = read_shape(profile.model)
-    sizes = [
-        micro
-        for micro, times in _splits(profile.stage(stage))
-        if _memory(shape, _changed(profile, stage, micro_batch=micro, accumulation=times), stage).total
-        <= card.usable_gib
-    ]
-    return max(sizes, default=0)
-
-
 def _changes(shape: Shape, profile: Profile, stage: int) -> Iterator[tuple[str, Profile]]:
     """The settings to change, in order, each with the profile that they make together with those before."""
     settings, words = profile.stage(stage), []

@@ -116,6 +116,8 @@ def test_image_paths_are_relative_to_the_run_and_exist(result, trained):
 def test_a_second_evaluation_computes_nothing(result, trained, monkeypatch):
     monkeypatch.setattr(module, "reporter_of", lambda *_: pytest.fail("evaluated again"))
     assert evaluate(trained).metrics == result.metrics
+    by_sevens = dataclasses.replace(trained.generation, batch_size=7)  # it changes no report
+    assert evaluate(dataclasses.replace(trained, generation=by_sevens)).metrics == result.metrics
 
 
 def test_evaluating_again_gives_the_same_json_but_for_times(result, trained):

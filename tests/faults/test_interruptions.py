@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -153,8 +154,6 @@ def test_a_log_whose_last_line_was_cut_is_read_to_the_line_before(tmp_path):
 class TestReports:
     @pytest.fixture
     def reporter(self, trained):
-        from dataclasses import replace
-
         generation = replace(trained.generation, batch_size=2, max_new_tokens=8)
         return reporter_of(replace(trained, generation=generation), 3)
 
@@ -175,7 +174,7 @@ class TestReports:
         monkeypatch.setattr(reporter, "write", stop_after_3)
         with pytest.raises(KeyboardInterrupt):
             write_reports(reporter, studies, tmp_path / "cut")
-        with (tmp_path / "cut" / "stage3.0.jsonl").open("a") as file:
+        with (tmp_path / "cut" / "stage3-by-2.0.jsonl").open("a") as file:
             file.write('{"first": 2, "rep')
         asked = []
         monkeypatch.setattr(reporter, "write", lambda chosen: asked.extend(chosen) or one_by_one(chosen))
@@ -183,6 +182,11 @@ class TestReports:
         shortest_first = sorted(studies, key=lambda study: len(format_report(study.reference)))
         assert asked == shortest_first[2:]
         assert [w.text for w in again] == [w.text for w in whole]
+
+    def test_of_batches_of_another_size_are_not_taken_for_these(self, reporter, studies, tmp_path):
+        whole = write_reports(reporter, studies, tmp_path)
+        reporter.profile = replace(reporter.profile, generation=replace(reporter.profile.generation, batch_size=3))
+        assert [w.text for w in write_reports(reporter, studies, tmp_path)] == [w.text for w in whole]
 
     def test_are_those_of_their_studies_whatever_the_order_they_were_written_in(self, reporter, studies, tmp_path):
         lengths = [len(format_report(study.reference)) for study in studies]

@@ -75,17 +75,20 @@ def test_of_processes_launched_together_the_first_holds_the_run(tmp_path, monkey
         assert (run.path / "lock.json").is_file()
 
 
-@pytest.mark.parametrize("step", ["data", "stage1", "evaluation"])
+@pytest.mark.parametrize("step", ["data", "stage1", "evaluation", "evidence"])
 def test_every_step_that_writes_takes_the_lock(fresh_run, trained, step):
     from radvision_utils import evaluate
 
-    profile = trained if step == "evaluation" else fresh_run()
+    profile = trained if step in ("evaluation", "evidence") else fresh_run()
     if step == "data":
         RunFolder.of(profile).record_path("data").unlink()
+    if step == "evidence":
+        evaluate(profile)
     work = {
         "data": prepare_dataset,
         "stage1": lambda p: train_stage(p, 1),
         "evaluation": lambda p: evaluate(p, force=True),
+        "evidence": lambda p: evaluate(p, evidence=1),
     }[step]
     with working(RunFolder.of(profile), "other"), pytest.raises(RadVisionError, match="is being worked on by process"):
         work(profile)

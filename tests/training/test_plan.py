@@ -30,7 +30,7 @@ from radvision_utils.model.faster import speed_up_lora
 from radvision_utils.model.stage import checkpoint_layers, select_stage
 from radvision_utils.planning.cost import Card, dequantization_seconds, find_card, open_card, sample_tflop
 from radvision_utils.planning.memory import GIB, ON_CPU, Numbers, stage_memory
-from radvision_utils.planning.plan import first_change, largest_micro_batch, plan_run, plan_stage
+from radvision_utils.planning.plan import first_change, plan_run, plan_stage
 from radvision_utils.planning.shape import Lengths, read_shape
 from radvision_utils.planning.tables import beside_measured, plan_table
 from radvision_utils.runs import RunFolder
@@ -313,14 +313,6 @@ def test_where_nothing_fits_the_advice_is_a_larger_card():
 
 def test_a_stage_that_fits_by_plan_but_ran_out_of_memory_is_told_what_frees_some():
     assert "set stage1.micro_batch=2 and stage1.accumulation=8" in first_change(load_profile("lingshu-7b"), 1, T4)
-
-
-def test_the_largest_micro_batch_is_the_last_that_fits():
-    lingshu = load_profile("lingshu-7b")
-    assert largest_micro_batch(lingshu, 1, Card("tiny", 1.0)) == 0
-    shape, largest = read_shape(lingshu.model), largest_micro_batch(lingshu, 1, T4)
-    assert stage_memory(shape, lingshu, 1, micro_batch=largest).total <= T4.usable_gib
-    assert stage_memory(shape, lingshu, 1, micro_batch=2 * largest).total > T4.usable_gib
 
 
 def test_a_card_that_torch_names_is_recognized_with_the_memory_that_it_has():
