@@ -13,7 +13,7 @@ from typing import Any
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.dashboard import browser
 from radvision_utils.dashboard.card import ReportCard
-from radvision_utils.dashboard.records import find_prediction, image_path, read_predictions
+from radvision_utils.dashboard.record import Record, find_prediction, image_path, read_predictions
 from radvision_utils.data.images import letterbox, load_image
 from radvision_utils.data.studies import Studies, Study, open_prepared
 from radvision_utils.runs import RunFolder, is_current
@@ -52,8 +52,9 @@ def predict_beautiful(
     cached = record is not None
     if record is None:
         record = _generate(profile, studies, position, stage)
-    if evidence and "evidence" not in record:
-        record = {**record, "evidence": _explain(profile, studies[position], record, stage)}
+    if evidence and not record.evidence:
+        found = _explain(profile, studies[position], record, stage)
+        record = Record.read({**record.source, "evidence": found})
     return ReportCard(record, image_path(record, folder.path), cached)
 
 
@@ -101,24 +102,23 @@ def _position(studies: Studies, split: str, index: int, uid: str | int | None) -
     return uids.index(str(uid))
 
 
-def _generate(profile: Profile, studies: Studies, position: int, stage: int) -> dict[str, Any]:
+def _generate(profile: Profile, studies: Studies, position: int, stage: int) -> Record:
     from radvision_utils.evaluation.evaluate import prediction_records
     from radvision_utils.report import reporter_of
 
     study = studies[position]
     written = list(reporter_of(profile, stage).write([study]))
     [record] = prediction_records(profile, stage, [study], written)
-    return {**record, "index": position}
+    return Record.read({**record, "index": position})
 
 
-def _explain(profile: Profile, study: Study, record: dict[str, Any], stage: int) -> dict[str, Any]:
+def _explain(profile: Profile, study: Study, record: Record, stage: int) -> dict[str, Any]:
     """The line that `evidence.jsonl` would have for a report."""
-    from radvision_utils.data.reports import Report
     from radvision_utils.evaluation.evidence import evidence_record
     from radvision_utils.explain import explain_report
     from radvision_utils.report import reporter_of
 
-    found = explain_report(reporter_of(profile, stage), study, Report(**record["generated"]))
+    found = explain_report(reporter_of(profile, stage), study, record.generated)
     return evidence_record(study.uid, found.parts, found.seconds)
 
 
@@ -135,4 +135,4 @@ def _report_on(profile: Profile, name: str, image: bytes | Path, stage: int) -> 
     shown = io.BytesIO()
     square.save(shown, "PNG")
     record = own_record(profile, stage, name, written, training_forms(profile))
-    return ReportCard(record, shown.getvalue(), cached=False)
+    return ReportCard(Record.read(record), shown.getvalue(), cached=False)

@@ -8,13 +8,23 @@ from radvision_utils.config import DISCLAIMER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from IPython.display import HTML
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito 2008, Color Universal Design.
-BLUE, ORANGE, VERMILION, GREEN, GRAY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#999999"
+# Okabe and Ito 2008, Color Universal Design (jfly.uni-koeln.de/color).
+BLUE, ORANGE, VERMILION, GREEN, PURPLE, GRAY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#999999"
+VERDICTS = {
+    "contradiction": "\N{NOT EQUAL TO}",
+    "missed": "\N{MINUS SIGN}",
+    "unsupported": "+",
+    "agree": "\N{CHECK MARK}",
+}
+"""Each verdict and its glyph, the worst first: the texts deny each other; only the reference says so; only the
+generated report says so; both say so."""
+VERDICT_COLORS = {"contradiction": VERMILION, "missed": ORANGE, "unsupported": PURPLE, "agree": GREEN}
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -26,6 +36,15 @@ def new_figure(width: float, height: float) -> Figure:
     pyplot.close(figure)
     figure.supxlabel(DISCLAIMER, fontsize=7, color="#666666")
     return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as `path` with `.png`, to look at, and with `.svg`, for the dashboard: text as text, no ground."""
+    import matplotlib
+
+    figure.savefig(path.with_suffix(".png"), dpi=120)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}):
+        figure.savefig(path.with_suffix(".svg"), transparent=True, metadata={"Date": None})
 
 
 def text_table(rows: Sequence[Mapping[str, object]]) -> HTML:

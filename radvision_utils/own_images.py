@@ -139,6 +139,7 @@ def predict_files(
     """
     # The page is the dashboard's, which this module's other half must not need.
     from radvision_utils.dashboard.page import write_own_page
+    from radvision_utils.dashboard.record import Record
 
     home = RunFolder(run, output_root)
     profile = home.profile()
@@ -154,7 +155,7 @@ def predict_files(
     records = [{**record, "index": index} for index, record in enumerate(kept.values())]
     write_text(folder / "predictions.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
     write_json(folder / "skipped.json", batch.skipped)
-    write_own_page(records, folder, folder / "index.html")
+    write_own_page([Record.read(record) for record in records], folder, folder / "index.html")
     there = len(images) - batch.written - len(batch.skipped)
     return BatchResult(folder, batch.written, there, batch.skipped)
 

@@ -19,7 +19,7 @@ def test_a_cached_card_loads_no_model(run, monkeypatch):
     monkeypatch.setattr(cards, "_generate", lambda *_: pytest.fail("generated"))
     card = predict_beautiful(index=0, **run)
     assert card.cached
-    assert card.record["model"]["stage"] == 3
+    assert card.record.model.stage == 3
 
 
 def test_a_cached_card_renders_within_100_ms(run):
@@ -48,14 +48,14 @@ def test_the_browser_reports_on_an_image_of_ones_own(run, dataset):
 def test_a_study_without_a_cached_report_is_reported_now(run):
     card = predict_beautiful(index=1, split="train", **run)
     assert not card.cached
-    assert card.record["generated"]["findings"]
-    assert (card.record["index"], card.record["split"]) == (1, "train")
+    assert card.record.generated.findings
+    assert (card.record.index, card.record.split) == (1, "train")
 
 
 def test_evidence_is_computed_when_it_is_asked_for_and_only_then(run):
-    assert "evidence" not in predict_beautiful(index=0, **run).record
+    assert not predict_beautiful(index=0, **run).record.evidence
     card = predict_beautiful(index=0, stage=1, evidence=True, **run)
-    sentences = card.record["evidence"]["sentences"]
+    sentences = card.record.evidence["sentences"]
     assert [s["text"] for s in sentences if s["section"] == "findings"]
     assert card.article().count("Evidence map: strongest") == len(sentences)
 

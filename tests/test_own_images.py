@@ -10,6 +10,7 @@ from PIL import Image
 from radvision_utils import RadVisionError, own_images
 from radvision_utils.__main__ import main
 from radvision_utils.dashboard.card import ReportCard
+from radvision_utils.dashboard.record import Record
 from radvision_utils.own_images import find_images, predict_files
 from radvision_utils.report import Reporter
 from radvision_utils.runs import RunFolder
@@ -163,9 +164,9 @@ def test_a_card_without_reference_says_what_the_report_asserts(run, folder, tmp_
         "Edema": {"status": "uncertain", "sides": []},
         "Fracture": {"status": "absent", "sides": []},
     }
-    text = ReportCard(record).text()
+    text = ReportCard(Record.read(record)).text()
     assert "Asserted by the report (rule-based, may be wrong)\n  Pleural effusion (left)\n  Edema (uncertain)" in text
     assert "Fracture" not in text[text.index("Asserted") :]
-    html = ReportCard(record, tmp_path / "to" / record["image"]).html()
+    html = ReportCard(Record.read(record), tmp_path / "to" / record["image"]).html()
     assert "Reference" not in html
-    assert ReportCard(record, tmp_path / "to" / record["image"]).save(tmp_path / "card.png").is_file()
+    assert ReportCard(Record.read(record), tmp_path / "to" / record["image"]).save(tmp_path / "card.png").is_file()

@@ -6,20 +6,35 @@ swapped, so a step costs one message to the page and leaves no outputs behind.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
+from markupsafe import Markup
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.dashboard import records as recorded
 from radvision_utils.dashboard.card import ReportCard
-from radvision_utils.dashboard.content import VERDICTS, clean
-from radvision_utils.dashboard.evidence import most_samples
-from radvision_utils.dashboard.panels import WRAP, BlindPanel, OwnImagePanel, ReportOn, ViewPanel, say
+from radvision_utils.dashboard.images import View
+from radvision_utils.dashboard.ratings import SCORES, add_ratings, read_ratings, summary
+from radvision_utils.dashboard.record import (
+    ORDERS,
+    Record,
+    by_index,
+    fits,
+    flags,
+    image_path,
+    most_samples,
+    observations,
+)
+from radvision_utils.figures import VERDICTS
 
+WRAP = {"flex_flow": "row wrap", "align_items": "center", "width": "100%"}
+ReportOn = Callable[[str, bytes | Path, int], ReportCard]
+"""Reports on an image of one's own: its name, the file's bytes or path, the stage."""
 _STAGE_LABELS = {0: "base", 1: "stage 1", 2: "stage 2", 3: "stage 3"}
 
 
@@ -38,7 +53,7 @@ class ReportBrowser(widgets.VBox):
 
     def __init__(
         self,
-        records: Iterable[Mapping[str, Any]],
+        records: Iterable[Record],
         image_root: Path,
         index: int = 0,
         report_on: ReportOn | None = None,
@@ -72,14 +87,14 @@ class ReportBrowser(widgets.VBox):
         )
         self.stage = widgets.ToggleButtons(style={"button_width": "76px"})
         every = [record for stages in self._studies.values() for record in stages.values()]
-        self.order = _dropdown("Sort by", list(recorded.ORDERS), "220px")
-        self.observation = _dropdown("Observation", recorded.observations(every), "260px", any_=True)
+        self.order = _dropdown("Sort by", list(ORDERS), "220px")
+        self.observation = _dropdown("Observation", observations(every), "260px", any_=True)
         self.verdict = _dropdown("Verdict", list(VERDICTS), "190px", any_=True)
-        self.flag = _dropdown("Flag", recorded.flags(every), "250px", any_=True)
+        self.flag = _dropdown("Flag", flags(every), "250px", any_=True)
         self.message, self.card = widgets.HTML(), widgets.HTML(layout={"width": "auto"})
-        mapped = any(record.get("evidence") for record in every)
-        self.view = ViewPanel(self._redraw, mapped, most_samples(every))
-        self.rating = BlindPanel(image_root / "ratings.jsonl", self._show_current)
+        mapped = any(record.evidence for record in every)
+        self.view = ViewControls(self._redraw, mapped, most_samples(every))
+        self.rating = BlindRating(image_root / "ratings.jsonl", self._show_current)
 
         self.previous.on_click(lambda _: self._step(-1))
         self.next.on_click(lambda _: self._step(1))
@@ -95,7 +110,7 @@ class ReportBrowser(widgets.VBox):
             self.rating,
         ]
         if report_on:
-            self.own = OwnImagePanel(report_on, lambda: self._stage, self._show_card)
+            self.own = OwnImage(report_on, lambda: self._stage, self._show_card)
             panels.append(self.own)
         super().__init__([*panels, self.message, self.card])
         self._show_current()
@@ -133,11 +148,11 @@ class ReportBrowser(widgets.VBox):
         self.rating.show(record)
         blind = self.rating.order(record)
         try:
-            self._show_card(ReportCard(record, recorded.image_path(record, self._root), blind=blind))
-            self.message.value = say(f"{place + 1} of {len(self._listed)} studies{whole}")
+            self._show_card(ReportCard(record, image_path(record, self._root), blind=blind))
+            self.message.value = _say(f"{place + 1} of {len(self._listed)} studies{whole}")
         except RadVisionError as error:  # a callback's error would only reach the log: say it, and show the text
             self._show_card(ReportCard(record, blind=blind))
-            self.message.value = say(str(error))
+            self.message.value = _say(str(error))
 
     def _show_card(self, card: ReportCard) -> None:
         self._card = card
@@ -147,16 +162,16 @@ class ReportBrowser(widgets.VBox):
         self.card.value = replace(self._card, view=self.view.view).html()
 
     def _arrange(self) -> None:
-        """Sort and filter by the stage that is shown; a choice that no study fits is told and changes nothing."""
+        """Sort and filter by the stage that is shown; a choice that no study fits changes nothing."""
         if self._settling:
             return
         found = {uid: stages.get(self._stage) or stages[max(stages)] for uid, stages in self._studies.items()}
         wanted = (self.observation.value, self.verdict.value, self.flag.value)
-        fitting = [uid for uid, record in found.items() if recorded.fits(record, *wanted)]
+        fitting = [uid for uid, record in found.items() if fits(record, *wanted)]
         if not fitting:
-            self.message.value = say(f"No study fits this choice; still showing {self._uid}.")
+            self.message.value = _say(f"No study fits this choice; still showing {self._uid}.")
             return
-        order = recorded.ORDERS[self.order.value]
+        order = ORDERS[self.order.value]
         self._listed = sorted(fitting, key=lambda uid: order(found[uid]))
         self._uid = self._listed[0]
         self._show_current()
@@ -164,7 +179,7 @@ class ReportBrowser(widgets.VBox):
     def _unfilter(self) -> None:
         self._settling = True
         self.observation.value = self.verdict.value = self.flag.value = ""
-        self.order.value = next(iter(recorded.ORDERS))
+        self.order.value = next(iter(ORDERS))
         self._settling = False
         self._listed = self._uids
 
@@ -175,7 +190,7 @@ class ReportBrowser(widgets.VBox):
         if uid in self._studies:
             self.show(self._uids.index(uid))
         else:
-            self.message.value = say(
+            self.message.value = _say(
                 f"There is no study {uid!r} among these {len(self._uids)}; still showing {self._uid}."
             )
 
@@ -196,9 +211,215 @@ def _dropdown(name: str, values: list[str], width: str, any_: bool = False) -> w
     )
 
 
-def _by_study(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, Mapping[str, Any]]]:
+def _by_study(records: Iterable[Record]) -> dict[str, dict[int, Record]]:
     """Records by uid and stage; studies in the order of their index."""
-    studies: dict[str, dict[int, Mapping[str, Any]]] = {}
-    for record in sorted(records, key=recorded.ORDERS["index"]):
-        studies.setdefault(clean(record["uid"]), {})[record["model"]["stage"]] = record
+    studies: dict[str, dict[int, Record]] = {}
+    for record in sorted(records, key=by_index):
+        studies.setdefault(record.uid.strip(), {})[record.model.stage] = record
     return studies
+
+
+def _say(words: str) -> str:
+    """Words of the program or of a record as a line of status."""
+    return Markup('<span role="status" aria-live="polite">{}</span>').format(words)
+
+
+class ViewControls(widgets.HBox):
+    """Window, inversion and zoom of the radiograph, its evidence maps, and which sentences are hidden.
+
+    Args:
+        changed: called after each change.
+        mapped: whether some record has evidence maps; else there is no slider for them.
+        samples: how many reports were sampled for the agreement of sentences; 0 leaves out that choice.
+    """
+
+    def __init__(self, changed: Callable[[], None], mapped: bool = False, samples: int = 0) -> None:
+        self.center = _slider("Center", 0.5, 0.0, 1.0)
+        self.width = _slider("Width", 1.0, 0.05, 1.0)
+        self.zoom = _slider("Zoom", 1.0, 1.0, 4.0)
+        self.invert = widgets.ToggleButton(description="Invert", icon="adjust", layout={"width": "100px"})
+        self.reset = widgets.Button(description="Reset view", layout={"width": "100px"})
+        self.evidence = _slider("Evidence", 0.0, 0.0, 1.0, label="62px")
+        self.agreement = widgets.Dropdown(
+            options=[("nothing", 0)] + [(f"below {n} of {samples}", n) for n in range(1, samples + 1)],
+            value=0,
+            description="Hide sentences",
+            layout={"width": "240px"},
+            style={"description_width": "initial"},
+        )
+        self._changed, self._settling = changed, False
+        asked = [self.evidence] * mapped + [self.agreement] * (samples > 0)
+        for control in (self.center, self.width, self.zoom, self.invert, *asked):
+            control.observe(lambda _: self._changed_once(), names="value")
+        self.reset.on_click(lambda _: self._reset())
+        super().__init__([self.center, self.width, self.zoom, self.invert, self.reset, *asked], layout=WRAP)
+
+    @property
+    def view(self) -> View:
+        return View(
+            self.center.value,
+            self.width.value,
+            self.invert.value,
+            self.zoom.value,
+            map_strength=self.evidence.value,
+            least_agreement=self.agreement.value,
+        )
+
+    def _reset(self) -> None:
+        self._settling = True
+        self.center.value, self.width.value, self.zoom.value, self.invert.value = 0.5, 1.0, 1.0, False
+        self._settling = False
+        self._changed()
+
+    def _changed_once(self) -> None:
+        if not self._settling:
+            self._changed()
+
+
+class BlindRating(widgets.VBox):
+    """Blind rating: which text is whose stays hidden until `blind` is switched off, which sums the ratings up.
+
+    Args:
+        path: the `ratings.jsonl` to append to.
+        changed: called when blind mode begins or ends.
+    """
+
+    def __init__(self, path: Path, changed: Callable[[], None]) -> None:
+        self._path, self._salt = path, secrets.token_bytes(8)  # nobody can work out whose report A is
+        self._record: Record
+        self.blind = widgets.ToggleButton(description="Blind rating", icon="eye-slash", layout={"width": "130px"})
+        self.scores = [_stars("Report A"), _stars("Report B")]
+        self.comment = widgets.Text(placeholder="comment", layout={"width": "260px"})
+        self.save = widgets.Button(description="Save rating", icon="check", layout={"width": "130px"})
+        self.rating = widgets.HBox([*self.scores, self.comment, self.save], layout={**WRAP, "display": "none"})
+        self.message = widgets.HTML()
+        self.save.on_click(lambda _: self._save())
+        self.blind.observe(lambda change: self._switch(change["new"], changed), names="value")
+        super().__init__([widgets.HBox([self.blind, self.message], layout=WRAP), self.rating])
+
+    def order(self, record: Record) -> tuple[str, str] | None:
+        """Who wrote reports A and B of a record, the same whenever it is shown; None while nothing is hidden."""
+        if not self.blind.value:
+            return None
+        key = f"{record.uid} {record.model.stage}".encode()
+        odd = hashlib.blake2b(key, key=self._salt).digest()[0] % 2
+        return ("reference", "generated") if odd else ("generated", "reference")
+
+    def show(self, record: Record) -> None:
+        """Begin with another record: no score, no comment."""
+        self._record = record
+        for stars in self.scores:
+            stars.value = None
+        self.comment.value = ""
+
+    def _switch(self, blind: bool, changed: Callable[[], None]) -> None:
+        self.rating.layout.display = "flex" if blind else "none"
+        self.message.value = _say("1 is unusable, 5 as good as it gets.") if blind else self._summed_up()
+        changed()
+
+    def _save(self) -> None:
+        order, scores = self.order(self._record), tuple(stars.value for stars in self.scores)
+        if order is None:
+            return
+        if None in scores:
+            self.message.value = _say("Rate both reports from 1 to 5, then save.")
+            return
+        add_ratings(self._path, self._record, order, scores, self.comment.value.strip())
+        rated = len(read_ratings(self._path)) // 2
+        self.message.value = _say(f"Saved; {rated} {'study' if rated == 1 else 'studies'} rated.")
+
+    def _summed_up(self) -> str:
+        rows = summary(read_ratings(self._path))
+        if not rows:
+            return _say("Nothing has been rated yet.")
+        names = {"author": "Report", "n": "Rated", "mean": "Mean", "preferred": "Rated higher"}
+        heads = _cells("th", [names.get(key, key) for key in rows[0]])
+        lines = [_cells("td", [f"{v:.2f}" if isinstance(v, float) else v for v in row.values()]) for row in rows]
+        return Markup('<table class="rv-ratings" cellpadding="6"><tr>{}</tr>{}</table>').format(
+            heads, Markup("").join(Markup("<tr>{}</tr>").format(line) for line in lines)
+        )
+
+
+def _cells(tag: str, values: Iterable[object]) -> Markup:
+    return Markup("").join(Markup(f"<{tag}>{{}}</{tag}>").format(value) for value in values)
+
+
+class OwnImage(widgets.VBox):
+    """A report on an image of one's own, uploaded or by its path.
+
+    Args:
+        report_on: the live model.
+        stage: gives the stage to report with.
+        show: is handed the card.
+    """
+
+    def __init__(self, report_on: ReportOn, stage: Callable[[], int], show: Callable[[ReportCard], None]) -> None:
+        self._report_on, self._stage, self._show = report_on, stage, show
+        self.unfold = widgets.ToggleButton(description="Image of my own", icon="upload", layout={"width": "170px"})
+        self.upload = widgets.FileUpload(accept=".png,.jpg,.jpeg,.dcm", multiple=False, description="Choose a file")
+        self.path = widgets.Text(placeholder="or its path", layout={"width": "320px"})
+        self.report = widgets.Button(description="Report on it", icon="file-text", layout={"width": "130px"})
+        self.message = widgets.HTML()
+        self.form = widgets.HBox([self.upload, self.path, self.report], layout={**WRAP, "display": "none"})
+        self.unfold.observe(lambda change: self._switch(change["new"]), names="value")
+        self.report.on_click(lambda _: self._run())
+        super().__init__([widgets.HBox([self.unfold, self.message], layout=WRAP), self.form])
+
+    def _switch(self, opened: bool) -> None:
+        self.form.layout.display = "flex" if opened else "none"
+
+    def _run(self) -> None:
+        chosen = self._chosen()
+        if chosen is None:
+            self.message.value = _say("Choose a PNG, JPEG or DICOM file, or give its path.")
+            return
+        self.report.disabled = True
+        self.message.value = _say("The model is reading the image.")
+        try:
+            self._show(self._report_on(*chosen, self._stage()))
+            self.message.value = ""
+        except RadVisionError as error:  # a callback's error would only reach the log
+            self.message.value = _say(str(error))
+        finally:
+            self.report.disabled = False
+
+    def _chosen(self) -> tuple[str, bytes | Path] | None:
+        if path := self.path.value.strip():
+            return Path(path).name, Path(path).expanduser()
+        return uploaded(self.upload.value)
+
+
+def uploaded(value: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> tuple[str, bytes] | None:
+    """Name and bytes of the last uploaded file.
+
+    Args:
+        value: of a `FileUpload`: ipywidgets 7 has {name: {"content": bytes}}, 8 ({"name", "content": memoryview},).
+    """
+    if isinstance(value, Mapping):
+        files = [(name, entry["content"]) for name, entry in value.items()]
+    else:
+        files = [(entry["name"], entry["content"]) for entry in value]
+    return (files[-1][0], bytes(files[-1][1])) if files else None
+
+
+def _slider(name: str, value: float, least: float, most: float, label: str = "48px") -> widgets.FloatSlider:
+    return widgets.FloatSlider(
+        value=value,
+        min=least,
+        max=most,
+        step=0.05,
+        description=name,
+        continuous_update=False,  # a picture a step would flood a slow connection
+        readout_format=".2f",
+        layout={"width": "250px"},
+        style={"description_width": label},
+    )
+
+
+def _stars(name: str) -> widgets.ToggleButtons:
+    return widgets.ToggleButtons(
+        options=[(str(score), score) for score in SCORES],
+        value=None,
+        description=name,
+        style={"button_width": "36px", "description_width": "64px"},
+    )

@@ -1,36 +1,145 @@
 """A report card: one prediction record as HTML, PNG and plain text, the generated report beside the reference.
 
-The card is a pure function of its record and image; it loads no model and no script, and reads the same in a notebook
-that is not trusted, in JupyterLab, VS Code and Colab, and as a file of its own.
+The card is a pure function of its record and image; it loads no model and no script. Notebooks that are not trusted
+lose `<style>`, and JupyterLab then keeps only plain values of plain properties: so `base.css`, a readable card without
+a theme, stands in the elements themselves, and `card.css` adds what that leaves open.
 """
 
 from __future__ import annotations
 
+import base64
 import copy
-import os
+import difflib
+import hashlib
+import re
 import textwrap
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import jinja2
+from markupsafe import Markup
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from radvision_utils.config import RadVisionError
-from radvision_utils.dashboard import content, picture
-from radvision_utils.dashboard.images import View, data_uri, open_image, windowed
-from radvision_utils.dashboard.maps import squared
-from radvision_utils.dashboard.markup import card_style, document, element, escape
-from radvision_utils.dashboard.sentences import numbers, overlays, piece_html, sentence_list, sign, switch
+from radvision_utils.config import DISCLAIMER, RadVisionError
+from radvision_utils.dashboard import images
+from radvision_utils.dashboard.images import View
+from radvision_utils.dashboard.record import (
+    AUTHORS,
+    HIGH,
+    MEDIUM,
+    NOT_SUPPORTED,
+    SECTIONS,
+    Record,
+    Sentence,
+    is_explained,
+)
+from radvision_utils.evaluation.finding_labels import Label
+from radvision_utils.figures import VERDICT_COLORS, VERDICTS
 from radvision_utils.runs import write_text
 
-IMAGE_BYTES = 100_000
-_LONG = 1500  # characters; a longer text may scroll within its column, so the keyboard must reach it
+_PARTS = ("paper", "sunk", "ink", "muted", "line", "accent")
+LIGHT = dict(zip(_PARTS, ("#ffffff", "#f3f5f7", "#171c22", "#55606c", "#dbe0e6", "#00649c"), strict=True))
+DARK = dict(zip(_PARTS, ("#14181d", "#1b2027", "#e7ebef", "#a5afba", "#303841", "#6cbdec"), strict=True))
+WELL = {"well": "#040506", "well-ink": "#c5cdd5"}
+"""The image lies on near-black in both themes, as on a reading room's screen."""
+SIGN_COLORS = {**VERDICT_COLORS, "warning": "#f0e442"}
+GLYPH_INK = "#07090b"
+
+RULES = "rule-based, may be wrong"
+NO_IMAGE, EMPTY = "No image", "(empty)"
+NO_HEADINGS = "no headings in the model's text"
+STAGES = {
+    0: "base, untuned",
+    1: "stage 1: vision encoder",
+    2: "stage 2: projector",
+    3: "stage 3: language model",
+}
+LABELS_TITLE, DRAWN_TITLE = "Generated against reference", "Generated against what was drawn"
+ASSERTED_TITLE, FLAGS_TITLE = "Asserted by the report", "Flags on the generated report"
+FLAGS = {
+    "prior study": "mentions a prior study that was not given",
+    "de-identification token": "contains XXXX, a de-identification token",
+    "findings against impression": "findings and impression contradict each other",
+    "copied from training": "copied from a training report",
+}
+MEANING = (
+    "A map shows how much less likely the sentence becomes without each part of the image; the image is the whole "
+    "square that the model sees, black margins included."
+)
+LEVELS = f"High confidence: at least {HIGH:.0%} likely to be right; medium: at least {MEDIUM:.0%}; low: less.".replace(
+    "%", " %"
+)
+_SCORES = {"label_f1": "Label F1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D"}
+_FONT = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif"
 _ALONE = (
-    "body{margin:0;padding:24px 16px;background:var(--rv-sunk)}body>.rv-card{margin:0 auto!important}"
+    "body{margin:0;padding:24px 16px;background:var(--rv-sunk)}.rv-card{margin:0 auto}"
     "@page{size:landscape;margin:12mm}@media print{body{padding:0}}"
 )
+_OVERLAYS = 24  # maps at most that lie over a radiograph; every further sentence still has its small picture
+_THUMB = 64  # pixels of a small picture in the page
+_HERE = Path(__file__).parent
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader([_HERE / "templates", _HERE]),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a report as a card shows it: whose it is, which part, its sentences, and a flag on it."""
+
+    author: str
+    name: str
+    sentences: tuple[Sentence, ...]
+    flag: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.author} {self.name}"
+
+    @property
+    def length(self) -> int:
+        return sum(len(sentence.text) for sentence in self.sentences)
+
+    @property
+    def explained(self) -> bool:
+        """Whether more is known of its sentences than their words."""
+        return is_explained(self.sentences)
+
+    @property
+    def samples(self) -> int:
+        """How many reports were sampled for the agreement of its sentences."""
+        return max((s.confidence.samples for s in self.sentences if s.confidence), default=0)
+
+    def shown(self, least: int) -> list[Sentence]:
+        """The sentences that are not below an agreement."""
+        return [sentence for sentence in self.sentences if not sentence.below(least)]
+
+
+@dataclass(frozen=True)
+class Chip:
+    """An observation or flag, a verdict on it with its sign ("" where there is none), and what else there is to say."""
+
+    words: str
+    verdict: str = ""
+    detail: str = ""
+    sign: str = ""
+    glyph: str = ""
+
+
+@dataclass(frozen=True)
+class ChipGroup:
+    """Chips under a title, and how far they are to be trusted ("" for drawn truth)."""
+
+    title: str
+    trust: str
+    chips: list[Chip]
 
 
 @dataclass(frozen=True)
@@ -38,14 +147,14 @@ class ReportCard:
     """A prediction record to look at.
 
     Attributes:
-        record: one line of `predictions.jsonl`.
-        image: the radiograph, as a file or encoded bytes; None shows an empty well.
+        record: what is shown.
+        image: the radiograph, as a file or encoded bytes; None shows an empty place.
         cached: whether the report was read from a file rather than generated for this card.
         view: window, inversion and zoom of the radiograph and what is shown of its evidence, in the HTML.
         blind: which author is report A and which is B, with everything left out that would tell; None names them.
     """
 
-    record: Mapping[str, Any]
+    record: Record
     image: Path | bytes | None = field(default=None, repr=False)
     cached: bool = True
     view: View = field(default_factory=View)
@@ -61,44 +170,24 @@ class ReportCard:
         """The card with its style sheet, for a notebook or any page.
 
         Raises:
-            RadVisionError: the image is missing or unreadable, or the record does not fit a card.
+            RadVisionError: the image is missing or unreadable.
         """
-        return f'<style>{card_style()}</style><div class="rv-theme">{self.article()}</div>'
+        card = f'<div class="rv-ground">{self.article()}</div>'
+        return f'<style>{card_style()}</style><div class="rv-theme">{with_base_inline(card)}</div>'
 
-    def article(self, image_bytes: int = IMAGE_BYTES, **attributes: str) -> str:
-        """The card alone, for a page that has the style sheet; `attributes` are its element's, as of `element`."""
-        image, rows = open_image(self.image), self._rows()
-        return element(
-            "article",
-            "card",
-            _head(self.record, [] if self.blind else content.facts(self.record, self.cached)),
-            element("div", "body", self._well(image, image_bytes), self._texts(rows, image)),
-            "" if self.blind else _judged(self.record) + numbers(self.record) + _changes(self.record),
-            element("footer", "foot", escape(content.FOOTER)),
-            aria_label=f"Report card of {content.study_title(self.record).lower()}",
-            **attributes,
-        )
+    def article(self, image_bytes: int = 100_000, **attributes: str) -> Markup:
+        """The card alone, for a page with `base_style` and `card_style`; `attributes` are its element's."""
+        return render("card.html", card=self, image=_Radiograph(self, image_bytes), attributes=attributes)
 
     def text(self) -> str:
         """The card in plain text, at most 80 columns wide but for words longer than that."""
-        record = self.record
-        title = ", ".join(filter(None, [content.study_title(record), content.image_title(record).lower()]))
-        lines = [title + (f" ({content.place(record)})" if content.place(record) else "")]
-        if indication := content.clean(record.get("indication")):
-            lines += _filled("Indication: ", indication)
-        for key, value in [] if self.blind else content.facts(record, self.cached):
-            lines += _filled(f"{key}: ", value)
-        for row in self._rows():
-            for section in (section for column in row for section in column):
-                flag = f" [{section.flag}]" if section.flag else ""
-                lines += ["", section.title + flag, *_section_lines(section)]
-        return "\n".join([*lines, *([] if self.blind else _judged_lines(record)), "", content.FOOTER])
+        return "\n".join(_text_lines(self))
 
     def to_dict(self) -> dict[str, Any]:
         """The record as a JSON-like dictionary of its own, with `cached`."""
-        return {**copy.deepcopy(dict(self.record)), "cached": self.cached}
+        return {**copy.deepcopy(dict(self.record.source)), "cached": self.cached}
 
-    def save(self, path: str | Path, width: int = picture.WIDTH) -> Path:
+    def save(self, path: str | Path, width: int = 2400) -> Path:
         """Write the card as a standalone `.html` page or a `.png` picture; returns the path.
 
         Args:
@@ -110,179 +199,293 @@ class ReportCard:
         """
         path = Path(path)
         if path.suffix == ".html":
-            write_text(path, document(content.study_title(self.record), card_style() + _ALONE, self.article()))
+            write_text(path, document(self.title, self.article(), _ALONE))
         elif path.suffix == ".png":
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.part")
-            about = PngInfo()
-            about.add_itxt("Title", content.study_title(self.record))
-            about.add_itxt("Disclaimer", content.FOOTER)
-            drawn = picture.draw_card(self.record, open_image(self.image), self.cached)
-            if width != drawn.width:
-                drawn = drawn.resize((width, round(drawn.height * width / drawn.width)), Image.Resampling.LANCZOS)
-            drawn.save(part, "PNG", pnginfo=about, optimize=True)
-            os.replace(part, path)
+            from radvision_utils.dashboard.picture import save_picture
+
+            save_picture(self, path, width)
         else:
             raise RadVisionError(f"a card is saved as .html or .png, not as {path.name!r}: change the file's name.")
         return path
 
-    def _rows(self) -> list[content.Row]:
-        return content.blind_rows(self.record, self.blind) if self.blind else content.report_rows(self.record)
+    @property
+    def title(self) -> str:
+        """ "Study 17", or "Image lungs.png" of an image of one's own, which has no reference."""
+        return f"{'Study' if self.record.reference else 'Image'} {self.record.uid.strip()}"
 
-    def _well(self, image: Image.Image | None, image_bytes: int) -> str:
-        if image is None:
-            return element("figure", "well", element("p", "no-image", content.NO_IMAGE))
-        explained = [] if self.blind else [s for s in content.explained(self.record) if s.map]
-        image = squared(image) if explained else image
-        zoomed = self.view.zoom > 1
-        size = f"width:{self.view.zoom:.0%};max-width:none" if zoomed else ""
-        shown = element(
-            "img",
-            "image",
-            src=data_uri(windowed(image, self.view), image_bytes),
-            alt=f"{content.image_title(self.record)} of {content.study_title(self.record).lower()}",
-            width=str(image.width),
-            height=str(image.height),
-            loading="lazy",
-            decoding="async",
-        )
-        zoom = {"class_": "rv-zoomed"} if zoomed else {}
-        strength = "" if self.view.map_strength is None else f"--rv-strength:{self.view.map_strength:.2f}"
-        style = ";".join(filter(None, [size, strength]))
-        stack = element("div", "stack", shown, overlays(explained), style=style, **zoom)
-        reach = {"tabindex": "0", "role": "group", "aria_label": "Enlarged radiograph, scrolls"} if zoomed else {}
-        view = element("div", "view", stack, style="max-height:640px;overflow:auto" if zoomed else "", **reach)
-        meaning = switch(explained, self.view.map_strength is not None) if explained else ""
-        return element("figure", "well", view, meaning)
+    @property
+    def image_title(self) -> str:
+        """Kind of the image, without what is seen in it: "Frontal chest radiograph"."""
+        return f"{self.record.view} chest radiograph".strip().capitalize()
 
-    def _texts(self, rows: list[content.Row], image: Image.Image | None) -> str:
-        lines = []
-        for row in rows:
-            cells = [element("div", "cell", *(self._section(part, image) for part in column)) for column in row]
-            lines.append(element("div", "row", *cells))
-        return element("div", "texts", *lines)
+    @property
+    def place(self) -> str:
+        """Where the study lies in the data: "test split, index 5"."""
+        split, index = self.record.split.strip(), self.record.index
+        return ", ".join([f"{split} split"] * bool(split) + [f"index {index}"] * (index is not None))
 
-    def _section(self, section: content.Section, image: Image.Image | None) -> str:
-        author = "generated" if section.author == content.AUTHORS["generated"] else "reference"
-        name = element("h3", "name", element("span", author, escape(section.author)), " ", escape(section.name))
-        flag = element("p", "flag", escape(section.flag)) if section.flag else ""
-        if not section.text:
-            return element("section", "section", name, flag, element("p", "empty", content.EMPTY))
-        reach = {"tabindex": "0", "role": "group", "aria_label": section.title} if len(section.text) > _LONG else {}
-        if section.sentences:
-            return element("section", "section", name, flag, sentence_list(section, image, self.view, **reach))
-        words = element("p", "text", *map(piece_html, section.pieces), dir="auto", **reach)
-        return element("section", "section", name, flag, words)
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """Label and value of what made the report; nothing for a blind card."""
+        model, seconds = self.record.model, self.record.seconds
+        made = "cached" if self.cached else "generated now"
+        if seconds is not None:
+            made += f", written in {seconds:.2f} s" if self.cached else f" in {seconds:.2f} s"
+        facts = [("Run", model.run), ("Model", stage_name(model.stage)), ("Base", model.base), ("Report", made)]
+        return [] if self.blind else facts
 
+    @property
+    def rows(self) -> list[list[list[Section]]]:
+        """What stands side by side, as the sections of each column: findings beside findings, and so on.
 
-def _head(record: Mapping[str, Any], facts: list[tuple[str, str]]) -> str:
-    eyebrow = ", ".join(filter(None, [content.image_title(record), content.place(record)]))
-    title = [
-        element("p", "eyebrow", escape(eyebrow)),
-        element("h2", "study", escape(content.study_title(record)), dir="auto"),
-    ]
-    if indication := content.clean(record.get("indication")):
-        words = element("span", "label", "Indication") + f'<bdi dir="auto">{escape(indication)}</bdi>'
-        title.append(element("p", "indication", words))
-    pairs = [
-        element("div", "fact", element("dt", "key", escape(key)), element("dd", "value", escape(value), dir="auto"))
-        for key, value in facts
-    ]
-    made = element("dl", "meta", *pairs) if pairs else ""
-    return element("header", "head", element("div", "title", *title), made)
+        A report without headings stands beside both; a record without a reference (an image of one's own) has one
+        column. A blind card has the reports as A and B, without marks or anything else that tells whose they are.
+        """
+        found = self.record.sentences
+        if self.blind:
+            plain = {place: tuple(Sentence(s.text, s.before) for s in sentences) for place, sentences in found.items()}
+            columns = [
+                [Section(f"Report {letter}", name, plain[author, name]) for name in SECTIONS]
+                for letter, author in zip("AB", self.blind, strict=True)
+            ]
+        else:
+            columns = [
+                [Section(author.capitalize(), name, found[author, name]) for name in SECTIONS]
+                for author in AUTHORS[: 2 if self.record.reference else 1]
+            ]
+            if not self.record.generated.headed:
+                whole = Section("Generated", "report", _joined(found), NO_HEADINGS)
+                return [[[whole], *columns[1:]]]
+        return [[[section] for section in row] for row in zip(*columns, strict=True)]
 
+    @property
+    def sentences_note(self) -> str:
+        """What the maps and words of confidence mean; "" where there are none."""
+        maps = f"{MEANING} Yellow speaks most for it; gray and striped: {NOT_SUPPORTED}."
+        return " ".join([maps] * bool(self.record.evidence) + [LEVELS] * bool(self.record.confidence))
 
-def _judged(record: Mapping[str, Any]) -> str:
-    groups = [
-        _group(title, trust, [_chip(chip) for chip in chips]) for title, trust, chips in content.chip_groups(record)
-    ]
-    if flags := content.flag_words(record):
-        chips = [element("li", "chip", sign("glyph", "warning", content.FLAG_GLYPH), escape(words)) for words in flags]
-        groups.append(_group(content.FLAGS_TITLE, content.RULES, chips))
-    parts = [element("div", "verdicts", *groups)] if groups else []
-    if scores := content.score_values(record):
-        pairs = [
-            element("div", "score", element("dt", "score-name", name), element("dd", "score-value", value))
-            for name, value in scores
-        ]
-        note = element("p", "note", content.scores_note(record))
-        parts.append(element("section", "scores", element("dl", "fact", *pairs), note))
-    return element("div", "judged", *parts) if parts else ""
+    @property
+    def numbers_note(self) -> str:
+        sure = f"{LEVELS} Calibrated on the validation studies, by rules that may be wrong."
+        return " ".join([sure] * bool(self.record.confidence) + [MEANING] * bool(self.record.evidence))
 
+    @cached_property
+    def chip_groups(self) -> list[ChipGroup]:
+        """What became of each observation that either text asserts, of each drawn finding, and what is odd."""
+        record = self.record
+        if record.reference is None:
+            said = [Chip(_sentence_case(n), detail=_sides(label)) for n, label in record.asserted.items()]
+            groups = [ChipGroup(ASSERTED_TITLE, RULES, said)]
+        else:
+            labels = [
+                _chip(name, verdict, self._detail(name, verdict)) for name, verdict in (record.verdicts or {}).items()
+            ]
+            drawn = [_chip(f"{finding.side} {finding.name}", finding.verdict) for finding in record.findings]
+            groups = [
+                ChipGroup(LABELS_TITLE, RULES, sorted(labels, key=_worst_first)),
+                ChipGroup(DRAWN_TITLE, "", sorted(drawn, key=_worst_first)),
+            ]
+        odd = [Chip(FLAGS.get(flag, flag.strip()), sign="warning", glyph="!") for flag in record.flags]
+        groups.append(ChipGroup(FLAGS_TITLE, RULES, odd))
+        return [group for group in groups if group.chips]
 
-def _group(title: str, trust: str, chips: list[str]) -> str:
-    tag = element("span", "tag", trust) if trust else ""
-    return element("section", "group", element("h3", "name", title, tag), element("ul", "chips", *chips))
+    def _detail(self, name: str, verdict: str) -> str:
+        """What the two texts say of an observation, where they contradict each other."""
+        labels = [self.record.labels.get(author, {}).get(name) for author in AUTHORS]
+        said = [_sides(label) or label.status.strip() for label in labels if label]
+        return f"generated: {said[0]}, reference: {said[1]}" if verdict == "contradiction" and len(said) == 2 else ""
 
+    @property
+    def scores(self) -> list[tuple[str, str]]:
+        """Name and value of the scores that the record has, in a fixed order."""
+        scores = self.record.scores
+        return [(name, f"{scores[key]:.3f}") for key, name in _SCORES.items() if key in scores]
 
-def _chip(chip: content.Chip) -> str:
-    if not chip.verdict:
-        detail = [element("span", "detail", escape(chip.detail))] if chip.detail else []
-        return element("li", "plain-chip", " ".join([escape(chip.words), *detail]))
-    parts = [sign("glyph", chip.verdict, chip.glyph) + escape(chip.words), element("span", "verdict", chip.verdict)]
-    parts += [element("span", "detail", escape(chip.detail))] if chip.detail else []
-    return element("li", "chip", " ".join(parts))
+    @property
+    def scores_note(self) -> str:
+        """What the scores are not."""
+        if "label_f1" in self.record.scores:
+            return f"Label F1 is {RULES}. The others count shared words, not clinical accuracy."
+        return "Shared words, not clinical accuracy."
 
-
-def _changes(record: Mapping[str, Any]) -> str:
-    """The word differences, folded until they are asked for."""
-    lines = []
-    for name, changes in content.changes(record):
-        words = [
-            {"both": escape, "generated": _ours, "reference": _theirs}[change.found_in](change.text)
-            for change in changes
-        ]
-        lines.append(element("p", "change", element("span", "label", escape(name)), " ".join(words), dir="auto"))
-    if not lines:
-        return ""
-    key = element("p", "note", _ours("only in the generated report"), " ", _theirs("only in the reference"))
-    return element("details", "changes", element("summary", "summary", content.CHANGES_TITLE), key, *lines)
-
-
-def _ours(words: str) -> str:
-    return element("ins", "ours", escape(words))
+    @property
+    def changes(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """The `word_changes` of each section in which the two reports differ; none without a reference."""
+        ours, theirs = self.record.generated, self.record.reference
+        if theirs is None:
+            return []
+        pairs = [(name.capitalize(), getattr(ours, name), getattr(theirs, name)) for name in SECTIONS]
+        if not ours.headed:
+            whole = [f"{report.findings} {report.impression}" for report in (ours, theirs)]
+            pairs = [("Report", whole[0], whole[1])]
+        found = [(name, list(word_changes(generated, reference))) for name, generated, reference in pairs]
+        return [(name, parts) for name, parts in found if any(found_in != "both" for found_in, _ in parts)]
 
 
-def _theirs(words: str) -> str:
-    return element("del", "theirs", escape(words))
+def word_changes(generated: str, reference: str) -> Iterator[tuple[str, str]]:
+    """The two texts as one, in reading order: words after who says them, "both", "generated" or "reference"."""
+    ours, theirs = generated.split(), reference.split()
+    old, new = ([word.strip(".,;:").lower() for word in words] for words in (theirs, ours))
+    for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new).get_opcodes():
+        if kind != "equal" and a < b:
+            yield "reference", " ".join(theirs[a:b])
+        if c < d:
+            yield "both" if kind == "equal" else "generated", " ".join(ours[c:d])
 
 
-def _section_lines(section: content.Section) -> list[str]:
-    if not section.sentences:
-        return _filled("  ", "".join(map(_signed, section.pieces)) or content.EMPTY)
-    lines = []
+def stage_name(stage: int) -> str:
+    """A stage in words."""
+    return STAGES.get(stage, f"stage {stage}")
+
+
+def render(template: str, **values: Any) -> Markup:
+    """A template of this folder, in which every value that is not markup itself is escaped."""
+    constants = {"disclaimer": DISCLAIMER, "rules": RULES, "verdict_glyphs": VERDICTS, "strengths": images.STRENGTHS}
+    return Markup(_TEMPLATES.get_template(template).render(**constants, **values))
+
+
+@cache
+def base_style() -> Markup:
+    """The style sheet of a readable card without a theme."""
+    marks = {verdict: ("dotted" if verdict == "agree" else "solid", color) for verdict, color in VERDICT_COLORS.items()}
+    return render("base.css", light=LIGHT, well=WELL, font=Markup(_FONT), signs=SIGN_COLORS, marks=marks, ink=GLYPH_INK)
+
+
+@cache
+def card_style() -> Markup:
+    """The style sheet of the cards beyond `base_style`: themes of every host, layout, evidence."""
+    stops = ["#" + shade[:3].tobytes().hex() for shade in images.viridis()[::3]]
+    return render("card.css", light=LIGHT, dark=DARK, well=WELL, ink=GLYPH_INK, stops=stops, overlays=_OVERLAYS)
+
+
+def document(title: str, body: Markup, style: str, script: str = "") -> Markup:
+    """A whole HTML page around cards that loads nothing.
+
+    Args:
+        title: of the page.
+        body: its markup.
+        style: rules beyond those of the cards.
+        script: the only one that its content policy lets run.
+    """
+    sheets = Markup("\n").join([base_style(), card_style(), Markup(style)])
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return render("document.html", title=title, body=body, style=sheets, script=Markup(script), allowed=allowed)
+
+
+def with_base_inline(markup: str) -> str:
+    """Markup with the rules of `base_style` in its elements. Texts are escaped, so only tags can match."""
+
+    def inline(match: re.Match[str]) -> str:
+        rules = [_base_rules()[name] for name in match[1].split() if name in _base_rules()]
+        return f'class="{match[1]}" style="{";".join([*rules, *([match[2]] if match[2] else [])])}"'
+
+    return re.sub(r'class="([^"]*)"(?: style="([^"]*)")?', inline, markup)
+
+
+@cache
+def _base_rules() -> dict[str, str]:
+    found = re.findall(r"^\.([\w-]+) \{(.*?)\}", base_style(), re.MULTILINE | re.DOTALL)
+    return {name: ";".join(rule.strip() for rule in body.split(";") if rule.strip()) for name, body in found}
+
+
+class _Radiograph:
+    """What the template needs of the radiograph and its maps."""
+
+    def __init__(self, card: ReportCard, limit: int) -> None:
+        opened, self._card, self._limit = images.open_image(card.image), card, limit
+        self.mapped = [] if card.blind or not opened else [s for s in card.record.explained if s.map]
+        self.picture: Image.Image | None = images.squared(opened) if opened and self.mapped else opened
+
+    def __bool__(self) -> bool:
+        return self.picture is not None
+
+    @property
+    def uri(self) -> str:
+        assert self.picture is not None
+        return images.jpeg_uri(images.windowed(self.picture, self._card.view), self._limit)
+
+    @property
+    def overlays(self) -> list[tuple[Sentence, str]]:
+        """The maps that lie over it, out of sight until their sentence is pointed at."""
+        return [(s, images.map_uri(s.map)) for s in self.mapped if s.map and s.number <= _OVERLAYS]
+
+    @property
+    def meaning(self) -> str:
+        doubted = any(s.map and not s.map.supported for s in self.mapped)
+        return MEANING + f" Gray and striped: {NOT_SUPPORTED}." * doubted
+
+    def thumb(self, sentence: Sentence) -> str:
+        assert self.picture is not None
+        assert sentence.map is not None
+        return images.thumb_uri(self.picture, sentence.map, round(_THUMB * 1.25))  # for screens of more pixels
+
+
+def _joined(found: dict[tuple[str, str], tuple[Sentence, ...]]) -> tuple[Sentence, ...]:
+    """The generated findings and impression as one text."""
+    first, second = (found["generated", section] for section in SECTIONS)
+    return first + tuple(replace(s, before="\n") if first and not n else s for n, s in enumerate(second))
+
+
+def _chip(name: str, verdict: str, detail: str = "") -> Chip:
+    return Chip(_sentence_case(name), verdict, detail, verdict, VERDICTS[verdict])
+
+
+def _sentence_case(words: str) -> str:
+    words = words.strip()
+    return words[:1].upper() + words[1:].lower()
+
+
+def _sides(label: Label) -> str:
+    """The sides on which something is present; "" for present without one; else the status."""
+    if label.status == "present":
+        return " and ".join(side.strip() for side in label.sides)
+    return label.status.strip()
+
+
+def _worst_first(chip: Chip) -> int:
+    return list(VERDICTS).index(chip.verdict)
+
+
+def _text_lines(card: ReportCard) -> Iterator[str]:
+    record = card.record
+    yield f"{card.title}, {card.image_title.lower()}" + (f" ({card.place})" if card.place else "")
+    yield from _filled("Indication: ", record.indication.strip())
+    for key, value in card.facts:
+        yield from _filled(f"{key}: ", value.strip())
+    for section in (section for row in card.rows for column in row for section in column):
+        yield from ("", section.title + (f" [{section.flag}]" if section.flag else ""))
+        yield from _section_lines(section)
+    if not card.blind:
+        yield from _judged_lines(card)
+    yield from ("", DISCLAIMER)
+
+
+def _section_lines(section: Section) -> Iterator[str]:
+    if not section.explained:
+        yield from _filled("  ", "".join(s.before + _signed(s) for s in section.sentences) or EMPTY)
+        return
     for sentence in section.sentences:
         where = [f"evidence: {sentence.map.where}"] if sentence.map else []
         remarks = "; ".join([*sentence.remarks, *where])
-        lines += _filled("  ", _signed(sentence.piece) + (f" ({remarks})" if remarks else ""))
-    return lines
+        yield from _filled("  ", _signed(sentence) + (f" ({remarks})" if remarks else ""))
 
 
-def _signed(piece: content.Piece) -> str:
-    return f"{piece.text} [{content.VERDICTS[piece.verdict]}]" if piece.verdict else piece.text
+def _judged_lines(card: ReportCard) -> Iterator[str]:
+    for group in card.chip_groups:
+        yield from ("", group.title + (f" ({group.trust})" if group.trust else ""))
+        for chip in group.chips:
+            words = f"{chip.glyph} {chip.words}".strip() + (f": {chip.verdict}" if chip.verdict else "")
+            yield from _filled("  ", words + (f" ({chip.detail})" if chip.detail else ""))
+    if card.scores:
+        yield from ("", "   ".join(f"{name} {value}" for name, value in card.scores))
+        yield from _filled("", card.scores_note)
 
 
-def _judged_lines(record: Mapping[str, Any]) -> list[str]:
-    lines = []
-    for title, trust, chips in content.chip_groups(record):
-        lines += ["", title + (f" ({trust})" if trust else "")]
-        for chip in chips:
-            judged = f"{chip.glyph} {chip.words}: {chip.verdict}" if chip.verdict else chip.words
-            lines += _filled("  ", judged + (f" ({chip.detail})" if chip.detail else ""))
-    if flags := content.flag_words(record):
-        lines += ["", f"{content.FLAGS_TITLE} ({content.RULES})", *(f"  {content.FLAG_GLYPH} {flag}" for flag in flags)]
-    if scores := content.score_values(record):
-        lines += [
-            "",
-            "   ".join(f"{name} {value}" for name, value in scores),
-            *_filled("", content.scores_note(record)),
-        ]
-    return lines
+def _signed(sentence: Sentence) -> str:
+    return f"{sentence.text} [{VERDICTS[sentence.verdict]}]" if sentence.verdict else sentence.text
 
 
-def _filled(start: str, text: str) -> list[str]:
+def _filled(start: str, text: str) -> Iterable[str]:
     """Lines of at most 80 columns; the text's own line breaks are kept."""
-    lines: list[str] = []
     for paragraph in text.splitlines():
-        lines += textwrap.wrap(paragraph, 80, initial_indent=start, subsequent_indent="  ")
-    return lines
+        yield from textwrap.wrap(paragraph, 80, initial_indent=start, subsequent_indent="  ")

@@ -1,17 +1,29 @@
-"""The radiograph of a card: opened, windowed as on a reading screen, and packed into the page."""
+"""The radiograph of a card: opened, windowed as on a reading screen, under its evidence maps, packed into the page.
+
+A map keeps the cells that it was measured in: drawn smoother, it would claim to know more than it does.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import matplotlib
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from radvision_utils.config import RadVisionError
+from radvision_utils.dashboard.record import EvidenceMap
 
 IMAGE_SIDE = 512  # pixels; more is not seen at the width of a card
+STRENGTHS = {"off": 0.0, "faint": 0.35, "medium": 0.6, "strong": 0.85}
+"""How opaque the strongest cell of an evidence map lies over the radiograph."""
+_SHADES = 16  # of a map; more are hardly told apart, and cost bytes
+_STRIPE = 4  # pixels between and of the lines over a map that is not supported
 
 
 @dataclass(frozen=True)
@@ -22,7 +34,7 @@ class View:
         center: the gray level shown as middle gray, 0 (black) to 1 (white).
         width: the range of gray levels around it that is spread from black to white, above 0, up to 1.
         invert: white for black.
-        zoom: enlargement in the well, 1 to 4; larger than the well it scrolls.
+        zoom: enlargement beside the report, 1 to 4; larger than its place it scrolls.
         map_strength: how opaque evidence maps lie over it, 0 (off) to 1; None leaves that to a switch in the card.
         least_agreement: sentences that fewer sampled reports assert are hidden, and counted; 0 hides none.
     """
@@ -62,13 +74,66 @@ def windowed(image: Image.Image, view: View) -> Image.Image:
     return image.point([round(255 * (1 - level if view.invert else level)) for level in levels])
 
 
-def data_uri(image: Image.Image, limit: int) -> str:
+def squared(image: Image.Image) -> Image.Image:
+    """The picture in the middle of a black square, as the model sees it."""
+    side = max(image.size)
+    square = Image.new("L", (side, side), 0)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def jpeg_uri(image: Image.Image, limit: int) -> str:
     """The picture as a JPEG data URI of at most about `limit` bytes, as good as fits."""
-    encoded = b""
+    uri = ""
     for quality in (90, 82, 72, 60, 45, 30):
-        stream = io.BytesIO()
-        image.save(stream, "JPEG", quality=quality, optimize=True)
-        encoded = base64.b64encode(stream.getvalue())
-        if len(encoded) <= limit:
+        uri = _uri(image, "jpeg", quality=quality)
+        if len(uri) <= limit:
             break
-    return "data:image/jpeg;base64," + encoded.decode()
+    return uri
+
+
+def map_uri(found: EvidenceMap) -> str:
+    """The map as a PNG data URI of a pixel a cell; where nothing speaks for the sentence it is transparent."""
+    image = Image.fromarray(_shades(found))
+    image.putpalette(viridis(found.supported)[:, :3].tobytes())
+    return _uri(image, "png", bits=4, transparency=np.linspace(0, 255, _SHADES).round().astype(np.uint8).tobytes())
+
+
+def with_map(radiograph: Image.Image, found: EvidenceMap, side: int) -> Image.Image:
+    """The radiograph, reduced to a square of `side` pixels, under its map; one without support is gray and striped."""
+    picture = squared(radiograph).resize((side, side), Image.Resampling.LANCZOS).convert("RGB")
+    shades = _shades(found)
+    cells = viridis(found.supported)[shades]
+    cells[..., 3] = (255 * STRENGTHS["medium"] / (_SHADES - 1) * shades).round()
+    over = Image.fromarray(cells).resize((side, side), Image.Resampling.NEAREST)
+    opaque = over.getchannel("A")
+    if not found.supported:
+        diagonal = np.add.outer(np.arange(side), np.arange(side)) // _STRIPE % 2
+        opaque = Image.fromarray(np.asarray(opaque) * diagonal.astype(np.uint8))
+    picture.paste(over.convert("RGB"), (0, 0), opaque)
+    return picture
+
+
+def thumb_uri(radiograph: Image.Image, found: EvidenceMap, side: int) -> str:
+    """`with_map` as a JPEG data URI of about two kilobytes."""
+    return _uri(with_map(radiograph, found, side), "jpeg", quality=60)
+
+
+@cache
+def viridis(colorful: bool = True) -> np.ndarray:
+    """The shades of a map from lowest to highest, RGBA in bytes: viridis, or for no support as dark a gray."""
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 1, _SHADES), bytes=True)
+    if not colorful:
+        shades[:, :3] = (shades[:, :3] @ (0.299, 0.587, 0.114)).round()[:, None]
+    return shades
+
+
+def _shades(found: EvidenceMap) -> np.ndarray:
+    """The shade of each cell, 0 to `_SHADES` - 1."""
+    return (np.minimum(found.occlusion, 1.0) * (_SHADES - 1)).round().astype(np.uint8)
+
+
+def _uri(image: Image.Image, kind: str, **how: Any) -> str:
+    stream = io.BytesIO()
+    image.save(stream, kind, optimize=True, **how)
+    return f"data:image/{kind};base64," + base64.b64encode(stream.getvalue()).decode()

@@ -7,7 +7,7 @@
   if (!all.length) return;
   var shown = all, at = -1, hidden = 0, hiddenBelow = 0;
   var WINDOWS = ['full', 'dark', 'middle', 'bright'];  // as classes of page.css
-  var STRENGTHS = ['off', 'faint', 'medium', 'strong'];  // as in markup.py
+  var STRENGTHS = ['off', 'faint', 'medium', 'strong'];  // as in images.py
   var ranks = new Map(), verdicts = new Map(), flags = new Map(), words = new Map();
   all.forEach(function (card) {
     ranks.set(card, card.dataset.ranks.split(' ').map(Number));
@@ -55,11 +55,11 @@
         here += sentence.hidden;
       });
       hidden += here;
-      sentences.nextElementSibling.textContent = here ? told(here, least, samples) : '';
+      sentences.nextElementSibling.textContent = here ? hiddenWords(here, least, samples) : '';
     });
-    if (hidden) hidden = told(hidden, least, samples);
+    if (hidden) hidden = hiddenWords(hidden, least, samples);
   }
-  function told(count, least, samples) {
+  function hiddenWords(count, least, samples) {
     return count + (count === 1 ? ' sentence' : ' sentences') + ' hidden below ' + least + ' of ' + samples;
   }
   function mark(index) {

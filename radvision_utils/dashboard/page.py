@@ -1,34 +1,53 @@
 """The dashboard as one HTML file: what the run is worth, then the report cards of the test split.
 
-It loads nothing from anywhere, reads without scripts, prints, and links to each study (`index.html#uid=17`).
+It loads nothing from anywhere, reads without scripts, prints, and links to each study (`index.html#uid=17`). Its charts
+are the figures that the evaluation left as SVG in its folder.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+from xml.etree import ElementTree
+
+from markupsafe import Markup
+from PIL import Image
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.dashboard import content, records
-from radvision_utils.dashboard.card import ReportCard
-from radvision_utils.dashboard.evidence import most_samples
-from radvision_utils.dashboard.markup import (
-    anchor,
-    card_style,
-    document,
-    escape,
-    read_style,
-    shared_style,
-    without_inline_styles,
-)
-from radvision_utils.dashboard.overview import overview
-from radvision_utils.dashboard.records import Record
+from radvision_utils.dashboard import record as records
+from radvision_utils.dashboard.card import RULES, SIGN_COLORS, ReportCard, document, render, stage_name
+from radvision_utils.dashboard.images import jpeg_uri, open_image
+from radvision_utils.dashboard.record import Record, by_contradiction, image_path, most_samples
+from radvision_utils.evaluation.model_verdict import model_verdict
+from radvision_utils.evaluation.table import COLUMNS, FACTS
+from radvision_utils.figures import VERDICTS
 from radvision_utils.runs import write_text
 
 _IMAGE_BYTES = 45_000  # of each of some hundred images; a page of 600 studies stays under 40 MB
 _MAPPED = 200  # studies with evidence maps at most
+_THUMB = 96  # pixels
+_MODEL_ROWS = ("base", "after stage")  # how the rows begin that a model of this run wrote
+_FIGURES = {column.name: (column.protocol, column.metric) for column in COLUMNS}
+_NAMES = {column.name: column.heading for column in COLUMNS} | FACTS
+CHARTS = {
+    "ladder": "What each stage earned",
+    "agreement": "Agreement by observation",
+    "observations": "F1 by observation",
+    "text_against_labels": "Words against findings",
+    "verdicts": "Findings against what was drawn",
+    "pointing": "Do maps point at the lesion?",
+    "reliability": "Is confidence what it says?",
+    "coverage": "What does hiding sentences cost?",
+}
+"""The evaluation's figures that the page shows, by the name of their files, and what each answers."""
+_SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
+_DRAWN = {"svg", "g", "path", "text", "tspan", "defs", "clipPath", "rect", "use", "pattern"}
+_LOOKS = {"style", "d", "x", "y", "width", "height", "viewBox", "transform", "clip-path", "patternUnits"}
 _KEYS = {
     "\N{LEFTWARDS ARROW} \N{RIGHTWARDS ARROW}": "previous and next study",
     "i": "invert the radiographs",
@@ -40,26 +59,53 @@ _KEYS = {
 }
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A question that the page begins with, its answer in a few words, and the figures behind it."""
+
+    question: str
+    value: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure of the evaluation: its name, what it answers, and its drawing."""
+
+    name: str
+    title: str
+    svg: Markup
+
+
 def write_page(shown: Iterable[Record], metrics: Mapping[str, Any], run_folder: Path, path: Path) -> Path:
     """Write the run's dashboard; returns `path`.
 
     Args:
         shown: prediction records; the page shows the test split's, of the last stage that it has.
         metrics: what the evaluation measured; `metrics["table"]` is a list of dictionaries with "row" and any metrics.
-        run_folder: the folder that the records' image paths are relative to.
+        run_folder: the folder that the records' image paths are relative to; the figures lie in its `evaluation/`.
         path: the file to write.
 
     Raises:
         RadVisionError: no record is of the test split, or an image is missing.
     """
-    test = [record for record in shown if record.get("split") == "test"]
+    test = [record for record in shown if record.split == "test"]
     if not test:
         raise RadVisionError(f"there are no predictions for the test split to show in {path}: evaluate the run first.")
-    last = max(record["model"]["stage"] for record in test)
-    latest = {record["uid"]: record for record in test if record["model"]["stage"] == last}  # ids occur once
-    studies = sorted(latest.values(), key=records.ORDERS["index"])
-    above = overview(studies, metrics, run_folder)
-    return _write(studies, f"{len(studies):,} test studies", above, "Reports of the test split", run_folder, path)
+    last = max(record.model.stage for record in test)
+    latest = {record.uid: record for record in test if record.model.stage == last}  # ids occur once
+    studies = sorted(latest.values(), key=records.by_index)
+    answers = [_is_it_good(metrics, last), _image_use(metrics), _disagreement(studies)]
+    overview = {
+        "verdict": model_verdict(metrics),
+        "answers": [answer for answer in answers if answer],
+        "worst": _worst(studies, run_folder),
+        "table": _table(metrics),
+        "charts": _charts(run_folder / "evaluation"),
+        "trust": [s for part in ("evidence", "confidence") if (s := _text((metrics.get(part) or {}).get("sentence")))],
+    }
+    counted = f"{len(studies):,} test studies"
+    return _write(studies, counted, "Reports of the test split", run_folder, path, **overview)
 
 
 def write_own_page(shown: Sequence[Record], folder: Path, path: Path) -> Path:
@@ -74,145 +120,227 @@ def write_own_page(shown: Sequence[Record], folder: Path, path: Path) -> Path:
         RadVisionError: an image is missing.
     """
     counted = f"{len(shown):,} image{'s' * (len(shown) != 1)} without reference reports"
-    return _write(shown, counted, "", "Reports", folder, path)
+    return _write(shown, counted, "Reports", folder, path)
 
 
-def _write(studies: Sequence[Record], counted: str, above: str, heading: str, folder: Path, path: Path) -> Path:
-    title = f"RadVision-7B: run {content.clean(studies[0]['model']['run'])}"
-    studies, note = _bounded(studies)
-    body = "\n".join(
-        [
-            '<main class="page">',
-            _header(title, counted, studies),
-            above,
-            '<section aria-labelledby="reports">',
-            f'<h2 id="reports">{heading}</h2>',
-            _filters(studies),
-            note,
-            _bar(studies),
-            '<div id="cards">',
-            *_cards(studies, folder),
-            "</div></section>",
-            f'<footer class="page-foot">{escape(content.FOOTER)}</footer>',
-            "</main>",
-            _help(),
-        ]
+def anchor(uid: str) -> str:
+    """The id of a study's card in a page and the fragment that leads to it: `uid=17`."""
+    return "uid=" + quote(uid, safe="")
+
+
+def _write(studies: Sequence[Record], counted: str, heading: str, folder: Path, path: Path, **overview: Any) -> Path:
+    shown, mapped = _bounded(studies)
+    model, times = studies[0].model, [record.seconds for record in studies if record.seconds is not None]
+    facts = [f"base model {model.base.strip()}", stage_name(model.stage), counted]
+    facts += [f"{sum(times) / len(times):.2f} s a report"] if times else []
+    title = f"RadVision-7B: run {model.run.strip()}"
+    judged = any(record.reference for record in studies)  # else there is one order only
+    body = render(
+        "page.html",
+        title=title,
+        facts="; ".join(facts),
+        heading=heading,
+        judged=judged,
+        orders=list(records.ORDERS) if judged else [],
+        choices={
+            "observation": ("Observation", records.observations(studies)),
+            "verdict": ("Verdict", [v for v in VERDICTS if any(records.fits(r, verdict=v) for r in studies)]),
+            "flag": ("Flag", records.flags(studies)),
+        },
+        samples=most_samples(studies),
+        has_maps=any(record.evidence for record in shown),
+        mapped=mapped,
+        studies=[(anchor(record.uid), record.uid.strip()) for record in studies],
+        cards=_cards(shown, folder),
+        keys=_KEYS,
+        signs=SIGN_COLORS,
+        **({"verdict": "", "answers": [], "worst": [], "table": None, "charts": [], "trust": []} | overview),
     )
-    style = "\n".join([shared_style(), card_style(), read_style("page.css")])
-    write_text(path, document(title, style, body, read_style("page.js")))
+    here = Path(__file__).parent
+    style, script = ((here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    write_text(path, document(title, body, style, script))
     return path
 
 
-def _bounded(studies: Sequence[Record]) -> tuple[Sequence[Record], str]:
-    """The records, with maps for the worst studies only, and a note on it: a page of hundreds must stay light."""
-    mapped = [record for record in studies if record.get("evidence")]
+def _bounded(studies: Sequence[Record]) -> tuple[list[Record], str]:
+    """The studies with evidence maps on the worst only, so that the page stays small, and what that left out."""
+    mapped = [record for record in studies if record.evidence]
     if len(mapped) <= _MAPPED:
-        return studies, ""
-    kept = {record["uid"] for record in sorted(mapped, key=records.by_contradiction)[:_MAPPED]}
-    left = [r if r["uid"] in kept else {k: v for k, v in r.items() if k != "evidence"} for r in studies]
-    words = f"Evidence maps are on the {_MAPPED} worst of the {len(mapped):,} studies that have some"
-    return left, f'<p class="told">{words}; predict_beautiful shows those of every study.</p>'
+        return list(studies), ""
+    kept = {record.uid for record in sorted(mapped, key=by_contradiction)[:_MAPPED]}
+    bare = [record if record.uid in kept else Record.read({**record.source, "evidence": None}) for record in studies]
+    return bare, f"{_MAPPED} worst of the {len(mapped):,}"
 
 
-def _header(title: str, counted: str, studies: Sequence[Record]) -> str:
-    model = studies[0]["model"]
-    facts = [
-        f"base model {content.clean(model['base'])}",
-        content.stage_words(model["stage"]),
-        counted,
-    ]
-    if seconds := [record["seconds"] for record in studies if record.get("seconds") is not None]:
-        facts.append(f"{sum(seconds) / len(seconds):.2f} s a report")
-    return (
-        f'<header class="page-head"><h1>{escape(title)}</h1><p class="lead">{escape("; ".join(facts))}. '
-        f"<strong>{escape(content.FOOTER)}</strong></p></header>"
-    )
-
-
-def _filters(studies: Sequence[Record]) -> str:
-    """Search, sort and filter; a script shows them, since without it they would do nothing."""
-    verdicts = [v for v in content.VERDICTS if any(records.fits(record, verdict=v) for record in studies)]
-    chosen = [
-        _choice("observation", "Observation", records.observations(studies)),
-        _choice("verdict", "Verdict", verdicts),
-        _choice("flag", "Flag", records.flags(studies)),
-        _least_agreement(most_samples(studies)),
-    ]
-    judged = any(record["reference"] for record in studies)  # else there is one order only
-    orders = "".join(f'<option value="{n}">{escape(order)}</option>' for n, order in enumerate(records.ORDERS))
-    return (
-        '<form id="filters" class="filters" hidden><label>Search <input id="search" type="search" '
-        f'placeholder="{"uid" if judged else "name"} or words"></label>'
-        + f'<label>Sort by <select id="order">{orders}</select></label>' * judged
-        + "".join(chosen)
-        + '<button type="reset">Clear</button></form>'
-    )
-
-
-def _choice(name: str, label: str, values: Sequence[str]) -> str:
-    if not values:
-        return ""
-    options = "".join(f'<option value="{escape(value)}">{escape(value)}</option>' for value in values)
-    return f'<label>{label} <select id="{name}"><option value="">any</option>{options}</select></label>'
-
-
-def _least_agreement(samples: int) -> str:
-    if not samples:
-        return ""
-    options = "".join(f'<option value="{n}">below {n} of {samples}</option>' for n in range(1, samples + 1))
-    return (
-        f'<label>Hide sentences <select id="least" data-samples="{samples}"><option value="0">nothing hidden</option>'
-        f"{options}</select></label>"
-    )
-
-
-def _bar(studies: Sequence[Record]) -> str:
-    mapped = any(record.get("evidence") for record in studies)
-    buttons = "".join(
-        f'<button id="{name}" type="button"{extra}>{words}</button>'
-        for name, words, extra in [
-            ("previous", "Previous", ""),
-            ("next", "Next", ""),
-            ("invert", "Invert", ' aria-pressed="false"'),
-            ("window", "Window: full", ""),
-            *[("evidence", "Evidence: off", "")] * mapped,
-            ("veil", "Hide texts", ' aria-pressed="false"'),
-            ("help", "Keys", ""),
-        ]
-    )
-    things, called = ("studies", "uid") if studies[0]["reference"] else ("images", "name")
-    links = "".join(f'<a href="#{escape(anchor(r["uid"]))}">{escape(content.clean(r["uid"]))}</a>' for r in studies)
-    return (
-        f'<nav aria-label="Studies"><div id="bar" class="bar" hidden>{buttons}'
-        f'<span id="where" role="status" data-things="{things}"></span>'
-        f'</div><details class="studies"><summary>All {len(studies):,} {things} by {called}</summary>'
-        f"<div>{links}</div></details></nav>"
-    )
-
-
-def _cards(studies: Sequence[Record], run_folder: Path) -> Iterable[str]:
-    ranks: dict[str, list[str]] = {record["uid"]: [] for record in studies}
+def _cards(studies: Sequence[Record], folder: Path) -> Iterable[Markup]:
+    """The cards with what the script sorts and filters by."""
+    ranks: dict[str, list[str]] = {record.uid: [] for record in studies}
     for order in records.ORDERS.values():
         for rank, record in enumerate(sorted(studies, key=order)):
-            ranks[record["uid"]].append(str(rank))
+            ranks[record.uid].append(str(rank))
     for record in studies:
-        card = ReportCard(record, records.image_path(record, run_folder))
-        yield without_inline_styles(
-            card.article(
-                _IMAGE_BYTES,
-                id=anchor(record["uid"]),
-                data_ranks=" ".join(ranks[record["uid"]]),
-                data_verdicts=json.dumps(records.verdict_pairs(record)),
-                data_flags=json.dumps(record.get("flags") or []),
-            )
-        )
+        asked = {
+            "id": anchor(record.uid),
+            "data-ranks": " ".join(ranks[record.uid]),
+            "data-verdicts": json.dumps(record.verdict_pairs),
+            "data-flags": json.dumps(record.flags),
+        }
+        yield ReportCard(record, image_path(record, folder)).article(_IMAGE_BYTES, **asked)
 
 
-def _help() -> str:
-    lines = "".join(
-        f"<div><dt><kbd>{escape(key)}</kbd></dt><dd>{escape(words)}</dd></div>" for key, words in _KEYS.items()
-    )
-    return (
-        f'<dialog id="keys" aria-labelledby="keys-title"><h2 id="keys-title">Keys</h2><dl>{lines}</dl>'
-        '<form method="dialog"><button>Close</button></form></dialog>'
-    )
+def _is_it_good(metrics: Mapping[str, Any], stage: int) -> Answer | None:
+    question, table = "Is the model any good?", metrics.get("table") or []
+    column = next((name for name in _FIGURES if any(_number(row.get(name)) is not None for row in table)), None)
+    name = f"after stage {stage}" if stage else "base, untuned"
+    ours = next((row for row in table if row["row"] == name), None)
+    if column is None or ours is None or (value := _number(ours.get(column))) is None:
+        return None
+    rivals = [(_number(row.get(column)), row["row"]) for row in table if not row["row"].startswith(_MODEL_ROWS)]
+    best = max(((score, row) for score, row in rivals if score is not None), default=None)
+    interval = _interval(metrics, name, column)
+    shown = f"{_column_name(column)} {value:.3f}" + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
+    if best is None:
+        return Answer(question, "Not known", f"{shown}; no baseline was scored.")
+    words = f"{shown}; the best baseline, {best[1]}, has {best[0]:.3f}."
+    if value <= best[0]:
+        return Answer(question, "No better than a baseline", words)
+    if interval and interval[0] <= best[0]:
+        return Answer(question, "Not clearly better than a baseline", words)
+    return Answer(question, "Better than every baseline", words)
+
+
+def _image_use(metrics: Mapping[str, Any]) -> Answer | None:
+    use = metrics.get("image_use") or {}
+    verdict, why = records.clean(use.get("verdict")).strip(), records.clean(use.get("sentence")).strip()
+    why = why.removeprefix(f"image used: {verdict}").strip()  # the question stands above it
+    why = why[1:-1] if why.startswith("(") and why.endswith(")") else why
+    return Answer("Does it look at the image?", _capital(verdict), _capital(why)) if verdict else None
+
+
+def _disagreement(studies: Sequence[Record]) -> Answer | None:
+    found = [[verdict for _, verdict in record.verdict_pairs] for record in studies]
+    if not any(found):
+        return None
+    against = sum("contradiction" in verdicts for verdicts in found)
+    agree = sum(all(verdict == "agree" for verdict in verdicts) for verdicts in found)
+    words = f"contradict the reference; in {agree:,} nothing disagrees ({RULES})."
+    return Answer("How often is it wrong?", f"{against:,} of {len(studies):,} studies", words)
+
+
+def _worst(studies: Sequence[Record], folder: Path) -> list[dict[str, Any]]:
+    """The three worst studies: where their cards are, a small image, and the observations of each verdict."""
+    wrong = [r for r in studies if any(verdict != "agree" for _, verdict in r.verdict_pairs)]
+    found = []
+    for record in sorted(wrong, key=by_contradiction)[:3]:
+        names = {
+            v: [n.lower() for n, verdict in record.verdict_pairs if verdict == v] for v in VERDICTS if v != "agree"
+        }
+        title, image = ReportCard(record).title, open_image(image_path(record, folder))
+        if image:
+            image.thumbnail((_THUMB, _THUMB), Image.Resampling.LANCZOS)
+        uri = jpeg_uri(image, 8_000) if image else ""
+        found.append({"href": f"#{anchor(record.uid)}", "title": title, "image": uri, "names": names})
+    return found
+
+
+def _table(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Rows by metrics, with every column that any row has, in the order of appearance."""
+    rows = metrics.get("table") or []
+    columns = list(dict.fromkeys(key for row in rows for key in row if key != "row"))
+    lines = [
+        {
+            "name": row["row"],
+            "model": str(row["row"]).startswith(_MODEL_ROWS),
+            "cells": [(_cell(row.get(column)), _interval(metrics, row["row"], column)) for column in columns],
+        }
+        for row in rows
+    ]
+    names = [_column_name(column).replace("-", "\N{NON-BREAKING HYPHEN}") for column in columns]
+    return {"heads": names, "lines": lines} if rows else None
+
+
+def _column_name(column: str) -> str:
+    return _capital(_NAMES.get(column, column.replace("_", " ")))
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def _text(value: object) -> str:
+    words = _capital(records.clean(value).strip())
+    return words if not words or words.endswith(".") else f"{words}."
+
+
+def _cell(value: object) -> str:
+    if value is None or value == "":
+        return "\N{EN DASH}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    number = _number(value)
+    return str(value) if number is None else f"{number:.3f}"
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _interval(metrics: Mapping[str, Any], row: str, column: str) -> tuple[float, float] | None:
+    """The 95 % interval of a cell of the table, or None where it has none."""
+    protocol, metric = _FIGURES.get(column, ("", ""))
+    figure = (((metrics.get("rows") or {}).get(row) or {}).get(protocol) or {}).get(metric)
+    if not isinstance(figure, Mapping):
+        return None
+    low, high = _number(figure.get("low")), _number(figure.get("high"))
+    return None if low is None or high is None else (low, high)
+
+
+def _charts(folder: Path) -> list[Chart]:
+    """The evaluation's figures that lie in its folder."""
+    files = {name: folder / f"{name}.svg" for name in CHARTS}
+    return [Chart(name, CHARTS[name], inline_svg(path, name)) for name, path in files.items() if path.is_file()]
+
+
+def inline_svg(path: Path, name: str) -> Markup:
+    """A figure that matplotlib wrote as SVG, for the inside of a page.
+
+    What is drawn in black takes the color of the page's text, texts take its font, and ids begin with `name`, so that
+    no two figures share one. Nothing but drawing is let through: the file may come from a stranger.
+
+    Raises:
+        RadVisionError: the file is no SVG.
+    """
+    try:
+        root = ElementTree.fromstring(path.read_text(encoding="utf-8"))
+    except (ElementTree.ParseError, UnicodeDecodeError) as error:
+        raise RadVisionError(f"{path} is no SVG ({error}): delete it and run the evaluation again.") from error
+    used = set(re.findall(r"#([\w-]+)", " ".join(value for each in root.iter() for value in each.attrib.values())))
+    drawn = _drawing(root, name, used)
+    return Markup(drawn)
+
+
+def _drawing(element: ElementTree.Element, name: str, used: set[str]) -> str:
+    tag = str(element.tag).removeprefix(_SVG)
+    if tag not in _DRAWN:
+        return ""
+    looks = {key: value for key, value in element.attrib.items() if key in _LOOKS}
+    if tag == "svg":
+        looks = {
+            "viewBox": looks.get("viewBox", ""),
+            "class": "chart",
+            "role": "img",
+            "aria-label": CHARTS.get(name, name),
+        }
+    if element.get("id") in used:
+        looks["id"] = f"{name}-{element.get('id')}"
+    if re.fullmatch(r"#[\w-]+", target := element.get(_XLINK, "")):
+        looks["href"] = f"#{name}-{target[1:]}"
+    for key in ("style", "clip-path"):
+        if key in looks:
+            text = re.sub(r"url\(#", f"url(#{name}-", looks[key])
+            text = re.sub(r"#000000|#666666", "currentColor", text)
+            looks[key] = re.sub(r"font: (?:\d+ )?([\d.]+px)[^;]*", r"font-size: \1", text)
+    inside = "".join(_drawing(child, name, used) for child in element)
+    words = (element.text or "").strip() if tag in ("text", "tspan") else ""
+    attributes = Markup(" ").join(Markup('{}="{}"').format(key, value) for key, value in looks.items())
+    return Markup("<{} {}>{}{}</{}>").format(Markup(tag), attributes, words, Markup(inside), Markup(tag))

@@ -1,206 +1,362 @@
-"""The report card as a picture, drawn with Pillow; needs no browser.
+"""The report card as a picture, drawn with matplotlib; needs no browser.
 
-Every `_draw_*` function returns the height that it took, so a block is measured by drawing it on a scratch image.
+All places are in pixels of a picture `WIDTH` wide, from its upper left corner. Every `_draw_*` function gives the place
+below what it drew, so that the picture grows downwards, and its height is known at the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from PIL import Image, ImageDraw
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
+from matplotlib.textpath import text_to_path
+from PIL import Image
 
-from radvision_utils.dashboard import content
-from radvision_utils.dashboard.evidence import Sentence
-from radvision_utils.dashboard.maps import with_map
-from radvision_utils.dashboard.markup import GLYPH_INK, LIGHT, SIGN_COLORS, WELL
-from radvision_utils.dashboard.typesetting import LINE, Font, TextBlock, font
+from radvision_utils.config import DISCLAIMER
+from radvision_utils.dashboard.card import (
+    EMPTY,
+    GLYPH_INK,
+    LIGHT,
+    NO_IMAGE,
+    SIGN_COLORS,
+    WELL,
+    Chip,
+    ReportCard,
+    Section,
+)
+from radvision_utils.dashboard.images import open_image, with_map
+from radvision_utils.dashboard.record import Sentence
+from radvision_utils.figures import VERDICT_COLORS, VERDICTS
 
-WIDTH = 2400
+WIDTH = 1152  # 16 inches of 72 points: a point is a pixel, and every width in pixels is a whole picture
 MAX_LINES = {"findings": 30, "impression": 14, "report": 46}  # of one section; they bound the picture's height
-_PAD = 60
-_WELL_WIDTH = 800
-_COLUMN = (WIDTH - _WELL_WIDTH) // 2
-_BODY, _SMALL, _SCORE, _TITLE = 28, 25, 40, 52  # font sizes, pixels
-_FOOT = 84
-_ABREAST, _MULTIPLES, _GAP, _REMARK = 6, 12, 36, 23  # small multiples in a line and at most, pixels between, font size
-_MULTIPLE = (WIDTH - 2 * _PAD - (_ABREAST - 1) * _GAP) // _ABREAST
+_PAD, _COLUMN, _FOOT = 28, 384, 42
+_RIGHT = 2 * _COLUMN + _PAD  # where the reference's text begins
+_MULTIPLES, _ABREAST, _GAP = 12, 6, 18  # small pictures at most, in a line, and pixels between them
+_SIDE = (WIDTH - 2 * _PAD - (_ABREAST - 1) * _GAP) // _ABREAST
+_ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 
 
-def draw_card(record: Mapping[str, Any], image: Image.Image | None, cached: bool) -> Image.Image:
-    """The card on a light ground, `WIDTH` pixels wide and of bounded height; `image` is the radiograph."""
-    nowhere = Image.new("RGB", (1, 1))
-    scratch = ImageDraw.Draw(nowhere)
-    rows = content.report_rows(record)
-    head = _draw_head(scratch, record, cached)
-    heights = [max(_draw_stack(scratch, sections, 0, 0) for sections in row) for row in rows]
-    body = max(sum(heights), _WELL_WIDTH)
-    heights[-1] += body - sum(heights)
-    explained = _draw_sentences(nowhere, record, image, 0)
-    judged = _draw_judged(scratch, record, 0)
+class _Type(NamedTuple):
+    """How a text is set: size and distance of lines in pixels, color and weight."""
 
-    canvas = Image.new("RGB", (WIDTH, head + body + explained + judged + _FOOT), LIGHT["paper"])
-    pen = ImageDraw.Draw(canvas)
-    _draw_head(pen, record, cached)
-    _rule(pen, 0, head - 2)
-    _draw_well(canvas, image, head, body)
-    if len(rows[0]) == 2:
-        pen.rectangle((WIDTH - _COLUMN, head, WIDTH, head + body - 1), fill=LIGHT["sunk"])
-    y = head
-    for row, height in zip(rows, heights, strict=True):
-        if y > head:
-            _rule(pen, _WELL_WIDTH, y)
-        for column, sections in enumerate(row):
-            _draw_stack(pen, sections, _WELL_WIDTH + column * _COLUMN + _PAD, y)
-        y += height
-    _rule(pen, 0, y)
-    y += _draw_sentences(canvas, record, image, y)
-    _rule(pen, 0, y)
-    _draw_judged(pen, record, y)
-    y = canvas.height - _FOOT
-    _rule(pen, 0, y)
-    pen.text((_PAD, y + _FOOT // 2), content.FOOTER, LIGHT["muted"], font(_SMALL), anchor="lm")
-    return canvas
+    size: float
+    step: float
+    color: str = LIGHT["ink"]
+    weight: str = "normal"
 
 
-def _draw_head(pen: ImageDraw.ImageDraw, record: Mapping[str, Any], cached: bool) -> int:
+_BODY, _SMALL, _MUTED = _Type(13.5, 22), _Type(12, 19), _Type(12, 19, LIGHT["muted"])
+_BOLD = _SMALL._replace(weight="bold")
+
+
+class _Word(NamedTuple):
+    """A word, the verdict that its sentence is underlined for, and whether the verdict's sign follows it."""
+
+    text: str
+    verdict: str = ""
+    signed: bool = False
+
+
+def save_picture(card: ReportCard, path: Path, width: int) -> None:
+    """Writes the card as PNG, wholly or not at all.
+
+    Args:
+        card: what to draw.
+        path: the file; folders are made.
+        width: in pixels.
+
+    Raises:
+        RadVisionError: the image is missing or unreadable.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    # Hinted letters are wider than measured, which shows in small pictures.
+    with warnings.catch_warnings(), matplotlib.rc_context({"text.hinting": "no_hinting"}):
+        warnings.filterwarnings("ignore", "Glyph")  # a script that the font lacks is drawn as boxes
+        about = {"Title": card.title, "Disclaimer": DISCLAIMER}
+        draw_card(card).savefig(part, format="png", dpi=width / 16, metadata=about)
+    os.replace(part, path)
+
+
+def draw_card(card: ReportCard) -> Figure:
+    """The card on a light ground, `WIDTH` points wide and of bounded height."""
+    pen, image = _Pen(), open_image(card.image)
+    top = _draw_head(pen, card)
+    pen.rule(0, top)
+    y = _draw_rows(pen, card, top)
+    y = max(y, top + _COLUMN)
+    _draw_image(pen, image, top, y)
+    if len(card.rows[0]) == 2:
+        pen.box(2 * _COLUMN, top, _COLUMN, y - top, LIGHT["sunk"])
+    for draw in (_draw_sentences, _draw_judged):
+        pen.rule(0, y)
+        y = draw(pen, card, image, y)
+    pen.rule(0, y)
+    pen.text(_PAD, y + _FOOT / 2 + 4, DISCLAIMER, _MUTED)
+    return pen.finish(y + _FOOT)
+
+
+class _Pen:
+    """Draws on a figure whose height is not known yet."""
+
+    def __init__(self) -> None:
+        self._figure = Figure(figsize=(16, 1), dpi=72, facecolor=LIGHT["paper"])
+        self._axes = self._figure.add_axes((0, 0, 1, 1))
+        self._axes.set_axis_off()
+
+    def finish(self, height: float) -> Figure:
+        self._figure.set_size_inches(16, height / 72)
+        self._axes.set(xlim=(0, WIDTH), ylim=(height, 0), aspect="auto")
+        return self._figure
+
+    def text(self, x: float, y: float, words: str, kind: _Type, align: Any = "left") -> float:
+        """Words on the line `y`; the place behind them."""
+        self._axes.text(x, y, words, fontsize=kind.size, color=kind.color, weight=kind.weight, ha=align,
+                        family="DejaVu Sans", parse_math=False, zorder=3)  # fmt: skip
+        return x + _width(words, kind)
+
+    def lines(self, x: float, y: float, found: Sequence[Sequence[_Word]], kind: _Type) -> float:
+        """Lines of words one under the other; the place below them."""
+        for line in found:
+            at, base = x, y + kind.size
+            for words in _runs(line):
+                end = self.text(at, base, " ".join(word.text for word in words), kind)
+                if verdict := words[0].verdict:
+                    self._underline(at, end, base + 4, verdict)
+                if words[-1].signed:
+                    end = self.sign(end + 12, base - 4.5, 7.5, VERDICT_COLORS[verdict], VERDICTS[verdict])
+                at = end + _width(" ", kind)
+            y += kind.step
+        return y
+
+    def sign(self, x: float, y: float, radius: float, color: str, glyph: str) -> float:
+        self._axes.add_patch(Circle((x, y), radius, facecolor=color, edgecolor="none", zorder=2))
+        self.text(x, y + 0.5 * radius, glyph, _Type(1.4 * radius, 0, GLYPH_INK, "bold"), "center")
+        return x + radius
+
+    def box(self, x: float, y: float, width: float, height: float, color: str) -> None:
+        self._axes.add_patch(Rectangle((x, y), width, height, facecolor=color, edgecolor="none", zorder=0))
+
+    def frame(self, x: float, y: float, width: float, height: float, radius: float, color: str) -> None:
+        style = f"round,pad=0,rounding_size={radius}"
+        self._axes.add_patch(FancyBboxPatch((x, y), width, height, style, facecolor="none", edgecolor=color, zorder=1))
+
+    def rule(self, x: float, y: float) -> None:
+        self._axes.plot([x, WIDTH], [y, y], color=LIGHT["line"], linewidth=1, zorder=1)
+
+    def image(self, picture: Image.Image, x: float, y: float, width: float, height: float) -> None:
+        where = (x, x + width, y + height, y)
+        self._axes.imshow(np.asarray(picture.convert("RGB")), extent=where, interpolation="lanczos", zorder=1)
+
+    def _underline(self, start: float, end: float, y: float, verdict: str) -> None:
+        style = (0, (1, 1)) if verdict == "agree" else "-"  # dotted for agreement, as in the page
+        self._axes.plot([start, end], [y, y], color=VERDICT_COLORS[verdict], linewidth=1.5, linestyle=style, zorder=2)
+
+
+def _runs(line: Sequence[_Word]) -> Iterator[list[_Word]]:
+    """A line's stretches of one sentence; each is set as one string, so that right-to-left text keeps its order."""
+    run: list[_Word] = []
+    for word in line:
+        if run and (run[-1].signed or run[-1].verdict != word.verdict):
+            yield run
+            run = []
+        run.append(word)
+    yield from [run] if run else []
+
+
+@lru_cache(maxsize=8192)
+def _width(words: str, kind: _Type) -> float:
+    if words == " ":
+        return _width("x x", kind) - 2 * _width("x", kind)
+    font = FontProperties(family="DejaVu Sans", size=kind.size, weight=kind.weight)
+    width: float = text_to_path.get_text_width_height_descent(words, font, ismath=False)[0]
+    return width
+
+
+def _draw_text(pen: _Pen, x: float, y: float, words: str, kind: _Type, width: float, limit: int) -> float:
+    return _draw_flow(pen, x, y, (Sentence(words),), kind, width, limit)
+
+
+def _draw_flow(
+    pen: _Pen, x: float, y: float, found: Sequence[Sentence], kind: _Type, width: float, limit: int, count: bool = False
+) -> float:
+    """Sentences wrapped to a width and cut after `limit` lines; with `count` the last says how many words are left."""
+    lines = list(islice(_wrapped(found, kind, width), limit + 1))
+    if len(lines) <= limit:
+        return pen.lines(x, y, lines, kind)
+    if not count:
+        return pen.lines(x, y, [*lines[: limit - 1], [*lines[limit - 1], _Word(_ELLIPSIS)]], kind)
+    y = pen.lines(x, y, lines[: limit - 1], kind)
+    left = sum(len(s.text.split()) for s in found) - sum(map(len, lines[: limit - 1]))
+    return pen.lines(x, y, [[_Word(f"{_ELLIPSIS} {left:,} more words not shown")]], kind._replace(color=LIGHT["muted"]))
+
+
+def _wrapped(found: Sequence[Sentence], kind: _Type, width: float) -> Iterator[list[_Word]]:
+    """Lines of words; a word wider than a line is broken."""
+    space, line, room = _width(" ", kind), list[_Word](), width
+    for word in _words(found):
+        while word is not None:
+            needed = _width(word.text, kind) + (22 if word.signed else 0)
+            if needed <= room:
+                line.append(word)
+                room -= needed + space
+                break
+            if line:
+                yield line
+            else:
+                fits = next(n for n in range(len(word.text), 0, -1) if n == 1 or _width(word.text[:n], kind) <= width)
+                yield [word._replace(text=word.text[:fits], signed=False)]
+                word = word._replace(text=word.text[fits:])
+            line, room = [], width
+        else:
+            yield line
+            line, room = [], width
+    if line:
+        yield line
+
+
+def _words(found: Sequence[Sentence]) -> Iterator[_Word | None]:
+    """The words in order, None at a line break."""
+    for sentence in found:
+        words = [(number, word) for number, line in enumerate((sentence.before + sentence.text).split("\n"))
+                 for word in line.split()]  # fmt: skip
+        number = 0
+        for place, (line, word) in enumerate(words, start=1):
+            yield from [None] * (line - number)
+            number = line
+            yield _Word(word, sentence.verdict, bool(sentence.verdict) and place == len(words))
+
+
+def _draw_head(pen: _Pen, card: ReportCard) -> float:
     """The study on the left; what made its report over the reference's column."""
-    width = WIDTH - _COLUMN - 2 * _PAD
-    y = _PAD - 10
-    eyebrow = ", ".join(filter(None, [content.image_title(record), content.place(record)]))
-    y += _draw_text(pen, eyebrow, (_PAD, y), Font(_SMALL, LIGHT["muted"]), width, 1)
-    y += 8 + _draw_text(pen, content.study_title(record), (_PAD, y), Font(_TITLE, style="-Bold"), width, 2)
-    if indication := content.clean(record.get("indication")):
-        label = int(font(_SMALL).getlength("Indication")) + 24
-        pen.text((_PAD, y + 16), "Indication", LIGHT["muted"], font(_SMALL))
-        y += 14 + _draw_text(pen, indication, (_PAD + label, y + 14), Font(_BODY), width - label, 4)
-    left, y = y, _PAD - 10
-    x, width = WIDTH - _COLUMN + _PAD, _COLUMN - 2 * _PAD - 130
-    for key, value in content.facts(record, cached):
-        pen.text((x, y), key, LIGHT["muted"], font(_SMALL))
-        y += _draw_text(pen, value, (x + 130, y), Font(_SMALL), width, 2)
-    return max(left, y) + 40
+    width = 2 * _COLUMN - 2 * _PAD
+    eyebrow = ", ".join(filter(None, [card.image_title, card.place]))
+    y = _draw_text(pen, _PAD, 22, eyebrow, _MUTED, width, 1)
+    y = _draw_text(pen, _PAD, y + 2, card.title, _Type(25, 32, weight="bold"), width, 2)
+    if card.record.indication.strip():
+        end = pen.text(_PAD, y + 6 + _BODY.size, "Indication", _MUTED) + 10
+        y = _draw_text(pen, end, y + 6, card.record.indication, _BODY, width + _PAD - end, 4)
+    right = 22.0
+    for name, value in card.facts:
+        pen.text(_RIGHT, right + _SMALL.size, name, _MUTED)
+        right = _draw_text(pen, _RIGHT + 62, right, value, _SMALL, _COLUMN - 2 * _PAD - 62, 2) + 1
+    return max(y, right) + 18
 
 
-def _draw_well(canvas: Image.Image, image: Image.Image | None, top: int, height: int) -> None:
-    pen = ImageDraw.Draw(canvas)
-    pen.rectangle((0, top, _WELL_WIDTH - 1, top + height - 1), fill=WELL["well"])
+def _draw_image(pen: _Pen, image: Image.Image | None, top: float, bottom: float) -> None:
+    pen.box(0, top, _COLUMN, bottom - top, WELL["well"])
     if image is None:
-        middle = (_WELL_WIDTH // 2, top + height // 2)
-        pen.text(middle, content.NO_IMAGE, WELL["well-ink"], font(_BODY), anchor="mm")
+        pen.text(_COLUMN / 2, (top + bottom) / 2, NO_IMAGE, _BODY._replace(color=WELL["well-ink"]), "center")
         return
-    scale = _WELL_WIDTH / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    enlarged = image.resize(size, Image.Resampling.LANCZOS).convert("RGB")
-    canvas.paste(enlarged, ((_WELL_WIDTH - size[0]) // 2, top))
+    width, height = (_COLUMN * side / max(image.size) for side in image.size)
+    pen.image(image, (_COLUMN - width) / 2, top, width, height)
 
 
-def _draw_stack(pen: ImageDraw.ImageDraw, sections: Sequence[content.Section], x: int, top: int) -> int:
-    """Sections of one column, one under the other."""
+def _draw_rows(pen: _Pen, card: ReportCard, y: float) -> float:
+    for number, row in enumerate(card.rows):
+        if number:
+            pen.rule(_COLUMN, y)
+        y = max(_draw_column(pen, part, (place + 1) * _COLUMN + _PAD, y) for place, part in enumerate(row))
+    return y
+
+
+def _draw_column(pen: _Pen, sections: Sequence[Section], x: float, y: float) -> float:
+    """Sections one under the other."""
     width = _COLUMN - 2 * _PAD
-    y = top + _PAD - 14
     for section in sections:
-        bold = font(_SMALL, "-Bold")
-        color = LIGHT["accent"] if section.author == content.AUTHORS["generated"] else LIGHT["muted"]
-        pen.text((x, y), section.author, color, bold)
-        pen.text((x + bold.getlength(section.author + " "), y), section.name, LIGHT["ink"], bold)
-        y += LINE + 6
+        y += 20
+        color = LIGHT["accent" if section.author == "Generated" else "muted"]
+        end = pen.text(x, y + _BOLD.size, section.author, _BOLD._replace(color=color))
+        pen.text(end + 4, y + _BOLD.size, section.name, _BOLD)
+        y += 24
         if section.flag:
-            right = x + int(font(_SMALL).getlength(section.flag)) + 28
-            pen.rounded_rectangle((x, y, right, y + 44), radius=8, outline=LIGHT["muted"], width=2)
-            pen.text((x + 14, y + 22), section.flag, LIGHT["ink"], font(_SMALL), anchor="lm")
-            y += 62
-        empty = (content.Piece(content.EMPTY),)
-        ink = Font(_BODY, LIGHT["ink"] if section.text else LIGHT["muted"])
-        block = TextBlock(section.pieces if section.text else empty, ink, width, MAX_LINES[section.name], count=True)
-        y += block.draw(pen, x, y) + 36
-    return y - top + _PAD - 50
+            pen.frame(x, y, _width(section.flag, _SMALL) + 14, 22, 4, LIGHT["muted"])
+            pen.text(x + 7, y + 15, section.flag, _SMALL)
+            y += 30
+        if section.sentences:
+            y = _draw_flow(pen, x, y, section.sentences, _BODY, width, MAX_LINES[section.name], count=True)
+        else:
+            y = _draw_text(pen, x, y, EMPTY, _BODY._replace(color=LIGHT["muted"]), width, 1)
+    return y + 18
 
 
-def _draw_sentences(canvas: Image.Image, record: Mapping[str, Any], image: Image.Image | None, top: int) -> int:
-    """What each generated sentence rests on, as small multiples, with how far it is to be trusted."""
-    sentences = content.explained(record)
-    if not sentences:
-        return 0
-    pen, bold, y = ImageDraw.Draw(canvas), font(_SMALL, "-Bold"), top + 40
-    pen.text((_PAD, y), content.SENTENCES_TITLE, LIGHT["ink"], bold)
-    left_out = f" {len(sentences) - _MULTIPLES} more sentences not shown." if len(sentences) > _MULTIPLES else ""
-    x = _PAD + int(bold.getlength(content.SENTENCES_TITLE)) + 20
-    note = content.sentences_note(record) + left_out
-    y += _draw_text(pen, note, (x, y), Font(_SMALL, LIGHT["muted"]), WIDTH - _PAD - x, 3) + 18
-    for first in range(0, min(len(sentences), _MULTIPLES), _ABREAST):
-        heights = []
-        for place, sentence in enumerate(sentences[first : min(first + _ABREAST, _MULTIPLES)]):
-            heights.append(_draw_sentence(canvas, sentence, image, _PAD + place * (_MULTIPLE + _GAP), y))
-        y += max(heights) + 36
-    return y - top
+def _draw_sentences(pen: _Pen, card: ReportCard, image: Image.Image | None, y: float) -> float:
+    """What each generated sentence rests on, as small pictures, with how far it is to be trusted."""
+    found = card.record.explained
+    if not found:
+        return y
+    y += 20
+    end = pen.text(_PAD, y + _BOLD.size, "Sentence by sentence", _BOLD) + 10
+    left_out = f" {len(found) - _MULTIPLES} more sentences not shown." if len(found) > _MULTIPLES else ""
+    y = _draw_text(pen, end, y, card.sentences_note + left_out, _MUTED, WIDTH - _PAD - end, 3) + 10
+    for first in range(0, min(len(found), _MULTIPLES), _ABREAST):
+        shown = enumerate(found[first : min(first + _ABREAST, _MULTIPLES)])
+        y = max(_draw_sentence(pen, s, image, _PAD + place * (_SIDE + _GAP), y) for place, s in shown) + 16
+    return y
 
 
-def _draw_sentence(canvas: Image.Image, sentence: Sentence, image: Image.Image | None, x: int, top: int) -> int:
-    pen, y = ImageDraw.Draw(canvas), top
+def _draw_sentence(pen: _Pen, sentence: Sentence, image: Image.Image | None, x: float, y: float) -> float:
     if sentence.map and image:
-        canvas.paste(with_map(image, sentence.map, _MULTIPLE), (x, y))
-        y += _MULTIPLE + 14
-    y += TextBlock((sentence.piece,), Font(_SMALL), _MULTIPLE, 4).draw(pen, x, y)
+        pen.image(with_map(image, sentence.map, 2 * _SIDE), x, y, _SIDE, _SIDE)
+        y += _SIDE + 8
+    y = _draw_flow(pen, x, y, (sentence,), _SMALL, _SIDE, 4)
     for remark in sentence.remarks:
-        doubtful = remark.startswith("low")
-        ink = Font(_REMARK, LIGHT["ink" if doubtful else "muted"], "-Bold" if doubtful else "")
-        y += TextBlock((content.Piece(remark),), ink, _MULTIPLE, 2, step=34).draw(pen, x, y)
-    return y - top
+        kind = _Type(11, 16, LIGHT["ink"], "bold") if remark.startswith("low") else _Type(11, 16, LIGHT["muted"])
+        y = _draw_text(pen, x, y, remark, kind, _SIDE, 2)
+    return y
 
 
-def _draw_judged(pen: ImageDraw.ImageDraw, record: Mapping[str, Any], top: int) -> int:
+def _draw_judged(pen: _Pen, card: ReportCard, image: Image.Image | None, y: float) -> float:
     """Chips in groups, and the scores under the reference's column or, without chips, on the left."""
-    groups = [
-        (title, trust, [(c.verdict, c.glyph, c.words, c.verdict, c.detail) for c in chips])
-        for title, trust, chips in content.chip_groups(record)
-    ]
-    if flags := content.flag_words(record):
-        chips = [("warning", content.FLAG_GLYPH, words, "", "") for words in flags]
-        groups.append((content.FLAGS_TITLE, content.RULES, chips))
-    y = top + 40
-    for title, trust, chips in groups:
-        bold = font(_SMALL, "-Bold")
-        pen.text((_PAD, y), title, LIGHT["ink"], bold)
-        pen.text((_PAD + bold.getlength(title) + 20, y), trust, LIGHT["muted"], font(_SMALL))
-        y += 54 + _draw_chips(pen, chips, y + 54) + 32
-    scores = content.score_values(record)
-    if scores:
-        x = left = WIDTH - _COLUMN + _PAD if groups else _PAD
-        for name, value in scores:
-            pen.text((x, top + 40), name, LIGHT["muted"], font(_SMALL))
-            pen.text((x, top + 76), value, LIGHT["ink"], font(_SCORE, "-Bold"))
-            x += 176
-        note = Font(_SMALL, LIGHT["muted"])
-        y = max(y, top + 132 + _draw_text(pen, content.scores_note(record), (left, top + 140), note, 680, 3))
-    return y - top + 12 if groups or scores else 0
+    if not (card.chip_groups or card.scores):
+        return y
+    right = y = y + 20
+    for group in card.chip_groups:
+        end = pen.text(_PAD, y + _BOLD.size, group.title, _BOLD)
+        pen.text(end + 10, y + _BOLD.size, group.trust, _MUTED)
+        y = _draw_chips(pen, group.chips, y + 25) + 18
+    if card.scores:
+        x = left = _RIGHT if card.chip_groups else _PAD
+        for name, value in card.scores:
+            pen.text(x, right + _MUTED.size, name, _MUTED)
+            pen.text(x, right + 38, value, _Type(19, 24, weight="bold"))
+            x += 84
+        right = _draw_text(pen, left, right + 50, card.scores_note, _MUTED, _COLUMN - 2 * _PAD, 3) + 18
+    return max(y, right)
 
 
-def _draw_chips(pen: ImageDraw.ImageDraw, chips: Sequence[tuple[str, str, str, str, str]], top: int) -> int:
-    """Chips of (sign, glyph, words, verdict, detail), in as many lines as they need."""
-    x, y, height = _PAD, top, 60
-    for sign, glyph, words, verdict, detail in chips:
-        texts = [(words, "ink", ""), (verdict, "ink", "-Bold"), (detail, "muted", "")]
-        shown = [(text, color, font(_SMALL, style)) for text, color, style in texts if text]
-        start = 66 if glyph else 24
-        width = start + sum(int(face.getlength(text)) + 18 for text, _, face in shown) + 10
-        if x > _PAD and x + width > WIDTH - _COLUMN - _PAD:
-            x, y = _PAD, y + height + 16
-        pen.rounded_rectangle((x, y, x + width, y + height), radius=height // 2, outline=LIGHT["line"], width=2)
-        if glyph:
-            pen.ellipse((x + 9, y + 9, x + 51, y + 51), fill=SIGN_COLORS[sign])
-            pen.text((x + 30, y + 30), glyph, GLYPH_INK, font(_SMALL, "-Bold"), anchor="mm")
+def _draw_chips(pen: _Pen, chips: Sequence[Chip], y: float) -> float:
+    """Chips side by side, in as many lines as they need; one that is too wide is cut."""
+    x, height, most = float(_PAD), 28, _RIGHT - _PAD - 2 * _PAD
+    for chip in chips:
+        parts = [(chip.words, _SMALL), (chip.verdict, _BOLD), (chip.detail, _MUTED)]
+        shown = [(_cut(words, kind, most - 200), kind) for words, kind in parts if words.strip()]
+        start = 32 if chip.sign else 12
+        width = start + sum(_width(words, kind) + 8 for words, kind in shown) + 4
+        if x > _PAD and x + width > _PAD + most:
+            x, y = _PAD, y + height + 8
+        pen.frame(x, y, width, height, height / 2, LIGHT["line"])
+        if chip.sign:
+            pen.sign(x + 15, y + height / 2, 10, SIGN_COLORS[chip.sign], chip.glyph)
         at = x + start
-        for text, color, face in shown:
-            pen.text((at, y + 30), text, LIGHT[color], face, anchor="lm")
-            at += int(face.getlength(text)) + 18
-        x += width + 16
-    return y - top + height
+        for words, kind in shown:
+            at = pen.text(at, y + height / 2 + 4.5, words, kind) + 8
+        x += width + 8
+    return y + height
 
 
-def _draw_text(pen: ImageDraw.ImageDraw, text: str, where: tuple[int, int], ink: Font, width: int, limit: int) -> int:
-    return TextBlock((content.Piece(text),), ink, width, limit).draw(pen, *where)
-
-
-def _rule(pen: ImageDraw.ImageDraw, x: int, y: int) -> None:
-    pen.line((x, y, WIDTH, y), fill=LIGHT["line"], width=2)
+def _cut(words: str, kind: _Type, width: float) -> str:
+    """Words in one line, with an ellipsis where they would be wider."""
+    [line, *more] = islice(_wrapped((Sentence(words),), kind, width), 2)
+    return " ".join(word.text for word in line) + (_ELLIPSIS if more else "")

@@ -8,15 +8,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from radvision_utils.dashboard.content import AUTHORS
+from radvision_utils.dashboard.record import AUTHORS, Record
 from radvision_utils.runs import now
 
 SCORES = (1, 2, 3, 4, 5)  # 1: unusable, 5: as good as it gets
 
 
-def add_ratings(
-    path: Path, record: Mapping[str, Any], order: tuple[str, str], scores: tuple[int, int], comment: str
-) -> None:
+def add_ratings(path: Path, record: Record, order: tuple[str, str], scores: tuple[int, int], comment: str) -> None:
     """Append a study's two ratings; they are on the disk when this returns.
 
     Args:
@@ -26,13 +24,13 @@ def add_ratings(
         scores: of A and B, 1 to 5.
         comment: on both.
     """
-    model, time = record["model"], now()
+    model, time = record.model, now()
     lines = "".join(
         json.dumps(
             {
-                "uid": record["uid"],
-                "run": model["run"],
-                "stage": model["stage"],
+                "uid": record.uid,
+                "run": model.run,
+                "stage": model.stage,
                 "author": author,
                 "shown_as": letter,
                 "score": score,
@@ -73,13 +71,13 @@ def summary(ratings: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for rating in ratings:
         by_study.setdefault((rating["uid"], rating["stage"]), {})[rating["author"]] = rating["score"]
     rows = []
-    for author, words in AUTHORS.items():
+    for author in AUTHORS:
         scores = [study[author] for study in by_study.values() if author in study]
         if not scores:
             continue
         above = sum(study[author] > min(study.values()) for study in by_study.values() if author in study)
         rows.append(
-            {"author": words, "n": len(scores), "mean": sum(scores) / len(scores), "preferred": above}
+            {"author": author.capitalize(), "n": len(scores), "mean": sum(scores) / len(scores), "preferred": above}
             | {str(score): scores.count(score) for score in SCORES}
         )
     return rows

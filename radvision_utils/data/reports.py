@@ -90,8 +90,8 @@ class Report:
         headed: whether the text had headings; without any, the whole text stands in `findings`.
     """
 
-    findings: str
-    impression: str
+    findings: str = ""
+    impression: str = ""
     headed: bool = True
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from radvision_utils.evaluation.bootstrap import figure_text
 from radvision_utils.evaluation.phantom_accuracy import asserted_pairs
 from radvision_utils.evaluation.pointing import not_validated
-from radvision_utils.figures import BLUE, GRAY, GREEN, ORANGE, VERMILION, new_figure, tidy
+from radvision_utils.figures import BLUE, GRAY, GREEN, ORANGE, VERMILION, new_figure, save_figure, tidy
 from radvision_utils.runs import read_json_lines
 
 _COLORS = {"occlusion": BLUE, "gradient": ORANGE, "center": GREEN, "random": GRAY}
@@ -23,14 +23,14 @@ _SCORES = {"calibrated": BLUE, "token probability": ORANGE, "agreement of sample
 
 
 def save_evidence_figures(metrics: Mapping[str, Any], folder: Path) -> None:
-    """Writes the figures for which `metrics` has what they need as PNG into the evaluation's folder."""
+    """Writes the figures for which `metrics` has what they need into the evaluation's folder."""
     figures: dict[str, Figure] = {}
     if "evidence" in metrics:
         figures |= {"maps": show_maps(folder), "pointing": show_pointing(metrics), "deletion": show_curves(metrics)}
     if "confidence" in metrics:
         figures |= {"reliability": show_reliability(metrics), "coverage": show_coverage(metrics)}
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=120)
+        save_figure(figure, folder / name)
 
 
 def show_maps(folder: Path, count: int = 3) -> Figure:
@@ -84,7 +84,7 @@ def _supported(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[st
 
 def show_pointing(metrics: Mapping[str, Any]) -> Figure:
     """The pointing game: every map over all lesions, and the two maps against chance by finding."""
-    figure = new_figure(9, 3.8)
+    figure = new_figure(8, 3.8)
     if (found := metrics["evidence"].get("pointing")) is None:
         return _say(figure, not_validated(metrics))
     left, right = figure.subplots(1, 2)
@@ -139,7 +139,7 @@ def show_curves(metrics: Mapping[str, Any]) -> Figure:
 def show_reliability(metrics: Mapping[str, Any]) -> Figure:
     """How often sentences of a confidence are right: on the diagonal, a probability is what it says."""
     groups = metrics["confidence"]["calibration"]
-    figure = new_figure(4.6 * max(len(groups), 1), 4.2)
+    figure = new_figure(3.9 * max(len(groups), 1), 3.9)
     if not groups:
         return _say(figure, "no sentence speaks of an observation")
     for axes, (group, found) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):

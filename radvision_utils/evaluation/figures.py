@@ -13,23 +13,24 @@ from matplotlib.figure import Figure
 
 from radvision_utils.evaluation.rows import RULE_LABELS
 from radvision_utils.evaluation.table import STAGE_ROWS
-from radvision_utils.figures import BLUE, GRAY, ORANGE, VERMILION, new_figure, tidy
+from radvision_utils.figures import BLUE, GRAY, VERDICT_COLORS, VERDICTS, VERMILION, new_figure, save_figure, tidy
 
 LAST = STAGE_ROWS[max(STAGE_ROWS)]
 
 
 def save_figures(metrics: Mapping[str, Any], records: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Writes every figure as PNG into the evaluation's folder."""
+    """Writes every figure into the evaluation's folder."""
     figures = {
         "ladder": show_ladder(metrics),
         "observations": show_observations(metrics),
         "confusion": show_confusion(metrics),
+        "agreement": show_agreement(records),
         "text_against_labels": show_text_against_labels(records),
     }
     if any(record["findings"] for record in records):
         figures["verdicts"] = show_verdicts(records)
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=120)
+        save_figure(figure, folder / name)
 
 
 def show_ladder(metrics: Mapping[str, Any]) -> Figure:
@@ -37,7 +38,7 @@ def show_ladder(metrics: Mapping[str, Any]) -> Figure:
     names = [row["row"] for row in reversed(metrics["table"])]
     losses = {row["row"]: row.get("loss") for row in metrics["table"]}
     colors = [GRAY if losses[name] is None else BLUE for name in names]
-    figure = new_figure(9, 3.6)
+    figure = new_figure(7.6, 3.6)
     left, right = figure.subplots(1, 2, sharey=True)
     scores = [metrics["rows"][name][RULE_LABELS]["micro_f1"] for name in names]
     _bars_with_intervals(left, names, scores, colors)
@@ -53,7 +54,7 @@ def show_observations(metrics: Mapping[str, Any], row: str = LAST) -> Figure:
     """F1 of each of the 13 observations with its interval and support."""
     found = metrics["rows"][row]["observations"]
     names = sorted(found, key=lambda name: found[name]["support"])
-    figure = new_figure(9, 4.6)
+    figure = new_figure(7.2, 4.6)
     axes = figure.subplots()
     labels = [f"{name} ({found[name]['support']})" for name in names]
     _bars_with_intervals(axes, labels, [found[name] for name in names], [BLUE] * len(names))
@@ -102,26 +103,46 @@ def show_text_against_labels(predictions: Sequence[Mapping[str, Any]], stage: in
     return figure
 
 
+def show_agreement(predictions: Sequence[Mapping[str, Any]], stage: int = 3) -> Figure:
+    """For each observation, in how many studies a stage's report agrees with the reference by the rules, or how not."""
+    judged = [record["verdicts"].items() for record in predictions if record["model"]["stage"] == stage]
+    figure = _stacked(Counter(pair for pairs in judged for pair in pairs), "neither report asserts an observation")
+    figure.axes[0].set(xlabel=f"studies, stage {stage}; rule-based, may be wrong")
+    return figure
+
+
 def show_verdicts(predictions: Sequence[Mapping[str, Any]], stage: int = 3) -> Figure:
     """For each finding, how often a stage's reports agree with what was drawn, miss it, or assert it without reason."""
-    counts = Counter(
-        (finding["name"], finding["verdict"])
-        for record in predictions
-        if record["model"]["stage"] == stage
-        for finding in record["findings"]
-    )
-    names = sorted({name for name, _ in counts}, reverse=True)
-    figure = new_figure(9, 1.1 + 0.36 * max(len(names), 1))
+    drawn = [record["findings"] for record in predictions if record["model"]["stage"] == stage]
+    counts = Counter((finding["name"], finding["verdict"]) for findings in drawn for finding in findings)
+    figure = _stacked(counts, "no finding was drawn or asserted here")
+    figure.axes[0].set(xlabel=f"findings of the split, stage {stage}")
+    return figure
+
+
+def _stacked(counts: Mapping[tuple[str, str], int], none: str) -> Figure:
+    """A bar a name, of its counts by verdict; the verdict's glyph and the count stand in each part that has room."""
+    sums: Counter[str] = Counter()
+    for (name, _), count in counts.items():
+        sums[name] += count
+    names = sorted(sums, key=lambda name: (sums[name], name))
+    figure = new_figure(7.2, 1.1 + 0.34 * max(len(names), 1))
     axes = figure.subplots()
     left = [0] * len(names)
-    for verdict, color, hatch in (("agree", BLUE, ""), ("missed", ORANGE, "//"), ("unsupported", VERMILION, "..")):
-        widths = [counts[name, verdict] for name in names]
-        axes.barh(names, widths, left=left, color=color, hatch=hatch, edgecolor="white", label=verdict)
+    for verdict in (verdict for verdict in VERDICTS if any(kind == verdict for _, kind in counts)):
+        widths = [counts.get((name, verdict), 0) for name in names]
+        bars = axes.barh(
+            names, widths, left=left, color=VERDICT_COLORS[verdict], label=f"{VERDICTS[verdict]} {verdict}"
+        )
+        words = [f"{VERDICTS[verdict]} {n}" if n >= 0.06 * max(sums.values()) else "" for n in widths]
+        axes.bar_label(bars, words, label_type="center", fontsize=9, color="#07090b")
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    axes.set(xlabel=f"findings of the split, stage {stage}")
-    if not names:
-        axes.text(0.5, 0.5, "no finding was drawn or asserted here", ha="center", transform=axes.transAxes)
-    axes.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+    if names:
+        axes.bar_label(bars, [str(sums[name]) for name in names], padding=4, fontsize=9)
+        axes.margins(x=0.08)
+        axes.legend(frameon=False, ncols=len(VERDICTS), loc="lower right", bbox_to_anchor=(1, 1))
+    else:
+        axes.text(0.5, 0.5, none, ha="center", transform=axes.transAxes)
     tidy(axes)
     return figure
 

@@ -3,15 +3,14 @@ import json
 import pytest
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.dashboard.browser import ReportBrowser
+from radvision_utils.dashboard.browser import ReportBrowser, uploaded
 from radvision_utils.dashboard.card import ReportCard
-from radvision_utils.dashboard.panels import uploaded
-from radvision_utils.dashboard.records import read_predictions
+from radvision_utils.dashboard.record import Record, read_predictions
 
 
 @pytest.fixture
 def records(run_folder):
-    return [r for r in read_predictions(run_folder / "evaluation/predictions.jsonl") if r["split"] == "test"]
+    return [r for r in read_predictions(run_folder / "evaluation/predictions.jsonl") if r.split == "test"]
 
 
 @pytest.fixture
@@ -92,11 +91,18 @@ def test_no_records_and_no_such_index_are_refused(records, run_folder):
 def judged(records, run_folder):
     """The browser with verdicts, flags and scores by study: 17 agrees, 20 misses, 31 contradicts."""
     verdicts = {"17": "agree", "20": "missed", "31": "contradiction"}
-    for record in records:
-        record["verdicts"] = {"Edema": verdicts[record["uid"]], "Fracture": "agree"}
-        record["flags"] = ["prior study"] if record["uid"] == "20" else []
-        record["scores"] = {"label_f1": {"17": 1.0, "20": 0.2, "31": 0.4}[record["uid"]], "rouge_l": 0.9}
-    return ReportBrowser(records, run_folder)
+    changed = [
+        Record.read(
+            record.source
+            | {
+                "verdicts": {"Edema": verdicts[record.uid], "Fracture": "agree"},
+                "flags": ["prior study"] if record.uid == "20" else [],
+                "scores": {"label_f1": {"17": 1.0, "20": 0.2, "31": 0.4}[record.uid], "rouge_l": 0.9},
+            }
+        )
+        for record in records
+    ]
+    return ReportBrowser(changed, run_folder)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +201,7 @@ def test_an_image_of_ones_own_is_reported_on_by_the_model_at_hand(records, run_f
         asked.append((name, image, stage))
         if name == "broken.png":
             raise RadVisionError("broken.png cannot be read: give a PNG.")
-        return ReportCard(make_record(uid=name, reference=None), cached=False)
+        return ReportCard(Record.read(make_record(uid=name, reference=None)), cached=False)
 
     browser = ReportBrowser(records, run_folder, report_on=report_on)
     browser.own.report.click()

@@ -8,9 +8,11 @@ import pytest
 from radvision_utils.config import project_root
 from radvision_utils.dashboard.card import ReportCard
 from radvision_utils.dashboard.page import write_page
-from radvision_utils.dashboard.records import read_predictions
+from radvision_utils.dashboard.record import Record, read_predictions
+from radvision_utils.evaluation.figures import show_agreement
 from radvision_utils.evaluation.finding_labels import OBSERVATIONS
 from radvision_utils.evaluation.table import COLUMNS, FACTS
+from radvision_utils.figures import save_figure
 from radvision_utils.phantoms.phantom_rows import phantom_row
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -54,6 +56,11 @@ HOSTS = {
 }
 
 
+def bare(card):
+    """The card's HTML as a notebook that is not trusted has it."""
+    return re.sub(r"<style>.*?</style>", "", card.html(), flags=re.DOTALL)
+
+
 @pytest.fixture(scope="module")
 def chromium():
     quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
@@ -78,12 +85,12 @@ def card(make_record, run_folder):
         flags=["prior study", "findings against impression"],
         scores={"label_f1": 0.5, "bleu4": 0.1, "rouge_l": 0.2, "cider_d": 1.0},
     )
-    return ReportCard(record, run_folder / "data/images/17.png")
+    return ReportCard(Record.read(record), run_folder / "data/images/17.png")
 
 
 def test_no_text_leaves_its_column_and_rows_align_from_900_pixels_on(chromium, card):
     page = chromium.new_page()
-    for html in (card.html(), re.sub(r"<style>.*?</style>", "", card.html(), flags=re.DOTALL)):
+    for html in (card.html(), bare(card)):
         page.set_content(f"<!doctype html>{html}")
         for width in (360, 768, 1440):
             page.set_viewport_size({"width": width, "height": 900})
@@ -110,10 +117,12 @@ def test_every_host_and_theme_has_contrast_of_at_least_4_5(chromium, card, syste
 @pytest.fixture
 def page(chromium, run_folder):
     """The standalone page of three studies, from its file; a message or a request beyond it fails."""
-    records = read_predictions(run_folder / "evaluation/predictions.jsonl")
-    for record in records:
-        record["verdicts"] = {"Edema": "contradiction" if record["uid"] == "31" else "agree"}
-        record["scores"]["label_f1"] = {"17": 1.0, "20": 0.5}.get(record["uid"], 0.0)
+    records = []
+    for record in read_predictions(run_folder / "evaluation/predictions.jsonl"):
+        verdicts = {"Edema": "contradiction" if record.uid == "31" else "agree"}
+        scores = {"label_f1": {"17": 1.0, "20": 0.5}.get(record.uid, 0.0)}
+        records.append(Record.read({**record.source, "verdicts": verdicts, "scores": scores}))
+    save_figure(show_agreement([record.source for record in records]), run_folder / "evaluation/agreement")
     path = write_page(records, {}, run_folder, run_folder / "dashboard/index.html")
     page, problems = chromium.new_page(), []
     page.on("console", lambda message: problems.append(message.text))
@@ -215,8 +224,8 @@ CUT_IN_CHARTS = """() => [...document.querySelectorAll('svg.chart text')].filter
 
 def test_no_chart_cuts_the_name_of_an_observation(chromium, run_folder):
     records = read_predictions(run_folder / "evaluation/predictions.jsonl")
-    for record in records:
-        record["verdicts"] = dict.fromkeys(OBSERVATIONS, "agree")
+    judged = [{**record.source, "verdicts": dict.fromkeys(OBSERVATIONS, "agree")} for record in records]
+    save_figure(show_agreement(judged), run_folder / "evaluation/agreement")
     path = write_page(records, {}, run_folder, run_folder / "x.html")
     page = chromium.new_page(viewport={"width": 1440, "height": 900})
     page.goto(path.as_uri())
@@ -230,7 +239,7 @@ OVER = "getComputedStyle(document.querySelector('.rv-m{}')).opacity"
 
 @pytest.fixture
 def explained_card(explained, run_folder):
-    return ReportCard(explained, run_folder / "data/images/17.png")
+    return ReportCard(Record.read(explained), run_folder / "data/images/17.png")
 
 
 def settled(page, number):
@@ -266,7 +275,7 @@ def test_two_cards_of_one_study_are_switched_apart(chromium, explained_card):
 
 def test_without_its_style_sheet_the_card_shows_small_pictures_and_no_switch(chromium, explained_card):
     page = chromium.new_page()
-    page.set_content(f"<!doctype html>{explained_card.article()}")
+    page.set_content(f"<!doctype html>{bare(explained_card)}")
     assert page.locator(".rv-thumb").first.is_visible()
     assert not page.locator(".rv-switch").is_visible()
     assert not page.locator(".rv-map").first.is_visible()
@@ -290,7 +299,8 @@ def test_a_card_with_evidence_fits_every_width_with_contrast(chromium, explained
 def explained_page(chromium, explained, run_folder):
     """The page of two studies with evidence."""
     records = [
-        {**explained, "uid": uid, "index": n, "image": f"data/images/{uid}.png"} for n, uid in enumerate(("17", "20"))
+        Record.read({**explained, "uid": uid, "index": n, "image": f"data/images/{uid}.png"})
+        for n, uid in enumerate(("17", "20"))
     ]
     path = write_page(records, {}, run_folder, run_folder / "dashboard/index.html")
     page = chromium.new_page()
@@ -346,7 +356,8 @@ def test_pictures_to_look_at_are_left_in_outputs(chromium, run_folder, card, sch
 def test_six_hundred_studies_open_within_two_seconds_and_forty_megabytes(chromium, make_record, run_folder):
     (run_folder / "data/images/600.png").write_bytes(phantom_row(148)["img_frontal"])
     records = [
-        make_record(uid=str(n), index=n, image="data/images/600.png", verdicts={"Edema": "missed"}) for n in range(600)
+        Record.read(make_record(uid=str(n), index=n, image="data/images/600.png", verdicts={"Edema": "missed"}))
+        for n in range(600)
     ]
     path = write_page(records, {}, run_folder, run_folder / "dashboard/index.html")
     assert path.stat().st_size < 40_000_000

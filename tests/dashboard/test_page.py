@@ -2,11 +2,12 @@ import re
 
 import pytest
 
-from radvision_utils.config import RadVisionError
-from radvision_utils.dashboard.content import FOOTER
-from radvision_utils.dashboard.markup import anchor
-from radvision_utils.dashboard.page import write_page
-from radvision_utils.dashboard.records import read_predictions
+from radvision_utils.config import DISCLAIMER, RadVisionError
+from radvision_utils.dashboard.page import anchor, write_page
+from radvision_utils.dashboard.record import Record, read_predictions
+from radvision_utils.evaluation.evidence_figures import save_evidence_figures
+from radvision_utils.evaluation.figures import show_agreement, show_verdicts
+from radvision_utils.figures import new_figure, save_figure
 
 LABELS = "rule labels, findings + impression"
 
@@ -40,7 +41,7 @@ def test_shows_the_last_stage_of_the_test_split_only(page):
     found = re.findall(r'class="rv-text"[^>]*>Findings of (\d+) by stage (\d)', page)
     assert found == [("17", "3"), ("20", "3"), ("31", "3")]
     assert "uid=99" not in page
-    assert FOOTER in page
+    assert DISCLAIMER in page
 
 
 def test_is_one_well_formed_file_that_loads_nothing(page, read_html):
@@ -68,7 +69,9 @@ def test_images_of_cards_wait_until_they_are_needed(page, read_html):
 def test_table_has_every_column_that_any_row_has_and_intervals(page):
     heads = re.findall(r'<th scope="col">(.*?)</th>', page)
     assert heads == ["Reports by", "Rule\u2011label F1, micro", "BLEU\u20114", "Meteor", "Studies"]
-    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr.*?>(.*?)</tr>", page)[1:]]
+    rows = [
+        re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr.*?>(.*?)</tr>", page, re.DOTALL)[1:]
+    ]
     none = "\N{EN DASH}"
     assert rows[0] == ["&lt;b&gt;constant&lt;/b&gt;", "0.200", "0.199", none, none]
     assert rows[1] == ["after stage 3", "0.500<small>0.40\N{EN DASH}0.60</small>", "0.200", none, "1,234"]
@@ -92,18 +95,22 @@ def test_the_first_answer_says_whether_the_model_is_any_good(run_folder, tmp_pat
 
 
 def test_image_use_and_the_worst_studies_stand_on_the_first_screen(run_folder, tmp_path):
-    records = records_of(run_folder)
-    for record in records:
-        bad = record["uid"] == "31"
-        record |= {"verdicts": {"Edema": "contradiction" if bad else "agree"}, "flags": ["prior study"] * bad}
+    records = []
+    for record in records_of(run_folder):
+        bad = record.uid == "31"
+        known = {"verdicts": {"Edema": "contradiction" if bad else "agree"}, "flags": ["prior study"] * bad}
+        records.append(Record.read({**record.source, **known}))
+    sources = [record.source for record in records if record.split == "test"]
+    save_figure(show_agreement(sources), run_folder / "evaluation/agreement")
     page = write_page(records, METRICS, run_folder, tmp_path / "index.html").read_text(encoding="utf-8")
     first_screen = page[: page.index('id="reports"')]
     assert "Not shown</p><p>&lt;loss gap&gt; 0.01" in first_screen
     assert re.findall(r'href="#(uid=\d+)"', first_screen) == ["uid=31"]
     assert "contradiction: edema" in first_screen
     assert "1 of 3 studies</p><p>contradict the reference; in 2 nothing disagrees" in first_screen
-    assert "Edema: 1 contradiction, 2 agree" in first_screen
-    assert "&quot;Edema&quot;, &quot;contradiction&quot;" in page
+    for words in ("Agreement by observation", ">Edema<", ">≠ 1<", ">✓ 2<"):
+        assert words in first_screen
+    assert "&#34;Edema&#34;, &#34;contradiction&#34;" in page
     assert '<option value="prior study">' in page
 
 
@@ -135,24 +142,29 @@ def known(value):
     return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 3}
 
 
+LESIONS = {
+    "lesions": 74,
+    "hit": {"occlusion": known(0.87), "random": known(0.11)},
+    "by_finding": {"nodule": {name: known(0.5) for name in ("random", "gradient", "occlusion")}},
+    "counts": {"nodule": 74},
+    "deletion": {"occlusion": {"curve": [1.0, 0.2], "area": known(0.5)}},
+    "insertion": {"occlusion": {"curve": [0.2, 1.0], "area": known(0.5)}},
+}
+BINS = [{"n": 12, "score": 0.45, "right": 0.5}, {"n": 900, "score": 0.95, "right": 0.9}]
 TRUST = {
-    "evidence": {
-        "pointing": {"lesions": 74, "hit": {"occlusion": known(0.87), "random": known(0.11), "<b>": {"value": None}}}
-    },
+    "evidence": {"pointing": LESIONS, "sentence": "maps point: <yes>"},
     "confidence": {
         "samples": 5,
         "calibration": {
             "all sentences": {
+                "sentences": 912,
+                "right": known(0.9),
                 "ece": {"calibrated": known(0.131)},
-                "bins": {
-                    "calibrated": [{"n": 12, "score": 0.45, "right": 0.5}, {"n": 900, "score": 0.95, "right": 0.9}]
-                },
+                "bins": {"calibrated": BINS},
             }
         },
         "coverage": [
-            {"agreement": 0, "told": known(0.8), "unsupported": known(0.2)},
-            {"agreement": 3, "told": known(0.6), "unsupported": known(0.1)},
-            {"agreement": 5, "told": known(0.3), "unsupported": {"value": None, "low": None, "high": None}},
+            {"agreement": n, "shown": known(1 - n / 10), "told": known(0.8), "unsupported": known(0.2)} for n in (0, 3)
         ],
     },
 }
@@ -163,16 +175,55 @@ def written(run_folder, metrics):
     return path.read_text(encoding="utf-8")
 
 
-def test_the_page_says_how_far_maps_and_confidence_are_to_be_trusted(run_folder, read_html):
-    page = written(run_folder, TRUST)
+@pytest.fixture
+def trusted(run_folder):
+    """A run whose evaluation left the figures of evidence and confidence."""
+    (run_folder / "evaluation/evidence.jsonl").write_text("", encoding="utf-8")
+    save_evidence_figures(TRUST, run_folder / "evaluation")
+    return run_folder
+
+
+def test_the_page_says_how_far_maps_and_confidence_are_to_be_trusted(trusted, read_html):
+    page = written(trusted, TRUST)
     read_html(page)
-    for words in ("74 drawn lesions", ">by occlusion (on the cards)</text>", ">random map</text>", ">0.87</text>"):
+    for words in ("Do maps point at the lesion?", "(share of 74 lesions, 95 % interval)", ">0.87<", "error 0.131"):
         assert words in page
-    assert "Expected calibration error 0.131 (0.031 to 0.231)." in page
-    assert ">900</text>" in page
-    assert ">none hidden</text>" in page
-    assert ">below 3 of 5</text>" in page
-    assert "below 5 of 5</text>" not in page  # nothing is left there to be wrong about
+    assert "least agreement of 5 samples" in page
+    assert "Maps point: &lt;yes&gt;." in page
+
+
+def test_charts_take_the_color_of_the_page_and_share_no_id(trusted, read_html):
+    save_figure(show_verdicts([]), trusted / "evaluation/verdicts")
+    page = written(trusted, TRUST)
+    elements = read_html(page).elements
+    ids = [a["id"] for _, a in elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    used = set(re.findall(r"url\(#([^)]+)\)", page)) | {a["href"][1:] for tag, a in elements if tag == "use"}
+    assert used
+    assert used <= set(ids)
+    charts = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
+    assert charts.count("<svg") == 4
+    assert "#000000" not in charts
+    assert "stroke: currentColor" in charts
+    assert all(len(chart) < 60_000 for chart in charts.split("</svg>"))
+
+
+def test_a_drawing_from_a_stranger_brings_nothing_but_its_drawing(run_folder, read_html):
+    figure = new_figure(3, 2)
+    figure.text(0.1, 0.5, "</svg><script>alert(1)</script>")
+    path = run_folder / "evaluation/ladder"
+    save_figure(figure, path)
+    svg = path.with_suffix(".svg").read_text(encoding="utf-8")
+    bad = (
+        '<script>alert(2)</script><a href="https://x.org"><path d="M0 0" onclick="alert(3)"/></a><g onload="alert(4)"/>'
+    )
+    path.with_suffix(".svg").write_text(svg.replace("</svg>", f"{bad}</svg>"), encoding="utf-8")
+    elements = read_html(written(run_folder, {})).elements
+    assert [tag for tag, _ in elements].count("script") == 1
+    assert not any(key.startswith("on") for _, attributes in elements for key in attributes)
+    path.with_suffix(".svg").write_text("<svg", encoding="utf-8")
+    with pytest.raises(RadVisionError, match=r"ladder\.svg is no SVG"):
+        written(run_folder, {})
 
 
 def test_maps_that_nothing_drawn_could_validate_are_called_so(run_folder):
@@ -181,13 +232,5 @@ def test_maps_that_nothing_drawn_could_validate_are_called_so(run_folder):
     assert "Do maps point" not in page
 
 
-@pytest.mark.parametrize(
-    "broken",
-    [
-        {"evidence": {"pointing": {"hit": {"occlusion": "high"}}}},
-        {"confidence": {"calibration": {"all sentences": {"bins": {"calibrated": [{"score": "x"}]}}}}},
-        {"confidence": {"coverage": [{"agreement": 1, "told": {"value": 7}, "unsupported": None}]}},
-    ],
-)
-def test_figures_of_another_shape_are_left_out(run_folder, broken):
-    assert "<svg" not in written(run_folder, broken)
+def test_a_run_without_figures_has_a_page_without_charts(run_folder):
+    assert "<svg" not in written(run_folder, METRICS)

@@ -1,14 +1,15 @@
 from radvision_utils.dashboard.ratings import add_ratings, read_ratings, summary
+from radvision_utils.dashboard.record import Record
 
 BLIND = ("reference", "generated")
 
 
 def test_a_line_torn_by_a_crash_spoils_no_other(make_record, tmp_path):
     path = tmp_path / "ratings.jsonl"
-    add_ratings(path, make_record(uid="1"), BLIND, (5, 3), "")
+    add_ratings(path, Record.read(make_record(uid="1")), BLIND, (5, 3), "")
     whole = path.read_bytes()
     path.write_bytes(whole + whole[:40])
-    add_ratings(path, make_record(uid="2"), BLIND, (4, 4), "")
+    add_ratings(path, Record.read(make_record(uid="2")), BLIND, (4, 4), "")
     assert [(r["uid"], r["author"], r["score"]) for r in read_ratings(path)] == [
         ("1", "reference", 5),
         ("1", "generated", 3),
@@ -19,8 +20,8 @@ def test_a_line_torn_by_a_crash_spoils_no_other(make_record, tmp_path):
 
 def test_a_study_rated_again_counts_once_with_its_latest_rating(make_record, tmp_path):
     path = tmp_path / "ratings.jsonl"
-    add_ratings(path, make_record(), BLIND, (5, 3), "")
-    add_ratings(path, make_record(), BLIND, (1, 2), "on second thoughts")
+    add_ratings(path, Record.read(make_record()), BLIND, (5, 3), "")
+    add_ratings(path, Record.read(make_record()), BLIND, (1, 2), "on second thoughts")
     generated, reference = summary(read_ratings(path))
     assert (generated["n"], generated["mean"], generated["preferred"]) == (1, 2.0, 1)
     assert (reference["n"], reference["1"], reference["preferred"]) == (1, 1, 0)

@@ -12,12 +12,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.dashboard.card import ReportCard
-from radvision_utils.dashboard.content import FLAGS, VERDICTS
-from radvision_utils.dashboard.records import ORDERS, find_prediction, read_predictions
+from radvision_utils.dashboard.card import FLAGS, ReportCard
+from radvision_utils.dashboard.record import ORDERS, Record, find_prediction, read_predictions
 from radvision_utils.data.reports import Report
 from radvision_utils.evaluation.finding_labels import OBSERVATIONS, compare, label
 from radvision_utils.evaluation.records import mention_spans, mentioned
+from radvision_utils.figures import VERDICTS
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -125,12 +125,12 @@ def records(draw: st.DrawFn) -> dict[str, Any]:
 
 @given(records())
 def test_any_texts_give_well_formed_html_without_foreign_elements(record):
-    card = ReportCard(record)
+    card = ReportCard(Record.read(record))
     check(card.html())
     assert "\x00" not in card.html()
     assert "\x00" not in card.text()
     for order in ORDERS.values():
-        assert order(record) == order(record)
+        assert order(card.record) == order(card.record)
 
 
 ANYTHING = st.recursive(
@@ -153,7 +153,7 @@ def test_a_record_with_a_value_of_any_kind_gives_a_card_or_one_sentence(tmp_path
         [read] = read_predictions(path)
         card = ReportCard(read)
         html, text = card.html(), card.text()
-        find_prediction(path, str(read["uid"]), "test", 3)
+        find_prediction(path, read.uid, "test", 3)
     except RadVisionError as error:
         text, html = str(error), ""
     check(html)

@@ -1,0 +1,541 @@
+"""A prediction record: what a model wrote of one study, what the reference says, and all that was found out about it.
+
+It is read from `predictions.jsonl` and from `evidence.jsonl` and `confidence.jsonl` beside it. The types below are the
+only description of those files here: what does not fit them gives one sentence that names the field.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from radvision_utils.config import RadVisionError
+from radvision_utils.data.reports import Report
+from radvision_utils.evaluation.finding_labels import Label, sentences
+from radvision_utils.figures import VERDICTS
+
+logger = logging.getLogger(__name__)
+
+AUTHORS = ("generated", "reference")
+SECTIONS = ("findings", "impression")
+ASSERTED = "asserted"
+LAST_STAGE = 3  # whose reports the evaluation explains
+HIGH, MEDIUM = 0.9, 0.7  # the least probability of being right that is called high, and medium
+NOT_SUPPORTED = "not supported by occlusion"
+OTHER_SIDE = "map on the other side than the sentence says"
+_BESIDE = {"evidence": "evidence.jsonl", "confidence": "confidence.jsonl"}
+"""What is known of a study's report beyond its words, by key of its record; files beside the predictions."""
+_MOST_CELLS = 64  # of a map's side; a 7B at 512 x 512 has 18
+_MIDDLE = 0.05  # of the image's side, on either side of its middle
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # a terminal would obey, a file refuse them
+
+
+@dataclass(frozen=True)
+class EvidenceMap:
+    """How much each cell of the image speaks for a sentence.
+
+    Attributes:
+        occlusion: rows of cells from the top, by occlusion, 0 (nothing) to 1 (most).
+        supported: whether taking the strongest cells away together matters, and more than taking away any others.
+        side_consistent: whether the map lies on the side that the sentence names; None where it names none.
+        rank_correlation: with the map by gradient, -1 to 1; None where it is not known.
+    """
+
+    occlusion: tuple[tuple[float, ...], ...]
+    supported: bool
+    side_consistent: bool | None = None
+    rank_correlation: float | None = None
+
+    @property
+    def where(self) -> str:
+        """The place of the strongest cell, "upper left of the image"; the image's left is the patient's right."""
+        peak, up, left = max((v, -y, -x) for y, row in enumerate(self.occlusion) for x, v in enumerate(row))
+        if peak <= 0:
+            return "nowhere in the image"
+        height, width = len(self.occlusion), len(self.occlusion[0])
+        names = (
+            ("upper", "middle", "lower")[_third((0.5 - up) / height)],
+            ("left", "center", "right")[_third((0.5 - left) / width)],
+        )
+        return ("center" if names == ("middle", "center") else " ".join(names)) + " of the image"
+
+    @property
+    def doubts(self) -> list[str]:
+        """What speaks against the map."""
+        return [NOT_SUPPORTED] * (not self.supported) + [OTHER_SIDE] * (self.side_consistent is False)
+
+    @property
+    def summary(self) -> str:
+        """Where it is strongest and what speaks against it."""
+        where = self.where
+        return ", ".join([where if where.startswith("nowhere") else f"at the {where}", *self.doubts])
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How far a sentence is to be trusted.
+
+    Attributes:
+        log_probability: mean over its tokens, in nats.
+        samples: how many reports were sampled.
+        confidence: the probability that it is right, calibrated on validation studies, 0 to 1; None if it was not.
+        agreement: how many of the sampled reports assert its finding; None where it has none.
+    """
+
+    log_probability: float
+    samples: int = 0
+    confidence: float | None = None
+    agreement: int | None = None
+
+    @property
+    def level(self) -> str:
+        """ "high confidence", or "" where it was not calibrated."""
+        if self.confidence is None:
+            return ""
+        return f"{'high' if self.confidence >= HIGH else 'medium' if self.confidence >= MEDIUM else 'low'} confidence"
+
+    @property
+    def percent(self) -> str:
+        """The calibrated probability, "92 %"; "" where there is none."""
+        return "" if self.confidence is None else f"{round(100 * self.confidence)} %"
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence of a report with what is known of it.
+
+    Attributes:
+        text: as written.
+        before: the blanks and line breaks between the sentence before and this one.
+        number: its place in the report, from 1.
+        verdict: the worst of the verdicts that rest on it, or "".
+        observations: those that have this verdict.
+        map: what a generated sentence rests on.
+        confidence: how far a generated sentence is to be trusted.
+    """
+
+    text: str
+    before: str = ""
+    number: int = 1
+    verdict: str = ""
+    observations: tuple[str, ...] = ()
+    map: EvidenceMap | None = None
+    confidence: Confidence | None = None
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is said under it, in words."""
+        remarks = self.map.doubts if self.map else []
+        if sure := self.confidence:
+            said = "" if sure.agreement is None else f"{sure.agreement} of {sure.samples} sampled reports say so"
+            remarks = [words for words in (sure.level, said) if words] + remarks
+        return remarks
+
+    def below(self, least: int) -> bool:
+        """Whether fewer than `least` sampled reports say so; a sentence that asserts no finding is never below."""
+        agreement = self.confidence.agreement if self.confidence else None
+        return agreement is not None and agreement < least
+
+
+@dataclass(frozen=True)
+class Mention:
+    """Where a section speaks of an observation: its status there, and the first character."""
+
+    observation: str
+    status: str
+    start: int
+
+
+@dataclass(frozen=True)
+class DrawnFinding:
+    """A finding of a phantom study against what was drawn."""
+
+    name: str
+    verdict: str
+    side: str = ""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What wrote the report: the run, its stage (0 is the untuned base) and the base model."""
+
+    run: str
+    stage: int
+    base: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of `predictions.jsonl`, joined with what `evidence.jsonl` and `confidence.jsonl` know of its report.
+
+    Every text is without control characters. `labels` and `mentions` are by author ("generated", "reference"); the
+    latter then by section. `reference` is None for an image of one's own; `verdicts` is None where no rules were run.
+    """
+
+    uid: str
+    generated: Report
+    reference: Report | None
+    model: Model
+    split: str = ""
+    index: int | None = None
+    image: str = ""
+    view: str = ""
+    indication: str = ""
+    labels: dict[str, dict[str, Label]] = field(default_factory=dict)
+    verdicts: dict[str, str] | None = None
+    mentions: dict[str, dict[str, tuple[Mention, ...]]] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    findings: tuple[DrawnFinding, ...] = ()
+    scores: dict[str, float] = field(default_factory=dict)
+    seconds: float | None = None
+    evidence: dict[str, Any] = field(default_factory=dict)
+    confidence: dict[str, Any] = field(default_factory=dict)
+    source: Any = field(default=None, repr=False)
+
+    @classmethod
+    def read(cls, source: Mapping[str, Any]) -> Record:
+        """The record of a JSON object, which it keeps as `source`.
+
+        Raises:
+            RadVisionError: a field is missing or of the wrong kind, or a verdict is none of `VERDICTS`.
+        """
+        try:
+            record: Record = _build(cls, source, "")
+        except _NotOfKind as error:
+            raise RadVisionError(
+                f"no prediction record ({error}): delete the file and run the evaluation again."
+            ) from None
+        judged = [*(record.verdicts or {}).items(), *((finding.name, finding.verdict) for finding in record.findings)]
+        for name, verdict in judged:
+            if verdict not in VERDICTS:
+                raise RadVisionError(
+                    f"finding {name!r} of study {record.uid} has the verdict {verdict!r}: "
+                    f"use one of {', '.join(VERDICTS)}."
+                )
+        return replace(record, source=source)
+
+    @property
+    def verdict_pairs(self) -> list[tuple[str, str]]:
+        """Observation and verdict: by the rules where a record has those, else of a phantom's drawn findings.
+
+        Without a reference there is nothing to judge by: what the report asserts has the verdict "asserted".
+        """
+        if self.reference is None:
+            return [(name, ASSERTED) for name in self.asserted]
+        if self.verdicts is not None:
+            return list(self.verdicts.items())
+        return [(finding.name, finding.verdict) for finding in self.findings]
+
+    @property
+    def asserted(self) -> dict[str, Label]:
+        """The observations that the generated report asserts."""
+        said = self.labels.get("generated", {})
+        return {name: label for name, label in said.items() if label.status in ("present", "uncertain")}
+
+    @cached_property
+    def sentences(self) -> dict[tuple[str, str], tuple[Sentence, ...]]:
+        """The sentences of every report by author and section."""
+        found: dict[tuple[str, str], tuple[Sentence, ...]] = {}
+        for author in AUTHORS:
+            number = 0
+            for section in SECTIONS:
+                found[author, section] = tuple(self._read_sentences(author, section, number))
+                number += len(found[author, section])
+        return found
+
+    @property
+    def explained(self) -> list[Sentence]:
+        """The generated sentences of the sections of which anything is known beyond their words."""
+        return [s for section in SECTIONS if is_explained(self.sentences["generated", section])
+                for s in self.sentences["generated", section]]  # fmt: skip
+
+    def _read_sentences(self, author: str, section: str, number: int) -> Iterator[Sentence]:
+        report = self.generated if author == "generated" else self.reference
+        text, end = getattr(report, section, ""), 0
+        behind = [
+            (m, v) for m in self.mentions.get(author, {}).get(section, ()) if (v := self._verdict_behind(author, m))
+        ]
+        known = {part: self._known(part, section) if author == "generated" else {} for part in _BESIDE}
+        for index, (start, stop) in enumerate(sentences(text)):
+            inside = [(m.observation, verdict) for m, verdict in behind if start <= m.start < stop]
+            worst = min((verdict for _, verdict in inside), key=list(VERDICTS).index, default="")
+            place = (index, " ".join(text[start:stop].split()))
+            yield Sentence(
+                text[start:stop],
+                text[end:start] if index else "",
+                number + index + 1,
+                worst,
+                tuple(dict.fromkeys(name for name, verdict in inside if verdict == worst)),
+                **{_PARTS[part]: self._read_part(part, known[part].get(place)) for part in _BESIDE},
+            )
+            end = stop
+
+    def _verdict_behind(self, author: str, mention: Mention) -> str:
+        """The verdict that rests on this mention, or "".
+
+        A sentence is behind a verdict where it says what the whole report was taken to say of the observation: in a
+        report that is read as "enlarged heart", the sentence that calls the heart normal is not.
+        """
+        verdict = (self.verdicts or {}).get(mention.observation, "")
+        if {"missed": "reference", "unsupported": "generated"}.get(verdict, author) != author:
+            return ""
+        label = self.labels.get(author, {}).get(mention.observation)
+        return verdict if label is None or label.status == mention.status else ""
+
+    def _known(self, part: str, section: str) -> dict[tuple[int, str], Mapping[str, Any]]:
+        """A part's entries of a section by index and text; those of another report than the record's do not fit it."""
+        entries = getattr(self, part).get("sentences")
+        return {
+            (entry["index"], " ".join(clean(entry.get("text")).split())): entry
+            for entry in (entries if isinstance(entries, list) else [])
+            if isinstance(entry, Mapping) and entry.get("section") == section and isinstance(entry.get("index"), int)
+        }
+
+    def _read_part(self, part: str, entry: Mapping[str, Any] | None) -> Any:
+        """The map or confidence of an entry; None, with a line in the log, where the entry is damaged."""
+        if entry is None:
+            return None
+        try:
+            return _evidence_map(entry, self.evidence) if part == "evidence" else _confidence(entry, self.confidence)
+        except ValueError as error:
+            where = f"study {self.uid}, {entry['section']} sentence {entry['index'] + 1}"
+            logger.warning("%s: its %s is damaged (%s) and is left out", where, _PARTS[part], error)
+            return None
+
+
+_PARTS = {"evidence": "map", "confidence": "confidence"}  # what a sentence has of each
+
+
+def is_explained(found: Iterable[Sentence]) -> bool:
+    """Whether anything is known of some sentence beyond its words."""
+    return any(sentence.map or sentence.confidence for sentence in found)
+
+
+def clean(value: object) -> str:
+    """Any value as text, with blanks for control characters, so that places in it stay; None is ""."""
+    return "" if value is None else _UNSEEN.sub(" ", str(value))
+
+
+def read_predictions(path: Path) -> list[Record]:
+    """The records of a `predictions.jsonl` file, in its order; blank lines are skipped.
+
+    A report of the last stage carries its lines of `evidence.jsonl` and `confidence.jsonl`, where these lie beside the
+    file.
+
+    Raises:
+        RadVisionError: the file is missing, or a line is no prediction record; the sentence names the line.
+    """
+    known = {part: {entry["uid"]: entry for entry in _entries(path, part)} for part in _BESIDE}
+    return [_record(line, number, path, known) for number, line in _lines(path)]
+
+
+def find_prediction(path: Path, uid: str, split: str, stage: int) -> Record | None:
+    """The record of one study and stage, or None; reads as JSON only the lines that hold the uid, for speed.
+
+    Raises:
+        RadVisionError: as `read_predictions`, for those lines.
+    """
+    sign = json.dumps(uid, ensure_ascii=False)
+    for number, line in _lines(path, sign):
+        record = _record(line, number, path, {})
+        if (record.source["uid"], record.split, record.model.stage) == (uid, split, stage):
+            known = {part: {e["uid"]: e for e in _entries(path, part, sign)} for part in _BESIDE}
+            return _record(line, number, path, known)
+    return None
+
+
+def image_path(record: Record, root: Path) -> Path | None:
+    """The file of a record's image under the run folder, or None where the record has none.
+
+    Raises:
+        RadVisionError: the path leaves the run folder; a page must not embed files from elsewhere.
+    """
+    if not record.image:
+        return None
+    relative = Path(record.image)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise RadVisionError(
+            f"the image {str(relative)!r} of study {record.uid} lies outside the run folder: "
+            "give a path relative to it."
+        )
+    return root / relative
+
+
+def by_contradiction(record: Record) -> tuple[float, ...]:
+    """Worst first: contradictions, then what was missed or invented, then the lowest label F1."""
+    found = [verdict for _, verdict in record.verdict_pairs]
+    wrong = found.count("missed") + found.count("unsupported")
+    return (-found.count("contradiction"), -wrong, *by_label_f1(record))
+
+
+def by_label_f1(record: Record) -> tuple[float, ...]:
+    """Lowest label F1 first; studies without one last."""
+    return (record.scores.get("label_f1", 2.0), by_index(record))
+
+
+def by_gap(record: Record) -> tuple[float, ...]:
+    """Where words agree most and labels least: ROUGE-L less label F1, largest first; studies without either last."""
+    words, labels = record.scores.get("rouge_l"), record.scores.get("label_f1")
+    return (2.0 if words is None or labels is None else labels - words, by_index(record))
+
+
+def by_index(record: Record) -> float:
+    """The order of the data."""
+    return float(record.index or 0)
+
+
+ORDERS: dict[str, Callable[[Record], Any]] = {
+    "index": by_index,
+    "worst contradiction": by_contradiction,
+    "lowest label F1": by_label_f1,
+    "ROUGE-L above label F1": by_gap,
+}
+
+
+def fits(record: Record, observation: str = "", verdict: str = "", flag: str = "") -> bool:
+    """Whether a record has an observation with a verdict, and a flag; "" asks for nothing."""
+    if flag and flag not in record.flags:
+        return False
+    return not (observation or verdict) or any(
+        observation in ("", name) and verdict in ("", found) for name, found in record.verdict_pairs
+    )
+
+
+def observations(records: Iterable[Record]) -> list[str]:
+    """Every observation with a verdict, the most frequent disagreement first."""
+    wrong: dict[str, int] = {}
+    for record in records:
+        for name, verdict in record.verdict_pairs:
+            wrong[name] = wrong.get(name, 0) + (verdict != "agree")
+    return sorted(wrong, key=lambda name: (-wrong[name], name))
+
+
+def flags(records: Iterable[Record]) -> list[str]:
+    """Every flag that some record has, in alphabetical order."""
+    return sorted({flag for record in records for flag in record.flags})
+
+
+def most_samples(records: Iterable[Record]) -> int:
+    """The most reports that were sampled for any of the records; 0 where none were."""
+    counts = [record.confidence.get("samples") for record in records]
+    return max((count for count in counts if isinstance(count, int) and 0 < count <= 100), default=0)
+
+
+def _third(place: float) -> int:
+    """Before (0), on (1) or behind (2) the middle of 0 to 1."""
+    return 1 if abs(place - 0.5) < _MIDDLE else 2 * (place > 0.5)
+
+
+def _evidence_map(entry: Mapping[str, Any], line: Mapping[str, Any]) -> EvidenceMap:
+    height, width = _value(tuple[int, int], line.get("grid"), "grid")
+    if not (1 <= height <= _MOST_CELLS and 1 <= width <= _MOST_CELLS):
+        raise ValueError(f"a grid that is not 1 to {_MOST_CELLS} cells a side")
+    found: EvidenceMap = _build(EvidenceMap, entry, "")
+    if [len(row) for row in found.occlusion] != [width] * height:
+        raise ValueError(f"not {height} rows of {width} cells")
+    if not all(0 <= value <= 1.001 for row in found.occlusion for value in row):
+        raise ValueError("values outside 0 to 1")
+    return found
+
+
+def _confidence(entry: Mapping[str, Any], line: Mapping[str, Any]) -> Confidence:
+    found: Confidence = _build(Confidence, {**entry, "samples": line.get("samples")}, "")
+    if found.confidence is not None and not 0 <= found.confidence <= 1:
+        raise ValueError("a probability outside 0 to 1")
+    if found.agreement is not None and not 0 <= found.agreement <= found.samples:
+        raise ValueError("an agreement that is no count of 0 to the number of samples")
+    return found
+
+
+def _lines(path: Path, sign: str = "") -> Iterator[tuple[int, str]]:
+    """Number and text of the lines that hold `sign`, blank ones left out."""
+    if not path.is_file():
+        run = path.parent.parent.name or "NAME"  # outputs/<run>/evaluation/predictions.jsonl
+        raise RadVisionError(f"{path} does not exist: make it with `python -m radvision_utils run --run {run}`.")
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            if sign in line and line.strip():
+                yield number, line
+
+
+def _entries(predictions: Path, part: str, sign: str = "") -> Iterator[dict[str, Any]]:
+    """The entries of a file beside the predictions, of the lines that hold `sign`; damaged ones are logged."""
+    path = predictions.with_name(_BESIDE[part])
+    for number, line in _lines(path, sign) if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+            if not isinstance(entry["uid"], str):
+                raise TypeError("uid is no text")
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("line %d of %s is damaged (%s) and is left out", number, path, error)
+        else:
+            yield entry
+
+
+def _record(line: str, number: int, path: Path, known: Mapping[str, Mapping[str, Any]]) -> Record:
+    try:
+        source = json.loads(line)
+        record = Record.read(source)
+    except json.JSONDecodeError as error:
+        raise RadVisionError(
+            f"line {number} of {path} is no JSON ({error.msg}): delete the file and run the evaluation again."
+        ) from error
+    except RadVisionError as error:
+        raise RadVisionError(f"line {number} of {path}: {error}") from None
+    if record.model.stage != LAST_STAGE or record.split != "test":
+        return record
+    beside = {part: entries[source["uid"]] for part, entries in known.items() if source["uid"] in entries}
+    return replace(record, source={**source, **beside}, **beside) if beside else record
+
+
+class _NotOfKind(ValueError):
+    """A value does not have the type that its place has."""
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _build(kind: Any, source: Any, place: str) -> Any:
+    """A dataclass from a JSON object; a field that may be left out may be null too, and no others are looked at."""
+    if not isinstance(source, Mapping):
+        raise _NotOfKind(f"its {place} is of the wrong kind" if place else "it is no object")
+    values = {}
+    for each in fields(kind):
+        value, where = source.get(each.name), f"{place}.{each.name}".lstrip(".")
+        if value is None and (each.default is not MISSING or each.default_factory is not MISSING):
+            continue
+        if each.name not in source:
+            raise _NotOfKind(f"it lacks {where}")
+        values[each.name] = _value(_hints(kind)[each.name], value, where)
+    return kind(**values)
+
+
+def _value(kind: Any, value: Any, place: str) -> Any:
+    """A JSON value as a type: a dataclass, tuple, dictionary, text, truth, whole or finite number, or None."""
+    if kind is Any:
+        return value
+    if is_dataclass(kind):
+        return _build(kind, value, place)
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return None if value is None else _value(inner[0], value, place)
+    if origin is dict and isinstance(value, Mapping):
+        return {clean(k): _value(inner[1], v, f"{place}.{k}") for k, v in value.items() if v is not None}
+    if origin is tuple and isinstance(value, list) and (inner[-1] is Ellipsis or len(value) == len(inner)):
+        return tuple(_value(inner[0], item, place) for item in value)
+    if kind is str and isinstance(value, str):
+        return clean(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if (kind is bool and isinstance(value, bool)) or (number and kind in (float, type(value))):
+        return value
+    raise _NotOfKind(f"its {place} is of the wrong kind")
