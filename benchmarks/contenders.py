@@ -38,7 +38,7 @@ from radvision_utils.model.base import (
     quantization_config,
 )
 from radvision_utils.model.stage import select_stage
-from radvision_utils.runs import RunFolder
+from radvision_utils.runs import RunFolder, Stage
 from radvision_utils.training.collator import IGNORED, Collator
 from radvision_utils.training.loss import mean_report_loss
 from radvision_utils.training.train import train_stage
@@ -219,7 +219,7 @@ def load_peer(profile: Profile, stage: int) -> Any:
     if stage < 3:
         without_language_lora(model)
     if stage < 4:
-        select_stage(model, profile, stage)
+        select_stage(model, Stage(profile, stage))
     return model
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from radvision_utils.config import DISCLAIMER
+from radvision_utils.runs import read_json_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,3 +69,31 @@ def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def tidy(axes: Axes) -> None:
     """Take away the frame's upper and right line."""
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_losses(log: Path, picture: Path, title: str) -> None:
+    """Save the training and validation loss of a `log.jsonl` as a figure."""
+    lines = read_json_lines(log)
+    train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    held_out = [(line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line]
+    figure = new_figure(7, 3.6)
+    axes = figure.subplots()
+    axes.plot(*zip(*train, strict=True), color=BLUE, alpha=0.35, linewidth=1, label="training, each step")
+    axes.plot(*zip(*_smooth(train), strict=True), color=BLUE, linewidth=2, label="training, running mean")
+    axes.plot(*zip(*held_out, strict=True), "o-", color=VERMILION, label="validation")
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per report token)", title=f"Training the {title}")
+    # Single batches with an unknown finding shoot up; the curve is what one wants to read.
+    losses = sorted(loss for _, loss in train)
+    tallest = max(losses[int(0.98 * (len(losses) - 1))], *(loss for _, loss in held_out))
+    axes.set_ylim(0, 1.1 * tallest)
+    tidy(axes)
+    axes.legend(frameon=False)
+    figure.savefig(picture, dpi=120)
+
+
+def _smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    width = max(1, len(points) // 20)
+    return [
+        (points[i][0], sum(loss for _, loss in points[max(0, i - width + 1) : i + 1]) / min(width, i + 1))
+        for i in range(len(points))
+    ]

@@ -20,6 +20,7 @@ import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,6 +28,7 @@ from typing import Any
 from radvision_utils.config import (
     Profile,
     RadVisionError,
+    StageSettings,
     profile_from_dict,
     project_root,
 )
@@ -36,6 +38,13 @@ _MANY = 200  # files in a folder
 STEPS = ("data", "stage1", "stage2", "stage3", "evaluation")
 # Settings of a stage that change how it gets to its result, not the result.
 NO_RESULT = ("save_steps", "max_minutes", "checkpointed_layers", "cache_features")
+# What each stage trains, and how; the first is the untuned base.
+_STAGES = (
+    ("", ""),
+    ("vision_encoder", "LoRA on the linear layers of its blocks"),
+    ("projector", "all weights of the merger"),
+    ("language_model", "LoRA on the linear layers of its decoder, over 4-bit weights"),
+)
 NOTEBOOKS = {
     "data": "01_data_preparation",
     "stage1": "02_stage1_vision_encoder",
@@ -148,6 +157,81 @@ class RunFolder:
         known["profile"] = profile.to_dict()
         known["steps"][step] = {"finished": now(), **facts}
         write_json(path, known)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run, resolved once: what it trains, with which settings, and where its files lie.
+
+    Attributes:
+        profile: settings of the run.
+        number: 1, 2 or 3; 0 stands for the untuned base, which has no settings, files or parent.
+
+    Raises:
+        RadVisionError: there is no such stage.
+    """
+
+    profile: Profile
+    number: int
+
+    def __post_init__(self) -> None:
+        if self.number not in range(len(_STAGES)):
+            raise RadVisionError(f"stage {self.number!r} does not exist: choose 1, 2 or 3, or 0 for the untuned base.")
+
+    @property
+    def component(self) -> str:
+        """What gets gradients: "vision_encoder", "projector" or "language_model"."""
+        return _STAGES[self.number][0]
+
+    @property
+    def title(self) -> str:
+        """The component for people: "vision encoder"."""
+        return self.component.replace("_", " ")
+
+    @property
+    def how(self) -> str:
+        """How the component trains, in words."""
+        return _STAGES[self.number][1]
+
+    @property
+    def step(self) -> str:
+        """The step's name in the run: "stage1"."""
+        return f"stage{self.number}"
+
+    @property
+    def settings(self) -> StageSettings:
+        return self.profile.stage(self.number)
+
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder.of(self.profile)
+
+    @property
+    def folder(self) -> Path:
+        """`outputs/<run>/stage<n>/`, which is there when the stage is finished."""
+        return self.run.stage(self.number)
+
+    @property
+    def adapter(self) -> Path:
+        return self.run.adapter(self.number)
+
+    @property
+    def work(self) -> Path:
+        """Where the stage is made."""
+        return self.run.partial(self.step)
+
+    @property
+    def parent(self) -> Stage | None:
+        """The stage whose adapter it goes on with; stage 1 has none."""
+        return Stage(self.profile, self.number - 1) if self.number > 1 else None
+
+    def record(self) -> dict[str, Any]:
+        """`stage.json` of the finished stage.
+
+        Raises:
+            RadVisionError: it is missing, unfinished or was made with other settings.
+        """
+        return require(self.profile, self.step)
 
 
 def publish_finished(profile: Profile, step: str) -> bool:

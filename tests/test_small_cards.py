@@ -13,7 +13,7 @@ from radvision_utils.model import base as loading
 from radvision_utils.planning.cost import find_card, open_card
 from radvision_utils.planning.plan import what_to_change
 from radvision_utils.report import reporter_of
-from radvision_utils.runs import RunFolder
+from radvision_utils.runs import Stage
 from radvision_utils.training import train as trainer
 
 
@@ -70,7 +70,7 @@ def test_what_to_change_has_the_planners_figures_under_the_cap(card, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "load", [lambda p: reporter_of(p, 0), lambda p: trainer._stage_model(p, 1, RunFolder.of(p), choose_device())]
+    "load", [lambda p: reporter_of(p, 0), lambda p: trainer.stage_model(Stage(p, 1), choose_device())]
 )
 def test_where_memory_ends_while_loading_one_is_told_the_planners_remedy(card, monkeypatch, load):
     def no_memory(*_, **__):

@@ -76,10 +76,24 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     """Number of parameters of each component, those of an attached adapter included; works on `meta` tensors."""
     counts: Counter[str] = Counter(dict.fromkeys(COMPONENTS, 0))
     for name, parameter in model.named_parameters():
-        # A 4-bit weight stores two numbers in a byte; its quantization state knows the true shape.
-        state = getattr(parameter, "quant_state", None)
-        counts[component_of(name)] += state.shape.numel() if state is not None else parameter.numel()
+        counts[component_of(name)] += _numbers(parameter)
     return dict(counts)
+
+
+def parameter_table(model: nn.Module) -> list[dict[str, Any]]:
+    """What of each component is there, is 4-bit, belongs to the adapter and trains now: a row a component."""
+    rows: dict[str, Counter[str]] = {component: Counter() for component in COMPONENTS}
+    for name, parameter in model.named_parameters():
+        kinds = {"parameters": True, "in 4 bits": hasattr(parameter, "quant_state")}
+        kinds |= {"in the adapter": is_adapter(name), "train now": parameter.requires_grad}
+        rows[component_of(name)].update({kind: _numbers(parameter) * so for kind, so in kinds.items()})
+    return [{"component": component.replace("_", " "), **counts} for component, counts in rows.items()]
+
+
+def _numbers(parameter: nn.Parameter) -> int:
+    # A 4-bit weight stores two numbers in a byte; its quantization state knows the true shape.
+    state = getattr(parameter, "quant_state", None)
+    return int(state.shape.numel()) if state is not None else parameter.numel()
 
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,49 +14,32 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from radvision_utils.config import Profile, RadVisionError
+from radvision_utils.config import RadVisionError
 from radvision_utils.model.base import COMPONENTS, component_of, is_adapter
+from radvision_utils.runs import Stage
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stage of training."""
-
-    number: int
-    component: str  # what gets gradients
-    title: str
-    how: str
-
-
-STAGES = {
-    1: Stage(1, "vision_encoder", "vision encoder", "LoRA on the linear layers of its blocks"),
-    2: Stage(2, "projector", "projector", "all weights of the merger"),
-    3: Stage(3, "language_model", "language model", "LoRA on the linear layers of its decoder, over 4-bit weights"),
-}
-
-
-def select_stage(model: PeftModel, profile: Profile, number: int) -> list[str]:
+def select_stage(model: PeftModel, stage: Stage) -> list[str]:
     """Give gradients to exactly the stage's part of the adapter, and dropout to its LoRA alone.
 
     Returns:
         Names of the tensors that will train.
     """
-    component = STAGES[number].component
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            rate = profile.stage(number).lora_dropout if component_of(name + ".") == component else 0.0
+            rate = stage.settings.lora_dropout if component_of(name + ".") == stage.component else 0.0
             for adapter in module.lora_dropout:
                 module.lora_dropout[adapter] = nn.Dropout(rate) if rate else nn.Identity()
     chosen = []
     for name, parameter in model.named_parameters():
-        trains = is_adapter(name) and component_of(name) == component
+        trains = is_adapter(name) and component_of(name) == stage.component
         parameter.requires_grad_(trains)
         if trains:
             chosen.append(name)
     return chosen
 
 
-def checkpoint_layers(model: nn.Module, number: int, layers: int | None) -> None:
+def checkpoint_layers(model: nn.Module, stage: Stage, layers: int | None) -> None:
     """Let layers compute their activations again in the backward pass instead of keeping them.
 
     transformers' own switch takes all layers or every n-th, those of a frozen vision encoder too. Since 5.24 it also
@@ -65,7 +47,7 @@ def checkpoint_layers(model: nn.Module, number: int, layers: int | None) -> None
 
     Args:
         model: in whatever wrapper.
-        number: of the stage; the vision encoder's blocks are checkpointed where they train.
+        stage: whose settings say so; the vision encoder's blocks are checkpointed where they train.
         layers: of the language model, counted from the first; None: all; 0: none at all. The first ones, because
             what the last ones keep is used up before the first are computed again.
     """
@@ -74,7 +56,7 @@ def checkpoint_layers(model: nn.Module, number: int, layers: int | None) -> None
         if not isinstance(module, GradientCheckpointingLayer):
             continue
         if component_of(name + ".") == "vision_encoder":
-            chosen = number == 1 and layers != 0
+            chosen = stage.component == "vision_encoder" and layers != 0
         else:
             chosen, seen = layers is None or seen < layers, seen + 1
         module.gradient_checkpointing = chosen
@@ -82,7 +64,7 @@ def checkpoint_layers(model: nn.Module, number: int, layers: int | None) -> None
         module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
 
-def assert_gradients(model: nn.Module, number: int) -> None:
+def assert_gradients(model: nn.Module, stage: Stage) -> None:
     """After a backward pass: every tensor of the stage has a gradient, no other tensor has one.
 
     Re-entrant checkpointing, a frozen input or a wrong target pattern would leave LoRA untrained without a word.
@@ -90,13 +72,12 @@ def assert_gradients(model: nn.Module, number: int) -> None:
     Raises:
         RadVisionError: it is not so; the sentence names the first such tensor.
     """
-    stage = STAGES[number]
     for name, parameter in model.named_parameters():
         belongs = is_adapter(name) and component_of(name) == stage.component
         if belongs != (parameter.grad is not None):
             what = "has no gradient" if belongs else "has a gradient"
             raise RadVisionError(
-                f"stage {number} trains the {stage.title} only, but after the first batch {name} {what}: "
+                f"stage {stage.number} trains the {stage.title} only, but after the first batch {name} {what}: "
                 "this is a fault of the set-up, not of the data; please report it with your library versions."
             )
 
@@ -164,23 +145,23 @@ def _stored(name: str, parameter: Any) -> Iterator[tuple[str, torch.Tensor]]:
         state = state.state2
 
 
-def check_ledger(before: dict[str, str], after: dict[str, str], number: int) -> list[str]:
+def check_ledger(before: dict[str, str], after: dict[str, str], stage: Stage) -> list[str]:
     """Which parts moved.
 
     Raises:
         RadVisionError: something else than the stage's part of the adapter moved, or that did not.
     """
     moved = [key for key in before if before[key] != after[key]]
-    expected = [f"{STAGES[number].component}.adapter"]
+    expected = [f"{stage.component}.adapter"]
     if not moved:
         raise RadVisionError(
-            f"stage {number} has changed nothing, and its result is not kept. If it had a single optimizer step, the "
-            f"learning rate of its warm-up was still 0: train longer, or set stage{number}.warmup_ratio=0. "
+            f"stage {stage.number} has changed nothing, and its result is not kept. If it had a single optimizer step, "
+            f"the learning rate of its warm-up was still 0: train longer, or set {stage.step}.warmup_ratio=0. "
             "Otherwise please report this with your library versions."
         )
     if moved != expected:
         raise RadVisionError(
-            f"stage {number} should have changed {expected[0]} only, but {', '.join(moved)} changed: "
+            f"stage {stage.number} should have changed {expected[0]} only, but {', '.join(moved)} changed: "
             "its result is not kept; please report this with your library versions."
         )
     return moved

@@ -69,24 +69,31 @@ class Collator:
         self.prompt()  # an image token in model.prompt is refused before anything else is done
         self._resized: dict[str, torch.Tensor] = {}
 
-    def prompt(self, indication: str = "") -> list[int]:
-        """Token numbers of the prompt.
+    def conversation(self, image: Any, indication: str = "") -> list[dict[str, Any]]:
+        """The user's turn on an image, in the words of Qwen's chat format; `process_vision_info` reads its image.
 
         Args:
+            image: a `PIL.Image`, or whatever else stands for it.
             indication: why the examination was made; has a say only with `model.indication`, cut at 300 characters.
-
-        Raises:
-            RadVisionError: `model.prompt` holds an image token.
         """
         words = self.settings.prompt
         if self.settings.indication:
             # A mark of the chat format in a stranger's text would end our turn.
             said = _MARKS.sub(" ", indication).strip()[:_LONGEST_INDICATION]
             words += f" Indication: {said or 'not given.'}"
-        turn = [{"type": "image"}, {"type": "text", "text": words}]
-        text = self.processor.apply_chat_template(
-            [{"role": "user", "content": turn}], add_generation_prompt=True, tokenize=False
-        )
+        size = self.processor.image_processor.size
+        pixels = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+        turn = [{"type": "image", "image": image, **pixels}, {"type": "text", "text": words}]
+        return [{"role": "user", "content": turn}]
+
+    def prompt(self, indication: str = "") -> list[int]:
+        """Token numbers of the prompt, a visual token for each place of the image.
+
+        Raises:
+            RadVisionError: `model.prompt` holds an image token.
+        """
+        turns = self.conversation(None, indication)
+        text = self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         token = self.processor.image_token
         if text.count(token) != 1:
             raise RadVisionError(f"model.prompt must not contain the image token {token!r}: remove it.")

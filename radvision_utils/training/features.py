@@ -22,13 +22,13 @@ from accelerate import PartialState
 from transformers import TrainerCallback
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from radvision_utils.config import Profile, RadVisionError
+from radvision_utils.config import RadVisionError
 from radvision_utils.data.studies import PreparedDataset
 from radvision_utils.environment import choose_device
 from radvision_utils.model.base import compute_device
 from radvision_utils.model.faster import computing
 from radvision_utils.progress import show_progress
-from radvision_utils.runs import RunFolder, fingerprint
+from radvision_utils.runs import Stage, fingerprint
 from radvision_utils.training.collator import Collator, TrainingStudy
 
 logger = logging.getLogger(__name__)
@@ -97,22 +97,22 @@ def open_features(
 
 
 def stage_features(
-    model: Any, profile: Profile, stage: int, dataset: PreparedDataset, collator: Collator, ledger: Mapping[str, str]
+    model: Any, stage: Stage, dataset: PreparedDataset, collator: Collator, ledger: Mapping[str, str]
 ) -> Features | None:
     """The features for a stage whose vision encoder is frozen, None where they are not wanted or would not pay.
 
     They pay where the stage sees every study at least once; a trial of a few steps computes what it needs as it goes.
 
     Args:
-        ledger: of the model's weights, as `stages.weight_ledger` gives it.
+        ledger: of the model's weights, as `weight_ledger` gives it.
 
     Raises:
         RadVisionError: the disk has no room for them.
     """
-    settings, train = profile.stage(stage), dataset.split("train")
+    profile, settings, train = stage.profile, stage.settings, dataset.split("train")
     steps = settings.max_steps or math.inf
     seen = min(settings.epochs * len(train), steps * settings.micro_batch * settings.accumulation)
-    if stage == 1 or not settings.cache_features or seen < len(train):
+    if stage.component == "vision_encoder" or not settings.cache_features or seen < len(train):
         return None
     # Validation as far as either stage measures it: both read the same file.
     measured = max(profile.stage2.validation_studies, profile.stage3.validation_studies)
@@ -127,8 +127,7 @@ def stage_features(
             device.dtype,
         ]
     )
-    folder = RunFolder.of(profile).features
-    return open_features(model, collator, studies, folder, key, device.autocast, settings.micro_batch)
+    return open_features(model, collator, studies, stage.run.features, key, device.autocast, settings.micro_batch)
 
 
 @contextmanager

@@ -11,22 +11,35 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import clear_device_cache
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerState
 
-from radvision_utils.config import Profile, RadVisionError, RunPaused, StageSettings
-from radvision_utils.environment import open_room, process_count
+from radvision_utils.config import RadVisionError, RunPaused, StageSettings
+from radvision_utils.environment import choose_device, open_room, process_count
 from radvision_utils.model.base import is_out_of_memory, trained_tensors
-from radvision_utils.runs import first_line, read_json, sync_folder, write_json, write_text
+from radvision_utils.runs import (
+    Stage,
+    first_line,
+    is_current,
+    publish_finished,
+    read_json,
+    step_key,
+    sync_folder,
+    working,
+    write_json,
+    write_text,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +79,23 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
+
+
+@contextmanager
+def being_made(stage: Stage, force: bool) -> Iterator[bool]:
+    """Within, the run is ours, and what an interrupted attempt at the stage left is taken up.
+
+    Gives whether there is something to do: not where a killed process had finished the stage but for its name.
+    """
+    key, profile, run = step_key(stage.profile, stage.step), stage.profile, stage.run
+    together = PartialState(cpu=choose_device().kind == "cpu")  # of the processes that `accelerate launch` started
+    with working(run, stage.step):
+        if together.is_main_process and (force or not publish_finished(profile, stage.step)):
+            run.record_path(stage.step).unlink(missing_ok=True)
+            start_or_resume(stage.work, key, force)
+        together.wait_for_everyone()
+        yield not is_current(profile, stage.step)
+        together.wait_for_everyone()
 
 
 def start_or_resume(folder: Path, key: str, force: bool) -> None:
@@ -136,7 +166,7 @@ class TimeBudget(TrainerCallback):
         control.should_save = control.should_training_stop = over[0] or control.should_training_stop
 
 
-def pause_if_unfinished(stage: int, minutes: float | None, state: Any) -> None:
+def pause_if_unfinished(stage: Stage, state: Any) -> None:
     """Say that the training ended before its last step, for want of time.
 
     Raises:
@@ -144,8 +174,9 @@ def pause_if_unfinished(stage: int, minutes: float | None, state: Any) -> None:
     """
     if state.global_step < state.max_steps:
         raise RunPaused(
-            f"stage {stage} used up its max_minutes ({minutes:g}) and stopped at step {state.global_step} of "
-            f"{state.max_steps}, where it left a checkpoint; the same command goes on from there."
+            f"stage {stage.number} used up its max_minutes ({stage.settings.max_minutes:g}) and stopped at step "
+            f"{state.global_step} of {state.max_steps}, where it left a checkpoint; the same command goes on from "
+            "there."
         )
 
 
@@ -187,21 +218,19 @@ class MemoryBudget:
     """The micro-batch that fits, found by halving it whenever memory ends; kept in a file, so that it is found once.
 
     Args:
-        path: the file.
-        profile: the run's settings.
-        stage: 1, 2 or 3.
+        stage: in whose work folder the file lies.
     """
 
-    def __init__(self, path: Path, profile: Profile, stage: int) -> None:
-        self.path, self.profile, self.stage = path, profile, stage
-        known = read_json(path) if path.is_file() else {"at_most": None, "events": []}
+    def __init__(self, stage: Stage) -> None:
+        self.path, self.stage = stage.work / "memory.json", stage
+        known = read_json(self.path) if self.path.is_file() else {"at_most": None, "events": []}
         self.at_most: int | None = known["at_most"]
         self.events: list[dict[str, Any]] = known["events"]
 
     @property
     def split(self) -> Split:
         """What the next attempt should use."""
-        return split_batch(self.profile.stage(self.stage), process_count(), self.at_most)
+        return split_batch(self.stage.settings, process_count(), self.at_most)
 
     def reduce(self, problem: str) -> None:
         """Halve the micro-batch.
@@ -215,8 +244,8 @@ class MemoryBudget:
         before = self.split
         if before.micro_batch == 1:
             raise RadVisionError(
-                f"stage {self.stage} ran out of memory with one study at a time ({problem}): "
-                f"{open_room('planning.plan').what_to_change(self.profile, self.stage)}"
+                f"stage {self.stage.number} ran out of memory with one study at a time ({problem}): "
+                f"{open_room('planning.plan').what_to_change(self.stage.profile, self.stage.number)}"
             )
         self.at_most = before.micro_batch // 2
         after = self.split
@@ -229,7 +258,7 @@ class MemoryBudget:
         )
         write_json(self.path, {"at_most": self.at_most, "events": self.events})
         told = (
-            f"stage {self.stage} ran out of memory with {before.micro_batch} studies at a time; now "
+            f"stage {self.stage.number} ran out of memory with {before.micro_batch} studies at a time; now "
             f"{after.micro_batch}, accumulated {after.accumulation} times: an optimizer step takes the same studies"
         )
         if process_count() > 1:

@@ -20,13 +20,15 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from radvision_utils.config import RadVisionError, StageSettings
 from radvision_utils.environment import Device, in_live_notebook, process_count, process_rank
-from radvision_utils.figures import BLUE, VERMILION, new_figure, tidy
 from radvision_utils.model.stage import assert_gradients
-from radvision_utils.runs import read_json_lines, write_text
+from radvision_utils.runs import Stage, read_json_lines, write_text
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import report_token_losses
 from radvision_utils.training.resume import load_trained, save_trained
 
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 10.0
 # What gloo and NCCL say when the process at the other end is gone.
 _LOST_WORDS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "NCCL")
 
@@ -69,7 +71,7 @@ class GuardedTrainer(Trainer):
 
 
 @contextmanager
-def other_processes_watched(stage: int) -> Iterator[None]:
+def other_processes_watched(stage: Stage) -> Iterator[None]:
     """Say in one sentence that another process of the training is gone.
 
     Raises:
@@ -81,9 +83,9 @@ def other_processes_watched(stage: int) -> Iterator[None]:
         if process_count() == 1 or not any(words in str(error) for words in _LOST_WORDS):
             raise
         raise RadVisionError(
-            f"stage {stage}: process {process_rank()} of {process_count()} lost another one, which was ended or failed "
-            "(look above for its reason): all stop; the same command goes on from the last checkpoint, also with "
-            "another --num_processes."
+            f"stage {stage.number}: process {process_rank()} of {process_count()} lost another one, which was ended or "
+            "failed (look above for its reason): all stop; the same command goes on from the last checkpoint, also "
+            "with another --num_processes."
         ) from error
 
 
@@ -201,12 +203,12 @@ def let_go(trainer: ReportTrainer) -> Iterator[ReportTrainer]:
 class GradientCheck(TrainerCallback):
     """Asserts once, at the first optimizer step, that exactly the stage's tensors have gradients."""
 
-    def __init__(self, number: int) -> None:
-        self.number, self.done = number, False
+    def __init__(self, stage: Stage) -> None:
+        self.stage, self.done = stage, False
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not self.done:
-            assert_gradients(kwargs["model"], self.number)
+            assert_gradients(kwargs["model"], self.stage)
             self.done = True
 
 
@@ -243,21 +245,12 @@ def training_arguments(settings: StageSettings, device: Device, folder: Path, se
     )
 
 
-logger = logging.getLogger(__name__)
-
-
-_SECONDS_BETWEEN_LINES = 10.0
-
-
 class Stopwatch:
-    """Seconds by part of a piece of work. A part within a part counts for itself alone; what is in none is "other".
+    """Seconds by part of a piece of work, from now on. A part within a part counts for itself alone; what is in none is
+    "other"."""
 
-    Args:
-        started: when the work began, as `time.perf_counter` gives it.
-    """
-
-    def __init__(self, started: float) -> None:
-        self.started = self._clock = started
+    def __init__(self) -> None:
+        self.started = self._clock = time.perf_counter()
         self._part, self._seconds = "other", defaultdict[str, float](float)
 
     @contextmanager
@@ -269,6 +262,11 @@ class Stopwatch:
             yield
         finally:
             self._turn_to(outer)
+
+    @property
+    def seconds(self) -> float:
+        """Since the work began."""
+        return round(time.perf_counter() - self.started, 1)
 
     def record(self) -> dict[str, float]:
         """Seconds of each part so far, in the order in which the parts began."""
@@ -396,31 +394,3 @@ class StageLog(TrainerCallback):
                 self.samples_per_second,
                 f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s",
             )
-
-
-def draw_losses(log: Path, picture: Path, title: str) -> None:
-    """Save the training and validation loss of a `log.jsonl` as a figure."""
-    lines = read_json_lines(log)
-    train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-    held_out = [(line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line]
-    figure = new_figure(7, 3.6)
-    axes = figure.subplots()
-    axes.plot(*zip(*train, strict=True), color=BLUE, alpha=0.35, linewidth=1, label="training, each step")
-    axes.plot(*zip(*_smooth(train), strict=True), color=BLUE, linewidth=2, label="training, running mean")
-    axes.plot(*zip(*held_out, strict=True), "o-", color=VERMILION, label="validation")
-    axes.set(xlabel="optimizer step", ylabel="loss (nats per report token)", title=f"Training the {title}")
-    # Single batches with an unknown finding shoot up; the curve is what one wants to read.
-    losses = sorted(loss for _, loss in train)
-    tallest = max(losses[int(0.98 * (len(losses) - 1))], *(loss for _, loss in held_out))
-    axes.set_ylim(0, 1.1 * tallest)
-    tidy(axes)
-    axes.legend(frameon=False)
-    figure.savefig(picture, dpi=120)
-
-
-def _smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    width = max(1, len(points) // 20)
-    return [
-        (points[i][0], sum(loss for _, loss in points[max(0, i - width + 1) : i + 1]) / min(width, i + 1))
-        for i in range(len(points))
-    ]

@@ -21,6 +21,7 @@ from radvision_utils.model.base import (
     quantization_config,
 )
 from radvision_utils.model.stage import select_stage
+from radvision_utils.runs import Stage
 
 CONFIG = project_root() / "radvision_utils" / "model" / "qwen2_5_vl_7b.json"
 
@@ -51,7 +52,7 @@ def adapted():
     ],
 )
 def test_each_stage_trains_exactly_its_component(adapted, stage, component, parameters, tensors):
-    names = select_stage(adapted, load_profile("lingshu-7b"), stage)
+    names = select_stage(adapted, Stage(load_profile("lingshu-7b"), stage))
     assert {component_of(name) for name in names} == {component}
     assert len(names) == tensors
     assert sum(adapted.get_parameter(name).numel() for name in names) == parameters

@@ -12,7 +12,7 @@ from radvision_utils.model.base import attach_adapter, load_base, load_processor
 from radvision_utils.model.fp16 import MARGIN, audit_fp16, guard_fp16, keep_in_float32
 from radvision_utils.model.stage import select_stage
 from radvision_utils.report import reporter_of
-from radvision_utils.runs import RunFolder, read_json, write_json
+from radvision_utils.runs import RunFolder, Stage, read_json, write_json
 from radvision_utils.training import train as trainer
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import MODEL_INPUTS
@@ -76,7 +76,7 @@ def test_without_the_guard_it_overflows_and_with_it_the_logits_are_right(small_p
 def test_a_guarded_block_still_trains(small_profile, batch):
     model = planted(small_profile, HALF)
     guard_fp16(model, batch, HALF)
-    chosen = select_stage(model, small_profile, 1)
+    chosen = select_stage(model, Stage(small_profile, 1))
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     with HALF.autocast():
         loss = model(**batch, use_cache=False).logits.float().pow(2).mean()

@@ -11,6 +11,7 @@ from radvision_utils.environment import choose_device
 from radvision_utils.model.base import LANGUAGE_LINEARS, attach_adapter, load_base, load_processor
 from radvision_utils.model.faster import speed_up_lora
 from radvision_utils.model.stage import select_stage
+from radvision_utils.runs import Stage
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import report_token_losses
 
@@ -27,7 +28,7 @@ def trained(profile, stage, device=None, language=True):
     for name, parameter in model.named_parameters():
         if ".lora_B." in name and (language or ".visual." in name):
             parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
-    select_stage(model, profile, stage)
+    select_stage(model, Stage(profile, stage))
     return model
 
 

@@ -26,6 +26,7 @@ from radvision_utils.model.base import (
     save_adapter,
 )
 from radvision_utils.model.stage import select_stage
+from radvision_utils.runs import Stage
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import report_token_losses
 
@@ -94,7 +95,7 @@ def test_whatever_trains_is_float32(profile):
     half = Device("cpu", "", "bfloat16", "", "sdpa", "")
     model = attach_adapter(load_base(profile.model, half), profile)
     for stage in (1, 2, 3):
-        for name in select_stage(model, profile, stage):
+        for name in select_stage(model, Stage(profile, stage)):
             assert model.get_parameter(name).dtype == torch.float32, name
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from qwen_vl_utils import process_vision_info
 
 from radvision_utils import RadVisionError, Report, load_profile
 from radvision_utils.config import PROMPT
@@ -127,3 +128,16 @@ def assert_owned(batch):
     for name, tensor in batch.items():
         if isinstance(tensor, torch.Tensor):
             assert torch.equal(torch.empty_strided(tensor.size(), tensor.stride()).copy_(tensor), tensor), name
+
+
+def test_the_fields_own_reader_of_conversations_gives_the_collators_pixels(collator, dataset):
+    shape = collator.processor.image_processor
+    for study in dataset.split("train")[:3]:
+        with Image.open(study.image) as image:
+            images, _ = process_vision_info(collator.conversation(image), image_patch_size=shape.patch_size)
+        theirs = shape(images=images, return_tensors="pt")["pixel_values"]
+        ours = collator.prompts([study.image])["pixel_values"]
+        gray_level = 1 / 255 / min(shape.image_std)
+        assert theirs.shape == ours.shape
+        assert (theirs - ours).abs().max() < 1.01 * gray_level  # two libraries round what they resize
+        assert ((theirs - ours).abs() > 0.01 * gray_level).float().mean() < 0.02

@@ -12,7 +12,7 @@ from radvision_utils import RadVisionError, train_stage
 from radvision_utils.environment import choose_device
 from radvision_utils.model.base import WEIGHTS, attach_adapter, is_adapter, load_base, load_processor
 from radvision_utils.model.stage import select_stage, weight_ledger
-from radvision_utils.runs import RunFolder, is_current
+from radvision_utils.runs import RunFolder, Stage, is_current
 from radvision_utils.training import features as module
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.features import VisionLeaves, features_for_pixels, open_features, stage_features
@@ -54,7 +54,7 @@ def gradients(model, batch):
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_losses_and_gradients_are_those_of_the_images(model, collator, dataset, small_profile, open_all, stage):
-    select_stage(model, small_profile, stage)
+    select_stage(model, Stage(small_profile, stage))
     studies = [dataset.split("train")[i] for i in (7, 0, 30)]
     plain, plain_gradients = gradients(model, collator(studies))
     collator.features = open_all()
@@ -137,8 +137,8 @@ def test_the_vision_blocks_leave_a_card_only_and_come_back(model, monkeypatch):
 def test_a_trial_of_a_few_steps_and_stage_1_compute_what_they_need_as_they_go(model, collator, dataset, small_profile):
     ledger = weight_ledger(model)
     whole = replace(small_profile, stage1=replace(small_profile.stage1, max_steps=None))
-    assert stage_features(model, small_profile, 2, dataset, collator, ledger) is None
-    assert stage_features(model, whole, 1, dataset, collator, ledger) is None
+    assert stage_features(model, Stage(small_profile, 2), dataset, collator, ledger) is None
+    assert stage_features(model, Stage(whole, 1), dataset, collator, ledger) is None
 
 
 def copy_of(profile, folder, cache):

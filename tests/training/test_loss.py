@@ -10,6 +10,7 @@ from radvision_utils.environment import choose_device
 from radvision_utils.model.base import attach_adapter, load_base, load_processor
 from radvision_utils.model.stage import checkpoint_layers, select_stage
 from radvision_utils.planning.memory import GIB
+from radvision_utils.runs import Stage
 from radvision_utils.training import loss
 from radvision_utils.training.collator import IGNORED, Collator
 from radvision_utils.training.loss import MODEL_INPUTS, report_token_losses
@@ -26,7 +27,7 @@ def plain_losses(model, batch):
 @pytest.fixture(scope="module")
 def model(small_profile):
     model = attach_adapter(load_base(small_profile.model, choose_device()), small_profile)
-    select_stage(model, small_profile, 2)
+    select_stage(model, Stage(small_profile, 2))
     return model
 
 
@@ -76,8 +77,10 @@ def test_however_many_chunks_two_are_in_memory_at_most(monkeypatch):
 
 
 @pytest.mark.parametrize("layers", [0, None])
-def test_the_last_feed_forward_network_sees_the_report_alone_unless_it_is_checkpointed(model, batch, layers):
-    checkpoint_layers(model, 2, layers)
+def test_the_last_feed_forward_network_sees_the_report_alone_unless_it_is_checkpointed(
+    model, batch, layers, small_profile
+):
+    checkpoint_layers(model, Stage(small_profile, 2), layers)
     seen = []
     networks = [layer.mlp.gate_proj for layer in model.get_decoder().layers]
     hooks = [
@@ -91,7 +94,7 @@ def test_the_last_feed_forward_network_sees_the_report_alone_unless_it_is_checkp
     losses.sum().backward()
     for hook in hooks:
         hook.remove()
-    checkpoint_layers(model, 2, 0)
+    checkpoint_layers(model, Stage(small_profile, 2), 0)
     model.eval()
 
 

@@ -33,7 +33,7 @@ from radvision_utils.planning.memory import GIB, ON_CPU, Numbers, stage_memory
 from radvision_utils.planning.plan import first_change, plan_run, plan_stage
 from radvision_utils.planning.shape import Lengths, read_shape
 from radvision_utils.planning.tables import beside_measured, plan_table
-from radvision_utils.runs import RunFolder
+from radvision_utils.runs import RunFolder, Stage
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.features import features_for_pixels
 from radvision_utils.training.loss import report_token_losses
@@ -89,9 +89,9 @@ def held_by(model, optimizer, batch):
 def measured_peak(profile_, stage, batch, layers, device, cached=False):
     """Bytes before a step of a stage, after a first one that made the optimizer's state, and those it takes at most."""
     model = attach_adapter(load_base(profile_.model, device), profile_).train()
-    select_stage(model, profile_, stage)
+    select_stage(model, Stage(profile_, stage))
     speed_up_lora(model)
-    checkpoint_layers(model, stage, layers)
+    checkpoint_layers(model, Stage(profile_, stage), layers)
     optimizer = bitsandbytes.optim.PagedAdamW8bit([p for p in model.parameters() if p.requires_grad], lr=1e-3)
 
     def step():

@@ -15,14 +15,13 @@ from radvision_utils import RadVisionError, load_profile, train_stage
 from radvision_utils.environment import choose_device
 from radvision_utils.model.base import WEIGHTS, attach_adapter, component_of, is_adapter, load_base, load_processor
 from radvision_utils.model.stage import (
-    STAGES,
     assert_gradients,
     check_ledger,
     checkpoint_layers,
     select_stage,
     weight_ledger,
 )
-from radvision_utils.runs import RunFolder, read_json_lines
+from radvision_utils.runs import RunFolder, Stage, read_json_lines
 from radvision_utils.training import train as trainer
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import mean_report_loss, report_token_losses
@@ -52,18 +51,18 @@ def model(small_profile):
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_stage_gives_gradients_to_its_component_alone(model, small_profile, batch, stage):
-    chosen = select_stage(model, small_profile, stage)
-    assert {component_of(name) for name in chosen} == {STAGES[stage].component}
+    chosen = select_stage(model, Stage(small_profile, stage))
+    assert {component_of(name) for name in chosen} == {Stage(small_profile, stage).component}
     assert set(backward(model, batch)) == set(chosen)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("layers", [None, 1])
 def test_gradient_checkpointing_changes_no_gradient(model, small_profile, batch, stage, layers):
-    select_stage(model, small_profile, stage)
-    checkpoint_layers(model, stage, 0)
+    select_stage(model, Stage(small_profile, stage))
+    checkpoint_layers(model, Stage(small_profile, stage), 0)
     plain = backward(model, batch)
-    checkpoint_layers(model, stage, layers)
+    checkpoint_layers(model, Stage(small_profile, stage), layers)
     for name, gradient in backward(model, batch).items():
         torch.testing.assert_close(gradient, plain[name], rtol=1e-5, atol=1e-7)
 
@@ -79,17 +78,17 @@ def test_gradient_checkpointing_changes_no_gradient(model, small_profile, batch,
     ],
 )
 def test_the_first_decoder_layers_are_checkpointed_and_vision_only_where_it_trains(
-    model, stage, layers, blocks, decoder
+    model, small_profile, stage, layers, blocks, decoder
 ):
-    checkpoint_layers(model, stage, layers)
+    checkpoint_layers(model, Stage(small_profile, stage), layers)
     inner = model.get_base_model().model
     assert [block.gradient_checkpointing for block in inner.visual.blocks] == blocks
     assert [layer.gradient_checkpointing for layer in inner.language_model.layers] == decoder
 
 
 def test_reentrant_checkpointing_would_leave_the_first_block_untrained_and_that_is_caught(model, small_profile, batch):
-    select_stage(model, small_profile, 1)
-    checkpoint_layers(model, 1, None)
+    select_stage(model, Stage(small_profile, 1))
+    checkpoint_layers(model, Stage(small_profile, 1), None)
     # Nothing that enters it needs a gradient, so re-entrant checkpointing gives its LoRA none, and training goes on.
     first = model.get_base_model().model.visual.blocks[0]
     first._gradient_checkpointing_func = partial(checkpoint, use_reentrant=True)
@@ -99,39 +98,39 @@ def test_reentrant_checkpointing_would_leave_the_first_block_untrained_and_that_
     with pytest.raises(
         RadVisionError, match=r"stage 1 trains the vision encoder only, but .*blocks\.0\..* no gradient"
     ):
-        assert_gradients(model, 1)
+        assert_gradients(model, Stage(small_profile, 1))
 
 
 def test_a_tensor_that_gets_no_gradient_is_caught_before_the_first_step(model, small_profile, batch):
-    chosen = select_stage(model, small_profile, 1)
+    chosen = select_stage(model, Stage(small_profile, 1))
     report_token_losses(model, batch)[0].sum().backward()
-    assert_gradients(model, 1)
+    assert_gradients(model, Stage(small_profile, 1))
     model.get_parameter(chosen[0]).grad = None
     with pytest.raises(
         RadVisionError, match=rf"stage 1 trains the vision encoder only, but .* {chosen[0]} has no grad"
     ):
-        assert_gradients(model, 1)
+        assert_gradients(model, Stage(small_profile, 1))
 
 
 def test_nothing_before_the_language_model_is_recorded_in_stage_3(model, small_profile, batch):
-    select_stage(model, small_profile, 3)
+    select_stage(model, Stage(small_profile, 3))
     features = model.get_base_model().model.visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"])
     assert not features.pooler_output.requires_grad
 
 
-def test_a_ledger_tells_what_moved_and_refuses_what_should_not_have(model):
+def test_a_ledger_tells_what_moved_and_refuses_what_should_not_have(model, small_profile):
     before = weight_ledger(model)
     parameter = next(p for name, p in model.named_parameters() if is_adapter(name) and "merger" in name)
     parameter.data += 1
-    assert check_ledger(before, weight_ledger(model), 2) == ["projector.adapter"]
+    assert check_ledger(before, weight_ledger(model), Stage(small_profile, 2)) == ["projector.adapter"]
     with pytest.raises(RadVisionError, match=r"should have changed vision_encoder.adapter only, but projector.adapter"):
-        check_ledger(before, weight_ledger(model), 1)
+        check_ledger(before, weight_ledger(model), Stage(small_profile, 1))
 
 
 def test_each_stage_records_that_only_its_part_moved(trained):
     for stage in (1, 2, 3):
         record = RunFolder.of(trained).record(f"stage{stage}")
-        assert record["moved"] == [f"{STAGES[stage].component}.adapter"]
+        assert record["moved"] == [f"{Stage(trained, stage).component}.adapter"]
         assert record["steps"] == 3
         assert all(math.isfinite(loss) for loss in record["validation_loss"])
 
@@ -260,9 +259,9 @@ def test_the_seconds_of_the_parts_are_those_of_the_stage(trained):
 
 
 def test_a_part_within_a_part_counts_for_itself_alone(monkeypatch):
-    moments = iter([1.0, 4.0, 6.0, 7.0, 9.0])  # of entering and leaving, and of the record
+    moments = iter([0.0, 1.0, 4.0, 6.0, 7.0, 9.0])  # of entering and leaving, and of the record
     monkeypatch.setattr("radvision_utils.training.trainer.time.perf_counter", lambda: next(moments))
-    watch = Stopwatch(0.0)
+    watch = Stopwatch()
     with watch.part("steps"), watch.part("validation"):
         pass
     assert watch.record() == {"other": 3.0, "steps": 4.0, "validation": 2.0}
