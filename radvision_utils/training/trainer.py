@@ -362,6 +362,11 @@ class StageLog(TrainerCallback):
     def _validate(self, state: Any) -> None:
         self._validated = state.global_step
         loss = round(self.validate(), 4)
+        if not math.isfinite(loss):
+            raise RadVisionError(
+                f"the validation loss is {loss} at step {state.global_step} of {self.title}: the weights are no longer "
+                "of use and the stage is not kept; begin it anew with --force and half the learning rate."
+            )
         self.validation_losses.append(loss)
         self._write(step=state.global_step, epoch=round(state.epoch or 0.0, 4), validation_loss=loss)
         logger.info("%s: step %d, validation loss %.3f nats per report token", self.title, state.global_step, loss)

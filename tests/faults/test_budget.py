@@ -147,3 +147,10 @@ def test_processes_share_the_studies_of_a_step_in_micro_batches_that_fit():
     assert split_batch(replace(settings, micro_batch=6, accumulation=1), 1, at_most=4) == Split(3, 2)
     with pytest.raises(RadVisionError, match=r"takes 16 studies .*, which 3 processes cannot share evenly"):
         split_batch(settings, 3)
+
+
+def test_weights_that_the_last_step_has_ruined_are_not_published(fresh_run):
+    profile = fresh_run(stage1={"max_steps": 2, "learning_rate": 1e30, "warmup_ratio": 0.0, "max_grad_norm": 0.0})
+    with pytest.raises(RadVisionError, match=r"(validation loss|gradient norm|loss) is (nan|inf)"):
+        train_stage(profile, 1)
+    assert not RunFolder.of(profile).record_path("stage1").exists()
