@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from radvision_utils.data.reports import Report
     from radvision_utils.data.studies import PreparedDataset, Study
     from radvision_utils.evaluation.evaluate import evaluate
-    from radvision_utils.explain import explain_report
+    from radvision_utils.evidence.explain import explain_report
     from radvision_utils.report import Reporter, load_reporter
     from radvision_utils.training.train import train_stage
 
@@ -43,7 +43,7 @@ _HOMES = {
     "data.reports": ("Report",),
     "data.studies": ("PreparedDataset", "Study"),
     "evaluation.evaluate": ("evaluate",),
-    "explain": ("explain_report",),
+    "evidence.explain": ("explain_report",),
     "report": ("Reporter", "load_reporter"),
     "training.train": ("train_stage",),
 }

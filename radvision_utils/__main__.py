@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from radvision_utils.config import DISCLAIMER, PROFILES, STAGES, RadVisionError, RunPaused, load_profile
-from radvision_utils.environment import process_rank, quiet_libraries
+from radvision_utils.environment import open_room, process_rank, quiet_libraries
 from radvision_utils.runs import RunFolder
 
 
@@ -204,15 +204,16 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _label(options: argparse.Namespace) -> None:
-    from radvision_utils.evaluation.mesh import mesh_table
     from radvision_utils.evaluation.score import label_lines
 
-    print(mesh_table(options.mesh, options.examples) if options.mesh else label_lines(options.text))
+    if options.mesh:
+        print(open_room("collections.open_i").mesh_table(options.mesh, options.examples))
+    else:
+        print(label_lines(options.text))
 
 
 def _constant(options: argparse.Namespace) -> None:
-    from radvision_utils.evaluation.baselines import write_constant
-
+    write_constant = open_room("collections.open_i").write_constant
     studies = write_constant(options.reports, options.split, options.out, options.commonest)
     print(f"{options.out}: one report for {studies} studies")
 

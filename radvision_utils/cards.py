@@ -15,7 +15,9 @@ from radvision_utils.dashboard import browser
 from radvision_utils.dashboard.card import ReportCard
 from radvision_utils.dashboard.record import Record, find_prediction, image_path, read_predictions
 from radvision_utils.data.images import letterbox, load_image
+from radvision_utils.data.reports import Report
 from radvision_utils.data.studies import Studies, Study, open_prepared
+from radvision_utils.environment import open_room
 from radvision_utils.runs import RunFolder, is_current
 
 
@@ -103,28 +105,29 @@ def _position(studies: Studies, split: str, index: int, uid: str | int | None) -
 
 
 def _generate(profile: Profile, studies: Studies, position: int, stage: int) -> Record:
-    from radvision_utils.evaluation.evaluate import prediction_records
+    from radvision_utils.evaluation.records import study_prediction, training_forms
     from radvision_utils.report import reporter_of
 
-    study = studies[position]
-    written = list(reporter_of(profile, stage).write([study]))
-    [record] = prediction_records(profile, stage, [study], written)
-    return Record.read({**record, "index": position})
+    study, training = studies[position], training_forms(profile)
+    [ours] = reporter_of(profile, stage).write([study])
+    said = study_prediction(
+        profile, stage, study, position, ours.report, training=training, seconds=ours.seconds, scores={}
+    )
+    return Record.read(said.to_json())
 
 
 def _explain(profile: Profile, study: Study, record: Record, stage: int) -> dict[str, Any]:
     """The line that `evidence.jsonl` would have for a report."""
-    from radvision_utils.evaluation.evidence import evidence_record
-    from radvision_utils.explain import explain_report
     from radvision_utils.report import reporter_of
 
-    found = explain_report(reporter_of(profile, stage), study, record.generated)
-    return evidence_record(study.uid, found.parts, found.seconds)
+    found = open_room("evidence.explain").explain_report(reporter_of(profile, stage), study, record.generated)
+    line: dict[str, Any] = open_room("evidence.study_maps").evidence_record(study.uid, found.parts, found.seconds)
+    return line
 
 
 def _report_on(profile: Profile, name: str, image: bytes | Path, stage: int) -> ReportCard:
     """A card for an image of one's own. The model is loaded anew for each: kept, a 7B would fill the card."""
-    from radvision_utils.own_images import own_record, training_forms
+    from radvision_utils.evaluation.records import own_prediction, training_forms
     from radvision_utils.report import reporter_of
 
     if isinstance(image, Path) and not image.is_file():
@@ -134,5 +137,6 @@ def _report_on(profile: Profile, name: str, image: bytes | Path, stage: int) -> 
     [written] = reporter_of(profile, stage).write([square])
     shown = io.BytesIO()
     square.save(shown, "PNG")
-    record = own_record(profile, stage, name, written, training_forms(profile))
-    return ReportCard(Record.read(record), shown.getvalue(), cached=False)
+    training = training_forms(profile)
+    said = own_prediction(profile, stage, name, written.report, training=training, seconds=written.seconds)
+    return ReportCard(Record.read(said.to_json()), shown.getvalue(), cached=False)

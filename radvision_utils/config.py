@@ -24,6 +24,7 @@ PROMPT = (
 """The report prompt of Lingshu's own evaluation (MedEvalKit, `utils/question_formats.py`), in the singular."""
 
 STAGES = (1, 2, 3)
+STAGE_LABELS = {0: "base, untuned", 1: "after stage 1", 2: "after stage 2", 3: "after stage 3"}  # of its reports
 DISCLAIMER = "Research and education only. Not a medical device."
 
 

@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.data.images import is_dicom, letterbox, load_image
-from radvision_utils.data.studies import open_prepared
-from radvision_utils.evaluation.finding_labels import label
-from radvision_utils.evaluation.records import flags_of, mention_spans, mentioned, normal_form
+from radvision_utils.evaluation.records import Prediction, own_prediction, training_forms
 from radvision_utils.progress import show_progress
-from radvision_utils.report import Reporter, WrittenReport, reporter_of
-from radvision_utils.runs import RunFolder, file_hash, fingerprint, require, write_json, write_text
+from radvision_utils.report import Reporter, reporter_of
+from radvision_utils.runs import (
+    RunFolder,
+    append_json_lines,
+    file_hash,
+    fingerprint,
+    read_json_lines,
+    require,
+    write_json,
+    write_json_lines,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -152,51 +157,18 @@ def predict_files(
     if not kept:
         name, reason = next(iter(batch.skipped.items()))
         raise RadVisionError(f"none of the {len(images)} images could be read; the first, {name}: {reason}")
-    records = [{**record, "index": index} for index, record in enumerate(kept.values())]
-    write_text(folder / "predictions.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+    records = [dataclasses.replace(ours, index=index).to_json() for index, ours in enumerate(kept.values())]
+    write_json_lines(folder / "predictions.jsonl", records)
     write_json(folder / "skipped.json", batch.skipped)
     write_own_page([Record.read(record) for record in records], folder, folder / "index.html")
     there = len(images) - batch.written - len(batch.skipped)
     return BatchResult(folder, batch.written, there, batch.skipped)
 
 
-def own_record(profile: Profile, stage: int, name: str, written: WrittenReport, training: set[str]) -> dict[str, Any]:
-    """A prediction record of an image of one's own: what the report says, by the rules, and no reference.
-
-    Args:
-        profile: the run's settings.
-        stage: whose report.
-        name: of the image.
-        written: the report.
-        training: the training reports in `normal_form`, see `training_forms`.
-    """
-    report = written.report
-    return {
-        "uid": name,
-        "generated": vars(report),
-        "reference": None,
-        "labels": {"generated": mentioned(label(f"{report.findings}\n{report.impression}"))},
-        "mentions": {"generated": mention_spans(report)},
-        "flags": flags_of(report, training),
-        "model": {"run": profile.run, "stage": stage, "base": profile.model.base},
-        "prompt": profile.model.prompt,
-        "seconds": round(written.seconds, 4),
-    }
-
-
-def training_forms(profile: Profile) -> set[str]:
-    """The run's training reports as `flags_of` compares them.
-
-    Raises:
-        RadVisionError: the run's data is missing or stale.
-    """
-    return {normal_form(study.report) for study in open_prepared(profile).split("train")}
-
-
 class _Batch:
     """Writes the reports that are missing, a batch at a time."""
 
-    def __init__(self, profile: Profile, stage: int, folder: Path, key: str, kept: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, profile: Profile, stage: int, folder: Path, key: str, kept: dict[str, Prediction]) -> None:
         self.profile, self.stage, self.folder, self.key, self.kept = profile, stage, folder, key, kept
         self.written, self.skipped = 0, dict[str, str]()
         self._reporter: Reporter | None = None
@@ -225,7 +197,7 @@ class _Batch:
         except OSError as error:
             self._skip(image, f"image {image.path} cannot be read ({error.strerror}).")
             return None
-        if self.kept.get(image.name, {}).get("file") == source:
+        if image.name in self.kept and self.kept[image.name].file == source:
             return None
         self.kept.pop(image.name, None)  # its report was on another file of that name
         size = self.profile.data.image_size
@@ -242,15 +214,17 @@ class _Batch:
     def _report(self, waiting: Sequence[tuple[OwnImage, str, Image.Image]]) -> None:
         if self._reporter is None:
             self._reporter, self._training = reporter_of(self.profile, self.stage), training_forms(self.profile)
-        lines = ""
         written = self._reporter.write([square for _, _, square in waiting], progress=lambda done, total: None)
+        done = []
         for (image, source, square), ours in zip(waiting, written, strict=True):
-            record = own_record(self.profile, self.stage, image.name, ours, self._training)
-            record |= {"image": f"images/{source}.png", "file": source, "path": str(image.path), "key": self.key}
-            _save(square, self.folder / record["image"])
-            self.kept[image.name] = record
-            lines += json.dumps(record, ensure_ascii=False) + "\n"
-        _append(self.folder / "predictions.jsonl", lines)
+            said = own_prediction(
+                self.profile, self.stage, image.name, ours.report, training=self._training, seconds=ours.seconds
+            )
+            shown = f"images/{source}.png"
+            _save(square, self.folder / shown)
+            done.append(dataclasses.replace(said, image=shown, file=source, path=str(image.path), key=self.key))
+        append_json_lines(self.folder / "predictions.jsonl", *(prediction.to_json() for prediction in done))
+        self.kept |= {prediction.uid: prediction for prediction in done}
         self.written += len(waiting)
 
 
@@ -262,27 +236,21 @@ def _model_key(profile: Profile, stage: int) -> str:
     return fingerprint([settings, adapter])
 
 
-def _kept(path: Path, key: str) -> dict[str, dict[str, Any]]:
-    """The records of an earlier call by name, the latest of each; a line torn by its interruption is dropped.
+def _kept(path: Path, key: str) -> dict[str, Prediction]:
+    """The predictions of an earlier call by name, the latest of each; a line torn by its interruption is dropped.
 
     Raises:
         RadVisionError: they are another model's.
     """
-    kept: dict[str, dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            record = json.loads(line)
-            other = record["key"] != key
-            kept[record["uid"]] = record
-        except (ValueError, KeyError, TypeError):
-            logger.warning("a torn line of %s is dropped; its image is reported on again", path)
-            continue
-        if other:
-            raise RadVisionError(
-                f"{path} holds reports of another model or other settings: give another folder with --to, or delete it."
-            )
-    if path.is_file():
-        write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept.values()))
+    if not path.is_file():
+        return {}
+    records = read_json_lines(path, torn=True)
+    kept = {ours.uid: ours for ours in (Prediction.from_json(record, str(path)) for record in records)}
+    if any(ours.key != key for ours in kept.values()):
+        raise RadVisionError(
+            f"{path} holds reports of another model or other settings: give another folder with --to, or delete it."
+        )
+    write_json_lines(path, (ours.to_json() for ours in kept.values()))
     return kept
 
 
@@ -291,15 +259,6 @@ def _save(square: Image.Image, path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     square.save(partial, "PNG")
     os.replace(partial, path)
-
-
-def _append(path: Path, lines: str) -> None:
-    """Add lines; they are on the disk when this returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(lines)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def told(result: BatchResult) -> str:

@@ -21,7 +21,7 @@ from peft import PeftModel
 from PIL import Image
 from transformers import PreTrainedModel
 
-from radvision_utils.config import Profile, RadVisionError
+from radvision_utils.config import STAGE_LABELS, Profile, RadVisionError
 from radvision_utils.data.images import letterbox, load_image
 from radvision_utils.data.reports import Report, parse_report
 from radvision_utils.data.studies import Study, open_prepared
@@ -160,6 +160,23 @@ class Reporter:
         with self.device.autocast():
             return report_token_losses(self.model, batch)
 
+    @property
+    def core(self) -> Any:
+        """The Qwen2.5-VL itself, inside whatever carries its adapter."""
+        model: Any = self.model
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    @torch.no_grad()
+    def visual_tokens(self, images: Sequence[ImageLike]) -> torch.Tensor:
+        """(n, V, D) what the projector gives the language model for each image, float32.
+
+        The tokens lie row by row: the encoder works in windows, and puts its tokens back in order before it ends.
+        """
+        inputs = to_device(self.collator.prompts([self.prepare(image) for image in images]), compute_device(self.core))
+        with self.device.autocast():
+            found = self.core.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
+        return torch.stack(list(found)).float().view(len(images), -1, found[0].shape[-1])
+
     def prepare(self, image: ImageLike) -> Image.Image:
         """An image as the model was trained on them: read, gray, letterboxed to `data.image_size`."""
         size = self.profile.data.image_size
@@ -288,7 +305,7 @@ def compare_stages(profile: Profile, stages: Sequence[int], count: int = 3) -> l
         base = _base_again(reporter)
         del reporter  # before another base is loaded
         for row, report in zip(rows, reports, strict=True):
-            row["base, untuned" if stage == 0 else f"after stage {stage}"] = _in_one(report)
+            row[STAGE_LABELS[stage]] = _in_one(report)
     for row, study in zip(rows, studies, strict=True):
         row["reference"] = _in_one(study.reference)
     return rows

@@ -18,7 +18,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -379,6 +379,28 @@ def read_json_lines(path: Path, torn: bool = False) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise RadVisionError(f"line {number} of {path} is not JSON ({error}): run that step again.") from error
     return lines
+
+
+def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON Lines file so that it is either wholly there or not at all."""
+    write_text(path, "".join(_json_line(record) for record in records))
+
+
+def append_json_lines(path: Path, *records: Mapping[str, Any]) -> None:
+    """Add to a JSON Lines file: they are on the disk when this returns.
+
+    Of a process killed meanwhile a torn last line may stay: `read_json_lines(path, torn=True)` leaves it out, and
+    nothing may be appended to it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write("".join(_json_line(record) for record in records))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _json_line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -1,22 +1,23 @@
-"""Rows that keep the table honest: reports that need no model, or no look at the image."""
+"""Rows that keep the table honest: reports that need no look at the image, and those of the most similar image."""
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from radvision_utils.config import RadVisionError
-from radvision_utils.data.reports import Report, clean_section, format_report
-from radvision_utils.data.sources import check_columns, csv_columns, csv_lines
-from radvision_utils.evaluation.finding_labels import label
+from radvision_utils.data.reports import Report
+from radvision_utils.data.studies import Study
+from radvision_utils.evaluation.labels import ASSERTED, label
 from radvision_utils.evaluation.text_metrics import PROTOCOLS, score_texts
-from radvision_utils.runs import read_json
+
+if TYPE_CHECKING:  # whose module imports torch, which a score does without
+    from radvision_utils.report import Reporter
 
 CONSTANT = "constant report"
 BEST_CONSTANT = "best constant"
@@ -81,7 +82,7 @@ def _normal_reports(train: Sequence[Report]) -> Iterator[Report]:
     """The different training reports that assert nothing abnormal, no device either; the commonest first."""
     for report, _ in Counter(train).most_common():
         found = label(f"{report.findings} {report.impression}")
-        device = found["Support Devices"].status in ("present", "uncertain")
+        device = found["Support Devices"].status in ASSERTED
         if found["No Finding"].status == "present" and not device:
             yield report
 
@@ -92,46 +93,21 @@ def nearest(train: NDArray[np.float32], images: NDArray[np.float32]) -> NDArray[
     return np.argmax(unit[1] @ unit[0].T, axis=1)
 
 
-def write_constant(reports: Path, split: Path, out: Path, commonest: bool = False) -> int:
-    """A report that never looks at an image for the test studies of a published split, as a CSV for `score`.
+def neighbor_reports(base: Reporter, train: Sequence[Study], studies: Sequence[Study]) -> list[Report]:
+    """For each study the report of the training image that looks most alike to the base's vision encoder.
 
     Args:
-        reports: the table of the collection, a CSV with uid, findings, impression.
-        split: JSON: `{"by_uid": {uid: "train" | "val" | "test"}}`.
-        out: the CSV to write: uid, prediction, reference.
-        commonest: the commonest normal training report instead of the best constant.
-
-    Returns:
-        The number of test studies.
-
-    Raises:
-        RadVisionError: a file is missing or not as described.
+        base: the untuned base model.
+        train: studies to choose from.
+        studies: to report on.
     """
-    raw = _read_split(reports, split)
-    train = [Report(clean_section(r.findings), clean_section(r.impression)) for r in raw["train"].values()]
-    chosen = commonest_normal_report(train) if commonest else best_constant(train, list(raw["val"].values()))
-    with out.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["uid", "prediction", "reference"])
-        for uid, reference in raw["test"].items():
-            table.writerow([uid, format_report(chosen), format_report(reference)])
-    return len(raw["test"])
+    known = list(train)
+    vectors = [image_vectors(base, [study.image for study in group]) for group in (known, studies)]
+    return [known[i].report for i in nearest(*vectors)]
 
 
-def _read_split(reports: Path, split: Path) -> dict[str, dict[str, Report]]:
-    """The untouched reports of each part of the split, by uid."""
-    for path in (reports, split):
-        if not path.is_file():
-            raise RadVisionError(f"{path} is not a file: give the reports table (CSV) and its split (JSON).")
-    parts = read_json(split)
-    parts = parts.get("by_uid") if isinstance(parts, dict) else None
-    raw: dict[str, dict[str, Report]] = {"train": {}, "val": {}, "test": {}}
-    if not isinstance(parts, dict) or not set(parts.values()) <= set(raw):
-        raise RadVisionError(f'{split} is no split: it must hold {{"by_uid": {{uid: "train", "val" or "test"}}}}.')
-    check_columns(csv_columns(reports), str(reports), ("uid", "findings", "impression"))
-    for row in csv_lines(reports):
-        if part := parts.get(row["uid"]):
-            raw[part][row["uid"]] = Report(row["findings"], row["impression"])
-    if empty := [part for part, studies in raw.items() if not studies]:
-        raise RadVisionError(f"{reports} has no study of the {empty[0]} part of {split}: give the table of that split.")
-    return raw
+def image_vectors(base: Reporter, images: Sequence[Path]) -> NDArray[np.float32]:
+    """(n, hidden size) the mean of an image's visual tokens, as they enter the language model."""
+    means = base.in_batches(images, lambda batch: base.visual_tokens(batch).mean(1).cpu().numpy())
+    vectors: NDArray[np.float32] = np.concatenate(list(means))
+    return vectors

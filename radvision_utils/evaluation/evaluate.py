@@ -6,7 +6,6 @@ Writes `evaluation/predictions.jsonl` (the seam to the dashboard), `rexrank.json
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -16,51 +15,50 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from radvision_utils.config import Profile, RadVisionError
-from radvision_utils.data.studies import SPLITS, Study, open_prepared
+from radvision_utils.config import STAGE_LABELS, STAGES, Profile, RadVisionError
+from radvision_utils.data.studies import SPLITS, open_prepared
 from radvision_utils.environment import choose_device, forget_peak_memory, open_room, process_rank, versions
 from radvision_utils.evaluation import image_use
-from radvision_utils.evaluation.addenda import FILES, add_to_evaluation
-from radvision_utils.evaluation.baselines import BEST_CONSTANT, CONSTANT, NEAREST, ROWS, blind_reports
+from radvision_utils.evaluation.baselines import BEST_CONSTANT, CONSTANT, NEAREST, ROWS, blind_reports, neighbor_reports
 from radvision_utils.evaluation.bootstrap import RESAMPLES
-from radvision_utils.evaluation.figures import save_figures
-from radvision_utils.evaluation.kept import help_first_process, write_reports
-from radvision_utils.evaluation.mesh import mesh_agreement
-from radvision_utils.evaluation.neighbors import neighbor_reports
+from radvision_utils.evaluation.charts import save_figures
+from radvision_utils.evaluation.labels import mesh_agreement
 from radvision_utils.evaluation.phantom_accuracy import phantom_estimates
 from radvision_utils.evaluation.records import (
-    normal_form,
-    prediction_record,
+    Prediction,
+    read_predictions,
     report_labels,
     rexrank_submission,
+    study_prediction,
 )
-from radvision_utils.evaluation.rows import ScoredRow, Scorer, scoring_versions
+from radvision_utils.evaluation.score import Scorer, check_references, scoring_versions
 from radvision_utils.evaluation.table import (
     CARD_PROTOCOL,
     CONVENTIONS,
-    STAGE_ROWS,
+    ScoredRow,
     add_meteor,
     differences,
     page,
     table_rows,
 )
-from radvision_utils.evaluation.texts import check_references
+from radvision_utils.evaluation.writing import help_first_process, write_reports
 from radvision_utils.report import Reporter, WrittenReport, reporter_of
 from radvision_utils.runs import (
     RunFolder,
     fingerprint,
     now,
     read_json,
-    read_json_lines,
     step_key,
     working,
     write_json,
+    write_json_lines,
     write_text,
 )
 
 logger = logging.getLogger(__name__)
 
 CARD_SCORES = ("bleu4", "rouge_l", "cider_d")
+LAST = STAGES[-1]
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,9 @@ class EvaluationResult:
     metrics: dict[str, Any]
 
     @property
-    def predictions(self) -> list[dict[str, Any]]:
-        """The records of `predictions.jsonl`."""
-        return read_json_lines(self.folder / "predictions.jsonl")
+    def predictions(self) -> list[Prediction]:
+        """The lines of `predictions.jsonl`."""
+        return read_predictions(self.folder / "predictions.jsonl")
 
     @property
     def table(self) -> list[dict[str, Any]]:
@@ -114,7 +112,7 @@ def evaluate(
     if (evidence or samples) and not process_rank():
         with working(run, "evaluation"):
             metrics = read_json(path)  # another process may have added to it meanwhile
-            add_to_evaluation(metrics, profile, folder, evidence, samples)
+            open_room("evidence.after_evaluation").add_to_evaluation(metrics, profile, folder, evidence, samples)
     return EvaluationResult(folder, metrics)
 
 
@@ -151,21 +149,21 @@ class _Evaluation:
             self.seed,
         )
         scored = {row: self.scorer.score(reports) for row, reports in blind.items()}
-        records: list[dict[str, Any]] = []
+        predictions: list[Prediction] = []
         forget_peak_memory(choose_device())
         for stage in self.profile.evaluation.judged:
-            row, reporter = STAGE_ROWS[stage], reporter_of(self.profile, stage)
+            row, reporter = STAGE_LABELS[stage], reporter_of(self.profile, stage)
             if stage == 0:
                 scored[NEAREST] = self.scorer.score(neighbor_reports(reporter, self.train, self.studies))
             scored[row], written = self._stage(reporter, row)
-            records += self._records(stage, scored[row], written)
-            logger.info("%s", _told(row, scored[row]))
+            predictions += self._predictions(stage, scored[row], written)
+            logger.info("%s", _line(row, scored[row]))
             memory = open_room("planning.measured").reports_beside(reporter, self.studies)
             del reporter  # before the next model is loaded: two would not fit a card
         metrics = self._metrics(scored)
         metrics["memory"] = {"reports": memory}
         metrics["seconds"] = round(time.perf_counter() - started, 1)
-        self._write(metrics, scored, records)
+        self._write(metrics, scored, predictions)
         return metrics
 
     def _stage(self, reporter: Reporter, row: str) -> tuple[ScoredRow, list[WrittenReport]]:
@@ -175,9 +173,9 @@ class _Evaluation:
         scored = self.scorer.score([w.report for w in written])
         scored.facts.update(_effort(written), loss=round(float(losses[:, 0].sum() / losses[:, 1].sum()), 4))
         own = losses[self.chosen]
-        if reporter.stage in (0, max(STAGE_ROWS)):
+        if reporter.stage in (0, LAST):
             self.use["gap"][row] = image_use.exchanged_gap(reporter, self.some, own, self.seed)
-        if reporter.stage == max(STAGE_ROWS):
+        if reporter.stage == LAST:
             reports = [scored.reports[i] for i in self.chosen]
             empty = image_use.empty_images(self.train, self.folder, self.seed)
             self.use["without its image"] = image_use.without_image(reporter, self.some, reports, own, empty, self.seed)
@@ -199,7 +197,7 @@ class _Evaluation:
     def _metrics(self, scored: Mapping[str, ScoredRow]) -> dict[str, Any]:
         rows = {name: row.to_json() for name, row in scored.items()}
         add_meteor(rows, {name: row.reports for name, row in scored.items()}, self.scorer.references)
-        last = STAGE_ROWS[max(STAGE_ROWS)]
+        last = STAGE_LABELS[LAST]
         return {
             "key": self.key,
             "split": self.split,
@@ -254,52 +252,39 @@ class _Evaluation:
             facts["references_against_drawn"] = {name: estimate.to_json() for name, estimate in drawn.items()}
         return facts
 
-    def _records(self, stage: int, scored: ScoredRow, written: Sequence[WrittenReport]) -> list[dict[str, Any]]:
+    def _predictions(self, stage: int, scored: ScoredRow, written: Sequence[WrittenReport]) -> list[Prediction]:
         each = scored.texts[CARD_PROTOCOL].each
         return [
-            prediction_record(
+            study_prediction(
                 self.profile,
                 stage,
                 study,
                 index,
                 ours.report,
-                scores={name: round(each[index][name], 4) for name in CARD_SCORES},
                 training=self.scorer.training,
                 seconds=ours.seconds,
+                scores={name: round(each[index][name], 4) for name in CARD_SCORES},
             )
             for index, (study, ours) in enumerate(zip(self.studies, written, strict=True))
         ]
 
     def _write(
-        self, metrics: dict[str, Any], scored: Mapping[str, ScoredRow], records: Sequence[dict[str, Any]]
+        self, metrics: dict[str, Any], scored: Mapping[str, ScoredRow], predictions: Sequence[Prediction]
     ) -> None:
-        last = [record for record in records if record["model"]["stage"] == max(STAGE_ROWS)]
-        metrics["hash"] = fingerprint([record["generated"] for record in records])
+        metrics["hash"] = fingerprint([vars(ours.generated) for ours in predictions])
         metrics["finished"] = now()
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        write_text(self.folder / "predictions.next.jsonl", lines)
+        write_json_lines(self.folder / "predictions.next.jsonl", (ours.to_json() for ours in predictions))
         # Figures of other reports must not stand beside these, however this process ends.
         (self.folder / "metrics.json").unlink(missing_ok=True)
         os.replace(self.folder / "predictions.next.jsonl", self.folder / "predictions.jsonl")
-        write_json(self.folder / "rexrank.json", rexrank_submission(last))
+        write_json(self.folder / "rexrank.json", rexrank_submission(ours for ours in predictions if ours.stage == LAST))
         write_text(self.folder / "table.md", page(f"{self.split.capitalize()} split", metrics, scored))
-        save_figures(metrics, records, self.folder)
-        for name in FILES:  # of other reports
+        save_figures(metrics, predictions, self.folder)
+        for name in ("evidence.jsonl", "confidence.jsonl"):  # of other reports
             (self.folder / name).unlink(missing_ok=True)
         if self.split == "test":
             RunFolder.of(self.profile).note(self.profile, "evaluation", seconds=metrics["seconds"])
         write_json(self.folder / "metrics.json", metrics)
-
-
-def prediction_records(
-    profile: Profile, stage: int, studies: Sequence[Study], written: Sequence[WrittenReport]
-) -> list[dict[str, Any]]:
-    """Records of reports outside an evaluation, without the scores that need a whole split."""
-    training = {normal_form(study.report) for study in open_prepared(profile).split("train")}
-    return [
-        prediction_record(profile, stage, study, index, ours.report, scores={}, training=training, seconds=ours.seconds)
-        for index, (study, ours) in enumerate(zip(studies, written, strict=True))
-    ]
 
 
 def _effort(written: Sequence[WrittenReport]) -> dict[str, Any]:
@@ -312,6 +297,6 @@ def _effort(written: Sequence[WrittenReport]) -> dict[str, Any]:
     }
 
 
-def _told(row: str, scored: ScoredRow) -> str:
+def _line(row: str, scored: ScoredRow) -> str:
     [line] = table_rows({row: scored.to_json()})
     return f"{row}: " + ", ".join(f"{name} {value}" for name, value in line.items() if name != "row")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from radvision_utils.data.reports import Report
 from radvision_utils.evaluation.bootstrap import Array, Bootstrap, Estimate, divide
-from radvision_utils.evaluation.finding_labels import find_mentions
+from radvision_utils.evaluation.labels import find_mentions
 
 Pairs = frozenset[tuple[str, str | None]]
 # What the rule labels call a drawn finding. They know one name for all devices; reports call a consolidation an

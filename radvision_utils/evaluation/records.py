@@ -1,14 +1,19 @@
-"""Prediction records: what a report says, how that stands to the reference, and which errors need no reference to see.
+"""Predictions: what a report says, how that stands to the reference, and which errors need no reference to see.
 
-One record is one line of `predictions.jsonl`, the seam between the evaluation and the dashboard.
+A `Prediction` is one line of `predictions.jsonl`, the seam between the evaluation and the dashboard. The predictions of
+other systems are read here too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from radvision_utils.config import Profile
+from radvision_utils.config import STAGE_LABELS, Profile, RadVisionError
 from radvision_utils.data.reports import (
     DEIDENTIFIED,
     PRIORS,
@@ -16,16 +21,109 @@ from radvision_utils.data.reports import (
     clean_section,
     drop_sentences,
     format_report,
+    parse_report,
 )
-from radvision_utils.data.studies import Study
-from radvision_utils.evaluation.finding_labels import Label, compare, find_mentions, label
-from radvision_utils.evaluation.label_scores import study_f1
+from radvision_utils.data.studies import Study, open_prepared
+from radvision_utils.evaluation.labels import Label, compare, find_mentions, label, study_f1
 from radvision_utils.evaluation.phantom_accuracy import verdicts
-from radvision_utils.runs import RunFolder
+from radvision_utils.runs import RunFolder, read_json_lines
 
 FLAGS = ("prior study", "de-identification token", "findings against impression", "copied from training")
 VERDICTS = ("agree", "missed", "unsupported", "contradiction")
 Labels = Mapping[str, Label]
+Pairs = dict[str, tuple[Report, Report | None]]  # uid -> prediction, reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """A report that a system wrote on an image; what is None stands in no line of `predictions.jsonl`.
+
+    Attributes:
+        uid: the study, or the name of an image of one's own.
+        split: of the study: "train", "validation" or "test".
+        index: the study's place in its split, or the image's among those of one's own.
+        image: the file, relative to the folder of the run or of the images.
+        view: "frontal".
+        indication: why the study was made; "" where it is not known.
+        generated: the report.
+        reference: the true report; None for an image of one's own.
+        labels: "generated" and "reference" -> observation -> `{"status", "sides"}`, those that the text mentions.
+        verdicts: observation -> one of `VERDICTS`.
+        mentions: "generated" and "reference" -> section -> `mention_spans`.
+        flags: which of `FLAGS` the report earns.
+        findings: on phantoms what became of each drawn or asserted finding: `{"name", "side", "verdict"}`.
+        scores: label_f1 (0 to 1) and, in an evaluation, text metrics of this one report.
+        model: `{"run", "stage", "base"}`; stage 0 is the untuned base.
+        prompt: what the model was asked.
+        seconds: what writing took.
+        file, path, key: of an image of one's own: hash and path of its file, and fingerprint of the model.
+    """
+
+    uid: str
+    split: str | None = None
+    index: int | None = None
+    image: str | None = None
+    view: str | None = None
+    indication: str | None = None
+    generated: Report
+    reference: Report | None = None
+    labels: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    verdicts: dict[str, str] | None = None
+    mentions: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
+    flags: list[str] = field(default_factory=list)
+    findings: list[dict[str, str]] | None = None
+    scores: dict[str, float] | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    prompt: str | None = None
+    seconds: float | None = None
+    file: str | None = None
+    path: str | None = None
+    key: str | None = None
+
+    @property
+    def stage(self) -> int | None:
+        """The stage whose report it is; None where another system wrote it."""
+        return self.model.get("stage")
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any], where: str) -> Prediction:
+        """A line of `predictions.jsonl`; of other systems' uid and generated are enough, and a report may be a text.
+
+        Args:
+            record: what `to_json` gave, or another system's.
+            where: the line, for the sentence of an error.
+
+        Raises:
+            RadVisionError: it is no such record.
+        """
+        if not isinstance(record, Mapping) or "uid" not in record or "generated" not in record:
+            raise RadVisionError(f"{where} lacks uid or generated: see the README for the schema of a prediction.")
+        names = [each.name for each in dataclasses.fields(cls)]
+        known = {name: record[name] for name in names if record.get(name) is not None}
+        known |= {"uid": str(record["uid"]), "generated": _read_report(record["generated"], where)}
+        if "reference" in known:
+            known["reference"] = _read_report(known["reference"], where)
+        if not isinstance(known.get("model", {}), Mapping):
+            del known["model"]  # another system's name, say
+        return cls(**known)
+
+    def to_json(self) -> dict[str, Any]:
+        """The line of `predictions.jsonl`."""
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        values["generated"] = vars(self.generated)
+        if self.reference is not None:
+            values["reference"] = {"findings": self.reference.findings, "impression": self.reference.impression}
+        return {name: value for name, value in values.items() if value is not None or name == "reference"}
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """The lines of a `predictions.jsonl`, ours or another system's.
+
+    Raises:
+        RadVisionError: a line is no prediction; the sentence names it.
+    """
+    records = read_json_lines(path)
+    return [Prediction.from_json(record, f"line {number} of {path}") for number, record in enumerate(records, start=1)]
 
 
 def report_labels(report: Report) -> dict[str, Label]:
@@ -36,6 +134,15 @@ def report_labels(report: Report) -> dict[str, Label]:
 def normal_form(report: Report) -> str:
     """A report as it is compared for being a copy: one line, lower case."""
     return " ".join(format_report(report).lower().split())
+
+
+def training_forms(profile: Profile) -> set[str]:
+    """The run's training reports in `normal_form`.
+
+    Raises:
+        RadVisionError: the run's data is missing or stale.
+    """
+    return {normal_form(study.report) for study in open_prepared(profile).split("train")}
 
 
 def flags_of(report: Report, training: set[str]) -> list[str]:
@@ -79,56 +186,141 @@ def mention_spans(report: Report) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def prediction_record(
+def own_prediction(
+    profile: Profile, stage: int, uid: str, report: Report, *, training: set[str], seconds: float
+) -> Prediction:
+    """A report without a reference: what it says, by the rules.
+
+    Args:
+        profile: the run's settings.
+        stage: whose report.
+        uid: the study, or the name of an image of one's own.
+        report: what the model wrote.
+        training: see `training_forms`.
+        seconds: what writing took.
+    """
+    return Prediction(
+        uid=uid,
+        generated=report,
+        labels={"generated": mentioned(report_labels(report))},
+        mentions={"generated": mention_spans(report)},
+        flags=flags_of(report, training),
+        model={"run": profile.run, "stage": stage, "base": profile.model.base},
+        prompt=profile.model.prompt,
+        seconds=round(seconds, 4),
+    )
+
+
+def study_prediction(
     profile: Profile,
     stage: int,
     study: Study,
     index: int,
     report: Report,
     *,
-    scores: Mapping[str, float],
     training: set[str],
     seconds: float,
-) -> dict[str, Any]:
-    """One line of `predictions.jsonl`: all that a card shows of a study."""
+    scores: Mapping[str, float],
+) -> Prediction:
+    """A report beside the reference of its study; `index` is its place in the split, `scores` what only that can tell.
+
+    The other arguments are those of `own_prediction`.
+    """
+    said = own_prediction(profile, stage, study.uid, report, training=training, seconds=seconds)
     ours, true = report_labels(report), report_labels(study.reference)
-    return {
-        "uid": study.uid,
-        "split": study.split,
-        "index": index,
-        "image": study.image.relative_to(RunFolder.of(profile).path).as_posix(),
-        "view": "frontal",
-        "indication": study.indication,
-        "generated": vars(report),
-        "reference": {"findings": study.reference.findings, "impression": study.reference.impression},
-        "labels": {"generated": mentioned(ours), "reference": mentioned(true)},
-        "verdicts": compare(ours, true),
-        "mentions": {"generated": mention_spans(report), "reference": mention_spans(study.reference)},
-        "flags": flags_of(report, training),
-        "findings": verdicts(report, study.truth) if study.truth else [],
-        "scores": {"label_f1": study_f1(ours, true), **scores},
-        "model": {"run": profile.run, "stage": stage, "base": profile.model.base},
-        "prompt": profile.model.prompt,
-        "seconds": round(seconds, 4),
-    }
+    return dataclasses.replace(
+        said,
+        split=study.split,
+        index=index,
+        image=study.image.relative_to(RunFolder.of(profile).path).as_posix(),
+        view="frontal",
+        indication=study.indication,
+        reference=study.reference,
+        labels={**said.labels, "reference": mentioned(true)},
+        verdicts=compare(ours, true),
+        mentions={**said.mentions, "reference": mention_spans(study.reference)},
+        findings=verdicts(report, study.truth) if study.truth else [],
+        scores={"label_f1": study_f1(ours, true), **scores},
+    )
 
 
-def rexrank_submission(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Predictions as ReXrank takes them: study -> references, image path and `model_prediction`.
+def rexrank_submission(predictions: Iterable[Prediction]) -> dict[str, dict[str, Any]]:
+    """Predictions beside references as ReXrank takes them: study -> references, image path and `model_prediction`.
 
     Source: rajpurkarlab/ReXrank, `data/iu_xray/ReXRank_IUXray_test.json` and `example_files/prediction.json`.
     """
     return {
-        record["uid"]: {
-            "key_image_path": record["image"],
-            "image_path": [record["image"]],
-            "frontal_lateral": [record["view"].capitalize()],
-            "section_findings": record["reference"]["findings"],
-            "section_impression": record["reference"]["impression"],
-            "report": format_report(Report(**record["reference"])),
-            "context": f"Indication: {record['indication']}",
-            "split": record["split"],
-            "model_prediction": format_report(Report(**record["generated"])),
+        ours.uid: {
+            "key_image_path": ours.image,
+            "image_path": [ours.image],
+            "frontal_lateral": [str(ours.view).capitalize()],
+            "section_findings": ours.reference.findings,
+            "section_impression": ours.reference.impression,
+            "report": format_report(ours.reference),
+            "context": f"Indication: {ours.indication}",
+            "split": ours.split,
+            "model_prediction": format_report(ours.generated),
         }
-        for record in records
+        for ours in predictions
+        if ours.reference is not None
     }
+
+
+def read_systems(path: Path) -> dict[str, Pairs]:
+    """The systems in a file of predictions: name -> uid -> prediction and reference.
+
+    Args:
+        path: `.jsonl` (one system a stage) or `.csv` (one system; uid, prediction, reference).
+
+    Raises:
+        RadVisionError: the file cannot be read, a line is no prediction, or a study is there twice.
+    """
+    if not path.is_file():
+        raise RadVisionError(f"{path} is not a file: give predictions as .jsonl or .csv.")
+    if path.suffix.lower() == ".csv":
+        return {path.stem: _read_csv(path)}
+    if path.suffix.lower() != ".jsonl":
+        raise RadVisionError(f"{path} is neither .jsonl nor .csv: give predictions in one of these.")
+    systems: dict[str, Pairs] = {}
+    for number, ours in enumerate(read_predictions(path), start=1):
+        name = path.stem if ours.stage is None else STAGE_LABELS.get(ours.stage, path.stem)
+        _add(systems.setdefault(name, {}), ours.uid, (ours.generated, ours.reference), f"line {number} of {path}")
+    return systems or {path.stem: {}}
+
+
+def _read_csv(path: Path) -> Pairs:
+    pairs: Pairs = {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        table = csv.DictReader(file)
+        missing = {"uid", "prediction"} - set(table.fieldnames or ())
+        if missing:
+            raise RadVisionError(
+                f"{path} has no column {', '.join(sorted(missing))}: it needs uid, prediction, reference."
+            )
+        try:
+            rows = list(table)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise RadVisionError(f"{path} cannot be read as a UTF-8 CSV ({error}): save it anew.") from error
+    for row in rows:
+        where = f"study {row['uid']} in {path}"
+        if row["prediction"] is None:
+            raise RadVisionError(f"{where} has no prediction: the scores would be those of a smaller set.")
+        true = row.get("reference")
+        pair = parse_report(row["prediction"]), None if true is None else parse_report(true)
+        _add(pairs, row["uid"], pair, where)
+    return pairs
+
+
+def _read_report(text: object, where: str) -> Report:
+    if isinstance(text, str):
+        return parse_report(text)
+    if isinstance(text, Mapping):
+        findings, impression = (str(text.get(section) or "") for section in ("findings", "impression"))
+        return Report(findings, impression, bool(text.get("headed", True)))
+    raise RadVisionError(f"{where} has a report that is neither a text nor findings and impression.")
+
+
+def _add(pairs: Pairs, uid: str, pair: tuple[Report, Report | None], where: str) -> None:
+    if uid in pairs:
+        raise RadVisionError(f"{where}: study {uid} is there twice; keep one prediction a study.")
+    pairs[uid] = pair

@@ -1,22 +1,29 @@
-"""The headline table: for people (`table.md`), for notebook and dashboard (a dictionary a row), and what differs."""
+"""The headline table: for people (`table.md`), for notebook and dashboard (a dictionary a row), and what it amounts to.
+
+No torch. A model that writes nothing, or the same for everyone, still gets a table, figures and a page of cards: the
+verdict on it says first that they are worth nothing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from radvision_utils.config import STAGES, EvaluationSettings, Profile
 from radvision_utils.data.reports import Report
+from radvision_utils.evaluation.baselines import NEAREST
 from radvision_utils.evaluation.bootstrap import Estimate, figure_text
-from radvision_utils.evaluation.model_verdict import model_verdict
+from radvision_utils.evaluation.labels import LabelMatrix
 from radvision_utils.evaluation.records import FLAGS, VERDICTS
-from radvision_utils.evaluation.rows import DRAWN, RULE_LABELS, ScoredRow
-from radvision_utils.evaluation.text_metrics import NEEDS_JAVA, PROTOCOLS, meteor_scores, text_pairs
+from radvision_utils.evaluation.text_metrics import NEEDS_JAVA, PROTOCOLS, TextScores, meteor_scores, text_pairs
+from radvision_utils.figures import markdown_table
 from radvision_utils.runs import redo_command
 
-STAGE_ROWS = {0: "base, untuned", 1: "after stage 1", 2: "after stage 2", 3: "after stage 3"}
+RULE_LABELS = "rule labels, findings + impression"
+DRAWN = "drawn truth"  # phantoms only
 CARD_PROTOCOL = "findings + impression, raw"  # whose text metrics the table and a study's card show
 
 
@@ -56,6 +63,36 @@ _TEXT_HEADS = {
     **{"rouge_l": "ROUGE-L", "cider_d": "CIDEr-D", "meteor": "METEOR"},
 }
 FACTS = {"loss": "loss, nats per token", "distinct_reports": "distinct reports"}
+
+HALF = 0.5  # of the reports, or of their words
+MOST = 0.9  # of the reports; on a set of mostly normal studies a good model too writes some report very often
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """A row with its scores.
+
+    Attributes:
+        reports: one for each study.
+        matrix: their labels.
+        estimates: protocol -> metric -> estimate.
+        texts: text scores by protocol.
+        facts: what has no interval: variety, lengths, flags, verdicts, observations, confusion.
+    """
+
+    reports: list[Report]
+    matrix: LabelMatrix
+    estimates: dict[str, dict[str, Estimate]]
+    texts: dict[str, TextScores]
+    facts: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """As `metrics.json` has it: the protocols, then the facts."""
+        protocols = {
+            protocol: {name: estimate.to_json() for name, estimate in estimates.items()}
+            for protocol, estimates in self.estimates.items()
+        }
+        return {**protocols, **self.facts}
 
 
 def table_rows(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -108,7 +145,7 @@ def differences(scored: Mapping[str, ScoredRow], row: str) -> dict[str, dict[str
     }
 
 
-def markdown_table(scored: Mapping[str, ScoredRow], rows: Mapping[str, Mapping[str, Any]]) -> str:
+def headline_table(scored: Mapping[str, ScoredRow], rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The table with intervals. Bold: better than every other row by a paired interval that excludes zero."""
     columns = [c for c in COLUMNS if c.protocol in next(iter(scored.values())).estimates]
     facts = {name: heading for name, heading in FACTS.items() if any(name in row for row in rows.values())}
@@ -117,7 +154,7 @@ def markdown_table(scored: Mapping[str, ScoredRow], rows: Mapping[str, Mapping[s
         cells = [figure_text(row[c.protocol][c.metric]) for c in columns]
         cells = [f"**{t}**" if _wins(scored, name, c) else t for t, c in zip(cells, columns, strict=True)]
         lines.append([name, *cells, *(str(row.get(fact, "")) for fact in facts)])
-    return _markdown(["reports by", *(c.heading for c in columns), *facts.values()], lines)
+    return markdown_table(["reports by", *(c.heading for c in columns), *facts.values()], lines)
 
 
 def add_meteor(
@@ -135,7 +172,7 @@ def page(title: str, metrics: Mapping[str, Any], scored: Mapping[str, ScoredRow]
     """`table.md`: the verdict, the headline table, the image's use, other text metrics, errors, conventions."""
     rows = metrics["rows"]
     told = [f"**{sentence}**\n"] if (sentence := model_verdict(metrics)) else []
-    parts = [f"# {title}, {metrics['n']} studies\n", *told, markdown_table(scored, rows)]
+    parts = [f"# {title}, {metrics['n']} studies\n", *told, headline_table(scored, rows)]
     parts.append(
         "In brackets 95 % intervals by study. Bold: above every other row, the paired interval of each difference "
         f"excluding zero. Text metrics: {CARD_PROTOCOL}.\n"
@@ -154,7 +191,7 @@ def page(title: str, metrics: Mapping[str, Any], scored: Mapping[str, ScoredRow]
 def _text_table(rows: Mapping[str, Mapping[str, Any]], protocol: str) -> str:
     names = list(next(iter(rows.values()))[protocol])
     lines = [[name, *(_value(row[protocol][metric]) for metric in names)] for name, row in rows.items()]
-    return _markdown(["reports by", *(_TEXT_HEADS[name] for name in names)], lines)
+    return markdown_table(["reports by", *(_TEXT_HEADS[name] for name in names)], lines)
 
 
 def _error_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -162,7 +199,7 @@ def _error_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         [name, *(str(row["verdicts"][v]) for v in VERDICTS), *(_count(row["flags"][flag]) for flag in FLAGS)]
         for name, row in rows.items()
     ]
-    return _markdown(["reports by", *VERDICTS, *FLAGS], lines) + (
+    return markdown_table(["reports by", *VERDICTS, *FLAGS], lines) + (
         "\nThe first four count findings against the reference, the last four reports.\n"
     )
 
@@ -173,10 +210,6 @@ def _count(count: int | None) -> str:
 
 def _value(figure: Mapping[str, Any]) -> str:
     return figure.get("note", "n/a") if figure["value"] is None else f"{figure['value']:.3f}"
-
-
-def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "".join("| " + " | ".join(line) + " |\n" for line in [heads, ["---"] * len(heads), *lines])
 
 
 def _capital(text: str) -> str:
@@ -192,3 +225,55 @@ def _wins(scored: Mapping[str, ScoredRow], name: str, column: Column) -> bool:
     others = [_estimate(row, column) for other, row in scored.items() if other != name]
     defined = [other for other in others if not np.isnan(other.value)]
     return bool(defined) and all(mine.minus(other).interval[0] > 0 for other in defined)
+
+
+def model_verdict(metrics: Mapping[str, Any]) -> str:
+    """One sentence on the model of the last stage: its plain faults, or that it has none of them.
+
+    Args:
+        metrics: of an evaluation; of other systems' predictions nothing is said ("").
+    """
+    use = metrics.get("image_use") or {}
+    row = (metrics.get("rows") or {}).get(use.get("row"))
+    if not row:
+        return ""
+    n, score = metrics["n"], row[RULE_LABELS]["micro_f1"]["value"]
+    faults = _faults_of_texts(row, n)
+    told = [f"{row['distinct_reports']} distinct reports for {n} studies", f"image used: {use['verdict']}"]
+    if use["verdict"] == "no":
+        faults.append("does not use the image")
+    rival = _best_blind(metrics)
+    if rival is not None and score is not None:
+        best, name = rival
+        told.append(f"rule-label F1 {score:.3f} against {best:.3f} of the {name}, which sees no image")
+        if score <= best:
+            faults.append(f"earns no more than reports without a model ({told[-1]})")
+    if not faults:
+        return f"This model has no plain fault: {'; '.join(told)}."
+    listed = " and ".join(filter(None, [", ".join(faults[:-1]), faults[-1]]))
+    return f"This model is no good: it {listed}; do not read its cards as findings."
+
+
+def _faults_of_texts(row: Mapping[str, Any], n: int) -> list[str]:
+    """What its texts alone show, whatever the references say."""
+    if row["empty_reports"] > HALF * n:
+        return [f"wrote nothing for {row['empty_reports']} of {n} studies"]
+    faults = []
+    repeated, unnamed = row.get("repeats_itself", 0), row.get("without_observation", 0)  # older evaluations lack them
+    same = round(row["commonest_share"] * n)
+    if same > max(1, MOST * n):
+        faults.append(f"wrote the same report for {same} of {n} studies")
+    if repeated > HALF:
+        faults.append(f"repeats itself ({repeated:.0%} of a report stood in it before)")
+    if unnamed > HALF * n:
+        faults.append(f"names no observation that the rules know in {unnamed} of {n} reports")
+    elif not any(found["asserted"] for found in row["observations"].values()):
+        faults.append("asserts no finding in any report")
+    return faults
+
+
+def _best_blind(metrics: Mapping[str, Any]) -> tuple[float, str] | None:
+    """The highest rule-label F1 of the rows that see no image, and whose it is."""
+    rows = [(metrics["rows"][name], name) for name in metrics["baselines"] if name != NEAREST]
+    known = [(score, name) for row, name in rows if (score := row[RULE_LABELS]["micro_f1"]["value"]) is not None]
+    return max(known, default=None)

@@ -19,10 +19,10 @@ from radvision_utils.planning.memory import GIB, ON_CARD, GibByPart, Numbers, St
 from radvision_utils.planning.shape import Lengths, Shape, longest, read_shape
 
 USE_STUDIES = 200  # `image_use.SAMPLE`
-CALIBRATED = 200  # `confidence.CALIBRATED`
-NEUTRAL_IMAGES = 64  # `explain.neutral.IMAGES`
-DRAWN = 60  # `evidence.VALIDATED`
-WINDOWS, RANDOM_SETS = 9, 20  # `explain.WINDOWS`, along a side, and `explain.RANDOM_SETS`
+CALIBRATED = 200  # `evidence.confidence.CALIBRATED`
+NEUTRAL_IMAGES = 64  # `evidence.neutral.IMAGES`
+DRAWN = 60  # `evidence.study_maps.VALIDATED`
+WINDOWS, RANDOM_SETS = 9, 20  # `evidence.explain.WINDOWS`, along a side, and `RANDOM_SETS`
 # Of 1,232 Open-I reports with both sections: the longest of 32 drawn by lot has so many tokens on average; sentences of
 # a report; and of the first 1,000 the share that the rule labels find to assert something on one side only.
 LONGEST_OF_BATCH = 170

@@ -9,7 +9,7 @@ from radvision_utils import RadVisionError, Report, evaluate
 from radvision_utils.config import EvaluationSettings
 from radvision_utils.evaluation import evaluate as module
 from radvision_utils.evaluation.bootstrap import Bootstrap
-from radvision_utils.evaluation.figures import (
+from radvision_utils.evaluation.charts import (
     show_confusion,
     show_ladder,
     show_observations,
@@ -72,16 +72,16 @@ def test_differences_are_to_every_other_row(result):
     assert set(result.metrics["differences"]["after stage 3"]) == set(ROWS) - {"after stage 3"}
 
 
-def test_a_record_says_what_both_texts_claim_and_where(result):
-    for record in result.predictions:
-        assert set(record["flags"]) <= set(FLAGS)
-        assert set(record["verdicts"].values()) <= {"agree", "missed", "unsupported", "contradiction"}
-        assert 0 <= record["scores"]["label_f1"] <= 1
+def test_a_prediction_says_what_both_texts_claim_and_where(result):
+    for ours in result.predictions:
+        assert set(ours.flags) <= set(FLAGS)
+        assert set(ours.verdicts.values()) <= {"agree", "missed", "unsupported", "contradiction"}
+        assert 0 <= ours.scores["label_f1"] <= 1
         for author in ("generated", "reference"):
-            for section, mentions in record["mentions"][author].items():
+            for section, mentions in ours.mentions[author].items():
                 for mention in mentions:
-                    assert record[author][section][mention["start"] : mention["end"]]
-                    assert mention["observation"] in record["labels"][author]
+                    assert getattr(getattr(ours, author), section)[mention["start"] : mention["end"]]
+                    assert mention["observation"] in ours.labels[author]
 
 
 def test_the_labels_agree_with_what_was_drawn_into_the_references(result):
@@ -98,19 +98,19 @@ def test_the_folder_holds_pictures_and_a_rexrank_submission(result, dataset):
 
 def test_every_study_of_the_split_has_a_record_of_every_stage(result, dataset):
     studies = dataset.split("test")
-    found = {(record["uid"], record["model"]["stage"]) for record in result.predictions}
+    found = {(ours.uid, ours.stage) for ours in result.predictions}
     assert found == {(study.uid, stage) for study in studies for stage in range(4)}
 
 
 def test_the_reference_in_a_record_is_the_untouched_text(result, dataset):
     by_uid = {study.uid: study for study in dataset.split("test")}
-    for record in result.predictions:
-        assert record["reference"]["findings"] == by_uid[record["uid"]].reference.findings
+    for ours in result.predictions:
+        assert ours.reference.findings == by_uid[ours.uid].reference.findings
 
 
 def test_image_paths_are_relative_to_the_run_and_exist(result, trained):
-    for record in result.predictions:
-        assert (RunFolder.of(trained).path / record["image"]).is_file()
+    for ours in result.predictions:
+        assert (RunFolder.of(trained).path / ours.image).is_file()
 
 
 def test_a_second_evaluation_computes_nothing(result, trained, monkeypatch):
@@ -132,7 +132,7 @@ def test_evaluating_again_gives_the_same_json_but_for_times(result, trained):
 
     assert timeless(again.metrics) == timeless(result.metrics)
     lines = [timeless(json.loads(line)) for line in before.splitlines()]
-    assert timeless(again.predictions) == lines
+    assert [timeless(ours.to_json()) for ours in again.predictions] == lines
 
 
 def test_another_split_has_a_folder_of_its_own(result, trained, dataset):
@@ -201,7 +201,7 @@ def test_rows_that_are_not_asked_for_appear_nowhere_and_are_named_with_their_com
     few = evaluate(ends, split="validation", force=True)
     models = [row["row"] for row in few.table if row["row"].startswith(("base", "after"))]
     assert models == ["base, untuned", "after stage 3"]
-    assert {record["model"]["stage"] for record in few.predictions} == {0, 3}
+    assert {ours.stage for ours in few.predictions} == {0, 3}
     assert "after stage 1" not in (few.folder / "table.md").read_text()
     assert few.metrics["memory"]["reports"]["planned"] > 0
     assert few.metrics["memory"]["reports"]["measured"] is None

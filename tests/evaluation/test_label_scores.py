@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from radvision_utils.evaluation.bootstrap import Bootstrap
-from radvision_utils.evaluation.finding_labels import label
-from radvision_utils.evaluation.label_scores import (
+from radvision_utils.evaluation.labels import (
     LabelMatrix,
     confusion,
+    label,
     label_scores,
+    mesh_agreement,
     observation_scores,
     study_f1,
 )
-from radvision_utils.evaluation.mesh import mesh_agreement
 
 TRUE = [label(text) for text in ("Left effusion.", "Cardiomegaly. Possible pneumonia.", "Normal chest.", "Scoliosis.")]
 SAID = [label(text) for text in ("Left effusion.", "Cardiomegaly. Left effusion.", "Normal chest.", "Normal chest.")]

@@ -1,9 +1,12 @@
 """Prediction records: errors that need no reference to see, and what the cards and ReXrank read."""
 
+import json
+
 import pytest
 
 from radvision_utils import Report
 from radvision_utils.evaluation.records import (
+    Prediction,
     flags_of,
     mention_spans,
     mentioned,
@@ -48,16 +51,16 @@ def test_mentions_are_spans_in_their_own_section():
 
 
 def test_a_rexrank_submission_has_the_fields_that_it_reads():
-    record = {
-        "uid": "17",
-        "split": "test",
-        "image": "data/images/17.png",
-        "view": "frontal",
-        "indication": "Cough.",
-        "generated": {"findings": "Clear lungs.", "impression": "Normal.", "headed": True},
-        "reference": {"findings": "Lungs are clear.", "impression": "Normal chest."},
-    }
-    assert rexrank_submission([record])["17"] == {
+    ours = Prediction(
+        uid="17",
+        split="test",
+        image="data/images/17.png",
+        view="frontal",
+        indication="Cough.",
+        generated=Report("Clear lungs.", "Normal."),
+        reference=Report("Lungs are clear.", "Normal chest."),
+    )
+    assert rexrank_submission([ours])["17"] == {
         "key_image_path": "data/images/17.png",
         "image_path": ["data/images/17.png"],
         "frontal_lateral": ["Frontal"],
@@ -68,3 +71,16 @@ def test_a_rexrank_submission_has_the_fields_that_it_reads():
         "split": "test",
         "model_prediction": "Findings: Clear lungs. Impression: Normal.",
     }
+
+
+@pytest.mark.parametrize("reference", [Report("Lungs are clear.", ""), None])
+def test_a_prediction_that_was_written_is_read_as_it_was(reference):
+    ours = Prediction(uid="17", index=0, generated=Report("Clear.", "", False), reference=reference, flags=["x"])
+    assert Prediction.from_json(json.loads(json.dumps(ours.to_json())), "line 1") == ours
+
+
+def test_of_another_system_a_study_and_a_text_are_enough():
+    ours = Prediction.from_json(
+        {"uid": 17, "generated": "Findings: Clear. Impression: Normal.", "model": "X"}, "line 1"
+    )
+    assert (ours.uid, ours.generated, ours.stage) == ("17", Report("Clear.", "Normal."), None)

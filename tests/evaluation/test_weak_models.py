@@ -11,13 +11,13 @@ import pytest
 
 from radvision_utils.config import project_root
 from radvision_utils.data.reports import Report, parse_report
-from radvision_utils.evaluation import confidence, evidence
 from radvision_utils.evaluation.bootstrap import Bootstrap
-from radvision_utils.evaluation.confidence import JudgedSentence, claims_of
-from radvision_utils.evaluation.evidence_figures import show_coverage, show_reliability
-from radvision_utils.evaluation.figures import show_confusion, show_observations
-from radvision_utils.evaluation.model_verdict import model_verdict
-from radvision_utils.evaluation.rows import Scorer, variety
+from radvision_utils.evaluation.charts import show_confusion, show_observations
+from radvision_utils.evaluation.score import Scorer, variety
+from radvision_utils.evaluation.table import model_verdict
+from radvision_utils.evidence import confidence, study_maps
+from radvision_utils.evidence.confidence import JudgedSentence, claims_of
+from radvision_utils.evidence.evidence_figures import show_coverage, show_reliability
 from radvision_utils.report import Reporter, WrittenReport
 from radvision_utils.runs import NOTEBOOKS, RunFolder
 
@@ -89,7 +89,7 @@ def test_the_last_notebook_runs_to_its_end_whatever_the_model_writes(
     shutil.copytree(RunFolder.of(trained).path, tmp_path / trained.run)
     shutil.rmtree(tmp_path / trained.run / "evaluation", ignore_errors=True)
     monkeypatch.setattr(Reporter, "_write_batch", write_batch(WEAK[kind]))
-    monkeypatch.setattr(evidence, "VALIDATED", 2)
+    monkeypatch.setattr(study_maps, "VALIDATED", 2)
     monkeypatch.setattr(confidence, "CALIBRATED", 4)
     monkeypatch.chdir(project_root())
     parameters = {"run": trained.run, "output_root": str(tmp_path), "overrides": json.dumps(small_settings), "seed": 11}

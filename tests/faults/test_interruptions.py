@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from radvision_utils import RadVisionError, train_stage
 from radvision_utils.config import project_root
 from radvision_utils.data.reports import format_report
-from radvision_utils.evaluation.kept import write_reports
+from radvision_utils.evaluation.writing import write_reports
 from radvision_utils.model.base import component_of
 from radvision_utils.planning.cost import disk_gib
 from radvision_utils.planning.shape import read_shape

@@ -123,7 +123,7 @@ def test_two_processes_pause_together_and_go_on(fresh_run, launch):
 
 def test_two_processes_write_the_reports_that_one_writes(trained, launch):
     one = evaluate(trained, force=True)
-    expected = [line["generated"] for line in one.predictions]
+    expected = [vars(ours.generated) for ours in one.predictions]
     result = launch(trained, "evaluate", "--force")
     assert result.returncode == 0, result.stderr[-3000:]
     assert [line["generated"] for line in read_json_lines(RunFolder.of(trained).predictions)] == expected

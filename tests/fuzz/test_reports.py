@@ -26,7 +26,7 @@ from radvision_utils.data.reports import (
     parse_report,
     split_sentences,
 )
-from radvision_utils.evaluation.finding_labels import OBSERVATIONS, compare, find_mentions, label, sentences
+from radvision_utils.evaluation.labels import OBSERVATIONS, compare, find_mentions, label, sentences
 
 # Pieces that the rules look for, mixed with anything: random letters alone would hardly ever meet a rule.
 PIECES = [

@@ -19,7 +19,7 @@ from radvision_utils.data.reports import (
     parse_report,
     split_sentences,
 )
-from radvision_utils.evaluation.finding_labels import find_mentions, label
+from radvision_utils.evaluation.labels import find_mentions, label
 
 LENGTHS = (12_500, 25_000, 50_000, 100_000)  # characters
 PATTERNS = [

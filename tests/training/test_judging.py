@@ -10,11 +10,13 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from benchmarks.race import peak_gib
-from radvision_utils import explain, load_profile
+from radvision_utils import load_profile
 from radvision_utils.__main__ import main, parse_settings
 from radvision_utils.environment import choose_device
-from radvision_utils.evaluation import confidence, evidence, image_use
-from radvision_utils.explain import explain_passage, learn_neutral, neutral, open_passage
+from radvision_utils.evaluation import image_use
+from radvision_utils.evidence import confidence, explain, neutral, study_maps
+from radvision_utils.evidence.explain import explain_passage, open_passage
+from radvision_utils.evidence.neutral import learn_neutral
 from radvision_utils.model.base import attach_adapter, load_base, load_processor
 from radvision_utils.model.faster import speed_up_lora
 from radvision_utils.planning import judging
@@ -163,7 +165,7 @@ def test_planned_memory_of_maps_is_that_of_live_tensors(batch, reporter, dataset
 def test_the_plan_counts_what_the_evaluation_does():
     assert judging.USE_STUDIES == image_use.SAMPLE
     assert judging.CALIBRATED == confidence.CALIBRATED
-    assert judging.DRAWN == evidence.VALIDATED
+    assert judging.DRAWN == study_maps.VALIDATED
     assert judging.NEUTRAL_IMAGES == neutral.IMAGES
     assert (judging.WINDOWS, judging.RANDOM_SETS) == (explain.WINDOWS, explain.RANDOM_SETS)
     lingshu = load_profile("lingshu-7b", {"evaluation.evidence": 1})

@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from radvision_utils.data.studies import Study
-from radvision_utils.evaluation.finding_labels import label, sentences
-from radvision_utils.model.base import compute_device
-from radvision_utils.report import ImageLike, Reporter
-from radvision_utils.training.loss import to_device
+from radvision_utils.evaluation.labels import ASSERTED, label, sentences
+from radvision_utils.report import Reporter
 
 IMAGES = 64  # training images whose tokens are averaged
-ASSERTED = ("present", "uncertain")
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ def learn_neutral(reporter: Reporter, train: Sequence[Study]) -> Neutral:
     """The neutral image and sentences of the training studies."""
     chosen = np.random.default_rng(reporter.profile.seed).permutation(len(train))[:IMAGES]
     images = [train[int(i)] for i in chosen]
-    sums = reporter.in_batches(images, lambda batch: visual_tokens(reporter, batch).sum(0))
+    sums = reporter.in_batches(images, lambda batch: reporter.visual_tokens(batch).sum(0))
     normals, denials = _normal_sentences(train)
     return Neutral(torch.stack(list(sums)).sum(0) / len(chosen), denials, normals)
 
@@ -65,22 +61,3 @@ def _normal_sentences(train: Sequence[Study]) -> tuple[tuple[str, ...], dict[str
             if status == "absent":
                 denials.setdefault(name, text)
     return tuple(normals[:2]), denials
-
-
-@torch.no_grad()
-def visual_tokens(reporter: Reporter, images: Sequence[ImageLike]) -> torch.Tensor:
-    """(n, V, D) what the projector gives the language model for each image, float32.
-
-    The tokens lie row by row: the encoder works in windows, and puts its tokens back in order before it ends.
-    """
-    core: Any = core_of(reporter)
-    inputs = to_device(reporter.collator.prompts([reporter.prepare(image) for image in images]), compute_device(core))
-    with reporter.device.autocast():
-        found = core.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
-    return torch.stack(list(found)).float().view(len(images), -1, found[0].shape[-1])
-
-
-def core_of(reporter: Reporter) -> torch.nn.Module:
-    """The Qwen2.5-VL itself, inside whatever carries its adapter."""
-    model: Any = reporter.model
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -9,7 +9,7 @@ training images at its place. No attention weights are needed, so SDPA and 4-bit
   arXiv:1704.02685, Sundararajan et al. 2017, arXiv:1703.01365): what each token adds, to first order; one backward pass
   a sentence.
 
-`radvision_utils.evaluation.evidence` measures on phantoms whether the maps point at what was drawn.
+`radvision_utils.evidence.study_maps` measures on phantoms whether the maps point at what was drawn.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from radvision_utils.config import RadVisionError
 from radvision_utils.data.reports import Report
 from radvision_utils.data.studies import open_prepared
-from radvision_utils.evaluation.finding_labels import sentences
-from radvision_utils.explain.neutral import Neutral, learn_neutral
-from radvision_utils.explain.passage import SECTIONS, Array, Kept, Part, Passage, lay_out, parts_of
+from radvision_utils.evaluation.labels import sentences
+from radvision_utils.evidence.neutral import Neutral, learn_neutral
+from radvision_utils.evidence.passage import SECTIONS, Array, Kept, Part, Passage, lay_out, parts_of
 from radvision_utils.report import ImageLike, Reporter
 
 WINDOWS = 9  # occluded windows along a side at most: 81 passes of the language model for an image of the 7B

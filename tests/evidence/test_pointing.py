@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from radvision_utils import Report
 from radvision_utils.evaluation.bootstrap import Bootstrap
-from radvision_utils.evaluation.evidence import rank_correlation, side_consistent, worst_first
-from radvision_utils.evaluation.pointing import (
+from radvision_utils.evaluation.records import Prediction
+from radvision_utils.evidence.pointing import (
     Pointed,
     area,
     center_map,
@@ -18,6 +19,7 @@ from radvision_utils.evaluation.pointing import (
     inside_cells,
     pointing_figures,
 )
+from radvision_utils.evidence.study_maps import rank_correlation, side_consistent, worst_first
 from radvision_utils.phantoms.phantom_rows import draw, drawn_regions, phantom_row
 
 
@@ -129,11 +131,12 @@ def test_rank_correlation_is_spearmans():
 
 def test_the_worst_study_comes_first():
     def record(uid, verdicts, f1=1.0):
-        return {"uid": uid, "index": 0, "verdicts": dict(enumerate(verdicts)), "scores": {"label_f1": f1}}
+        found = dict(enumerate(verdicts))
+        return Prediction(uid=uid, generated=Report("", ""), index=0, verdicts=found, scores={"label_f1": f1})
 
     records = [
         record("right", ["agree"]),
         record("wrong", ["missed", "missed"], 0.0),
         record("worst", ["contradiction"]),
     ]
-    assert [r["uid"] for r in worst_first(records)] == ["worst", "wrong", "right"]
+    assert [r.uid for r in worst_first(records)] == ["worst", "wrong", "right"]

@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from radvision_utils.config import Profile
-from radvision_utils.evaluation.confidence import add_confidence
-from radvision_utils.evaluation.evidence import add_evidence
-from radvision_utils.evaluation.evidence_figures import save_evidence_figures
-from radvision_utils.runs import read_json_lines, write_json, write_text
+from radvision_utils.config import STAGES, Profile
+from radvision_utils.evaluation.records import read_predictions
+from radvision_utils.evidence.confidence import add_confidence
+from radvision_utils.evidence.evidence_figures import save_evidence_figures
+from radvision_utils.evidence.study_maps import add_evidence
+from radvision_utils.runs import write_json, write_text
 
-FILES = ("evidence.jsonl", "confidence.jsonl")
 _HEADING, _NEXT = "## Evidence and confidence", "## Text metrics"
 
 
@@ -25,11 +25,11 @@ def add_to_evaluation(metrics: dict[str, Any], profile: Profile, folder: Path, e
     Raises:
         RadVisionError: the data or the last stage are missing, or several processes are to sample.
     """
-    records = read_json_lines(folder / "predictions.jsonl")
-    changed = bool(samples) and add_confidence(metrics, records, profile, folder, samples)
+    predictions = [ours for ours in read_predictions(folder / "predictions.jsonl") if ours.stage == STAGES[-1]]
+    changed = bool(samples) and add_confidence(metrics, predictions, profile, folder, samples)
     if changed:
         write_json(folder / "metrics.json", metrics)  # what comes next may be interrupted
-    changed |= bool(evidence) and add_evidence(metrics, records, profile, folder, evidence)
+    changed |= bool(evidence) and add_evidence(metrics, predictions, profile, folder, evidence)
     if changed:
         table = folder / "table.md"
         write_text(table, with_sentences(table.read_text(encoding="utf-8"), metrics))

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from radvision_utils import evaluate
-from radvision_utils.evaluation import confidence, evidence
 from radvision_utils.evaluation.bootstrap import Bootstrap
-from radvision_utils.evaluation.calibration import auroc, calibration_figures, fit_logistic
-from radvision_utils.evaluation.confidence import JudgedSentence, claims_of, coverage_curve
-from radvision_utils.evaluation.evidence_figures import evidence_rows, show_coverage, show_maps
 from radvision_utils.evaluation.phantom_accuracy import asserted_pairs
+from radvision_utils.evidence import confidence, study_maps
+from radvision_utils.evidence.calibration import auroc, calibration_figures, fit_logistic
+from radvision_utils.evidence.confidence import JudgedSentence, claims_of, coverage_curve
+from radvision_utils.evidence.evidence_figures import evidence_rows, show_coverage, show_maps
 from radvision_utils.report import Sampling, reporter_of
 from radvision_utils.runs import read_json_lines
 
@@ -107,7 +107,7 @@ def test_drawn_reports_are_the_same_again_whatever_was_drawn_before(trained, dat
 @pytest.fixture(scope="module")
 def result(trained):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evidence, "VALIDATED", 4)
+        patch.setattr(study_maps, "VALIDATED", 4)
         patch.setattr(confidence, "CALIBRATED", 4)
         yield evaluate(trained, evidence=2, samples=2)
 
@@ -115,10 +115,10 @@ def result(trained):
 def test_every_sentence_of_every_study_has_a_confidence_or_none_to_have(result):
     lines = {line["uid"]: line for line in read_json_lines(result.folder / "confidence.jsonl")}
     for record in result.predictions:
-        if record["model"]["stage"] == 3:
-            told = lines[record["uid"]]["sentences"]
+        if record.stage == 3:
+            told = lines[record.uid]["sentences"]
             for sentence in told:
-                assert sentence["text"] in record["generated"][sentence["section"]]
+                assert sentence["text"] in getattr(record.generated, sentence["section"])
                 assert sentence["log_probability"] <= 0
                 assert (sentence["agreement"] is None) == (claims_of(sentence["text"]) is None)
                 if sentence["agreement"] is not None:
@@ -127,12 +127,12 @@ def test_every_sentence_of_every_study_has_a_confidence_or_none_to_have(result):
 
 
 def test_maps_are_written_for_the_worst_studies_and_join_with_their_reports(result):
-    own = {r["uid"]: r for r in result.predictions if r["model"]["stage"] == 3}
+    own = {r.uid: r for r in result.predictions if r.stage == 3}
     lines = read_json_lines(result.folder / "evidence.jsonl")
-    assert [line["uid"] for line in lines[:2]] == [r["uid"] for r in evidence.worst_first(own.values())[:2]]
+    assert [line["uid"] for line in lines[:2]] == [r.uid for r in study_maps.worst_first(own.values())[:2]]
     for line in lines:
         for sentence in line["sentences"]:
-            assert sentence["text"] in own[line["uid"]]["generated"][sentence["section"]]
+            assert sentence["text"] in getattr(own[line["uid"]].generated, sentence["section"])
             for kind in ("gradient", "occlusion"):
                 values = np.array(sentence[kind])
                 assert values.shape == tuple(line["grid"]) == (4, 4)
@@ -151,17 +151,17 @@ def test_metrics_and_table_say_what_maps_and_confidence_are_worth(result):
 
 
 def test_asked_again_nothing_is_computed(result, trained, monkeypatch):
-    monkeypatch.setattr(evidence, "VALIDATED", 4)
+    monkeypatch.setattr(study_maps, "VALIDATED", 4)
     monkeypatch.setattr(confidence, "CALIBRATED", 4)
-    monkeypatch.setattr(evidence, "reporter_of", lambda *_: pytest.fail("explained again"))
+    monkeypatch.setattr(study_maps, "reporter_of", lambda *_: pytest.fail("explained again"))
     monkeypatch.setattr(confidence, "reporter_of", lambda *_: pytest.fail("sampled again"))
     assert evaluate(trained, evidence=2, samples=2).metrics["evidence"] == result.metrics["evidence"]
 
 
 def test_an_interrupted_explanation_goes_on_where_it_was(result, trained, monkeypatch):
-    monkeypatch.setattr(evidence, "VALIDATED", 0)
+    monkeypatch.setattr(study_maps, "VALIDATED", 0)
     done = []
-    record = evidence.evidence_record
+    record = study_maps.evidence_record
 
     def interrupted(uid, *rest):
         if len(done) == 2:
@@ -169,10 +169,10 @@ def test_an_interrupted_explanation_goes_on_where_it_was(result, trained, monkey
         done.append(uid)
         return record(uid, *rest)
 
-    monkeypatch.setattr(evidence, "evidence_record", interrupted)
+    monkeypatch.setattr(study_maps, "evidence_record", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(trained, evidence=3)
-    monkeypatch.setattr(evidence, "evidence_record", lambda uid, *rest: done.append(uid) or record(uid, *rest))
+    monkeypatch.setattr(study_maps, "evidence_record", lambda uid, *rest: done.append(uid) or record(uid, *rest))
     again = evaluate(trained, evidence=3)
     assert len(done) == len(set(done)) == again.metrics["evidence"]["studies"] == 3
 
@@ -182,7 +182,7 @@ def test_shuffled_weights_are_the_same_numbers_elsewhere(trained):
 
     model = reporter_of(trained, 3).model
     before = [parameter.clone() for parameter in model.parameters()]
-    evidence.shuffle_weights(model, seed=1)
+    study_maps.shuffle_weights(model, seed=1)
     moved = 0
     for old, new in zip(before, model.parameters(), strict=True):
         assert torch.equal(old.flatten().sort().values, new.flatten().sort().values)

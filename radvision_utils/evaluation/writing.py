@@ -6,9 +6,7 @@ how many processes there are, and where one was interrupted, changes no report.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,11 +17,12 @@ from radvision_utils.data.reports import format_report, parse_report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import process_count, process_rank
 from radvision_utils.report import Reporter, WrittenReport, reporter_of
-from radvision_utils.runs import read_json, read_json_lines, write_text
+from radvision_utils.runs import append_json_lines, read_json, read_json_lines, write_json_lines
 
 logger = logging.getLogger(__name__)
 
 Batches = dict[int, list[WrittenReport]]
+_KEPT = ("text", "tokens", "finished", "seconds")  # of a report
 
 
 def write_reports(reporter: Reporter, studies: Sequence[Study], folder: Path) -> list[WrittenReport]:
@@ -48,12 +47,13 @@ def write_reports(reporter: Reporter, studies: Sequence[Study], folder: Path) ->
     if done:
         logger.info("%s: the reports of %d of %d batches were there", name, len(done), len(firsts))
     own = folder / f"{name}.{process_rank()}.jsonl"
-    _begin(own)
+    write_json_lines(own, _lines(own))  # without the line that a killed process did not finish
     # By number, not by what is left: the processes look at different moments.
     mine = [first for first in firsts[process_rank() :: process_count()] if first not in done]
     written = reporter.write([study for first in mine for study in ordered[first : first + size]])
     for first in mine:
-        _append(own, first, [next(written) for _ in ordered[first : first + size]])
+        reports = [next(written) for _ in ordered[first : first + size]]
+        append_json_lines(own, {"first": first, "reports": [{key: getattr(w, key) for key in _KEPT} for w in reports]})
     next(written, None)  # lets the progress end
     while process_rank() == 0 and len(done := _read(folder, name)) < len(firsts):
         time.sleep(0.5)
@@ -72,20 +72,6 @@ def help_first_process(profile: Profile, split: str, stages: Iterable[int], fold
         if metrics.get("key") == key:
             return metrics
         time.sleep(0.5)
-
-
-def _begin(path: Path) -> None:
-    """A line that a killed process did not finish is dropped: nothing may be appended to it."""
-    write_text(path, "".join(json.dumps(line) + "\n" for line in _lines(path)))
-
-
-def _append(path: Path, first: int, reports: list[WrittenReport]) -> None:
-    keys = ("text", "tokens", "finished", "seconds")
-    line = {"first": first, "reports": [{key: getattr(report, key) for key in keys} for report in reports]}
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -11,24 +11,25 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from radvision_utils.evaluation.rows import RULE_LABELS
-from radvision_utils.evaluation.table import STAGE_ROWS
+from radvision_utils.config import STAGE_LABELS, STAGES
+from radvision_utils.evaluation.records import Prediction
+from radvision_utils.evaluation.table import RULE_LABELS
 from radvision_utils.figures import BLUE, GRAY, VERDICT_COLORS, VERDICTS, VERMILION, new_figure, save_figure, tidy
 
-LAST = STAGE_ROWS[max(STAGE_ROWS)]
+LAST = STAGE_LABELS[STAGES[-1]]
 
 
-def save_figures(metrics: Mapping[str, Any], records: Sequence[Mapping[str, Any]], folder: Path) -> None:
+def save_figures(metrics: Mapping[str, Any], predictions: Sequence[Prediction], folder: Path) -> None:
     """Writes every figure into the evaluation's folder."""
     figures = {
         "ladder": show_ladder(metrics),
         "observations": show_observations(metrics),
         "confusion": show_confusion(metrics),
-        "agreement": show_agreement(records),
-        "text_against_labels": show_text_against_labels(records),
+        "agreement": show_agreement(predictions),
+        "text_against_labels": show_text_against_labels(predictions),
     }
-    if any(record["findings"] for record in records):
-        figures["verdicts"] = show_verdicts(records)
+    if any(ours.findings for ours in predictions):
+        figures["verdicts"] = show_verdicts(predictions)
     for name, figure in figures.items():
         save_figure(figure, folder / name)
 
@@ -87,9 +88,9 @@ def show_confusion(metrics: Mapping[str, Any], row: str = LAST) -> Figure:
     return figure
 
 
-def show_text_against_labels(predictions: Sequence[Mapping[str, Any]], stage: int = 3) -> Figure:
+def show_text_against_labels(predictions: Sequence[Prediction], stage: int = 3) -> Figure:
     """ROUGE-L against label F1, a point a study: at the lower right text metrics praise what is wrong."""
-    scores = [r["scores"] for r in predictions if r["model"]["stage"] == stage and "rouge_l" in r["scores"]]
+    scores = [r.scores for r in predictions if r.stage == stage and r.scores and "rouge_l" in r.scores]
     x, y = (np.array([score[name] for score in scores], float) for name in ("rouge_l", "label_f1"))
     figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
@@ -103,17 +104,17 @@ def show_text_against_labels(predictions: Sequence[Mapping[str, Any]], stage: in
     return figure
 
 
-def show_agreement(predictions: Sequence[Mapping[str, Any]], stage: int = 3) -> Figure:
+def show_agreement(predictions: Sequence[Prediction], stage: int = 3) -> Figure:
     """For each observation, in how many studies a stage's report agrees with the reference by the rules, or how not."""
-    judged = [record["verdicts"].items() for record in predictions if record["model"]["stage"] == stage]
+    judged = [ours.verdicts.items() for ours in predictions if ours.stage == stage]
     figure = _stacked(Counter(pair for pairs in judged for pair in pairs), "neither report asserts an observation")
     figure.axes[0].set(xlabel=f"studies, stage {stage}; rule-based, may be wrong")
     return figure
 
 
-def show_verdicts(predictions: Sequence[Mapping[str, Any]], stage: int = 3) -> Figure:
+def show_verdicts(predictions: Sequence[Prediction], stage: int = 3) -> Figure:
     """For each finding, how often a stage's reports agree with what was drawn, miss it, or assert it without reason."""
-    drawn = [record["findings"] for record in predictions if record["model"]["stage"] == stage]
+    drawn = [ours.findings or [] for ours in predictions if ours.stage == stage]
     counts = Counter((finding["name"], finding["verdict"]) for findings in drawn for finding in findings)
     figure = _stacked(counts, "no finding was drawn or asserted here")
     figure.axes[0].set(xlabel=f"findings of the split, stage {stage}")

@@ -14,7 +14,8 @@ from PIL import Image
 
 from radvision_utils.evaluation.bootstrap import figure_text
 from radvision_utils.evaluation.phantom_accuracy import asserted_pairs
-from radvision_utils.evaluation.pointing import not_validated
+from radvision_utils.evaluation.records import read_predictions
+from radvision_utils.evidence.pointing import not_validated
 from radvision_utils.figures import BLUE, GRAY, GREEN, ORANGE, VERMILION, new_figure, save_figure, tidy
 from radvision_utils.runs import read_json_lines
 
@@ -40,9 +41,7 @@ def show_maps(folder: Path, count: int = 3) -> Figure:
         folder: of an evaluation, with `evidence.jsonl` and `predictions.jsonl`.
         count: studies to show.
     """
-    images = {
-        record["uid"]: (record["image"], record["split"]) for record in read_json_lines(folder / "predictions.jsonl")
-    }
+    predictions = {ours.uid: ours for ours in read_predictions(folder / "predictions.jsonl")}
     found = _supported(read_json_lines(folder / "evidence.jsonl"))[:count]
     figure = new_figure(8.4, 3.1 * max(len(found), 1) + 0.3)
     if not found:
@@ -51,10 +50,9 @@ def show_maps(folder: Path, count: int = 3) -> Figure:
     for axes, kind in zip(grid[0], kinds, strict=True):
         axes.set_title(kind, fontsize=9)
     for row, (uid, sentence) in zip(grid, found, strict=True):
-        name, split = images[uid]
-        picture = np.asarray(
-            Image.open((folder.parent if split == "test" else folder.parent.parent) / name).convert("L")
-        )
+        ours = predictions[uid]
+        run = folder.parent if ours.split == "test" else folder.parent.parent
+        picture = np.asarray(Image.open(run / str(ours.image)).convert("L"))
         for axes, kind in zip(row, kinds, strict=True):
             axes.imshow(picture, cmap="gray", extent=(0, 1, 1, 0))
             if kind != "radiograph":

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from radvision_utils.data.reports import Report, format_report
-from radvision_utils.evaluation.finding_labels import sentences
-from radvision_utils.explain.neutral import Neutral, core_of, visual_tokens
+from radvision_utils.evaluation.labels import sentences
+from radvision_utils.evidence.neutral import Neutral
 from radvision_utils.model.base import compute_device
 from radvision_utils.report import ImageLike, Reporter
 from radvision_utils.training.collator import Collator
@@ -149,8 +148,8 @@ class Passage:
 
     def __init__(self, reporter: Reporter, neutral: Neutral, image: ImageLike, layout: Layout) -> None:
         self.reporter, self.neutral, self.layout = reporter, neutral, layout
-        self.core: Any = core_of(reporter)
-        self.tokens = visual_tokens(reporter, [image])[0]
+        self.core = reporter.core
+        self.tokens = reporter.visual_tokens([image])[0]
         side = math.isqrt(len(self.tokens))
         self.grid = (side, side)
         device = compute_device(self.core)

@@ -17,13 +17,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from radvision_utils.config import Profile
-from radvision_utils.data.reports import Report
+from radvision_utils.config import STAGES, Profile
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import forget_peak_memory, open_room
 from radvision_utils.evaluation.bootstrap import Bootstrap, figure_text, rounded
 from radvision_utils.evaluation.phantom_accuracy import asserted_pairs, read_findings
-from radvision_utils.evaluation.pointing import (
+from radvision_utils.evaluation.records import Prediction
+from radvision_utils.evidence.explain import PartEvidence, explain_passage, occlusion_maps, open_passage
+from radvision_utils.evidence.neutral import Neutral, learn_neutral
+from radvision_utils.evidence.passage import Passage
+from radvision_utils.evidence.pointing import (
     Inside,
     Pointed,
     center_map,
@@ -35,13 +38,10 @@ from radvision_utils.evaluation.pointing import (
     not_validated,
     pointing_figures,
 )
-from radvision_utils.evaluation.table import STAGE_ROWS
-from radvision_utils.explain import Neutral, PartEvidence, explain_passage, learn_neutral, occlusion_maps, open_passage
-from radvision_utils.explain.passage import Passage
 from radvision_utils.phantoms.phantom_rows import drawn_regions
 from radvision_utils.progress import show_progress
 from radvision_utils.report import Reporter, reporter_of
-from radvision_utils.runs import fingerprint, read_json_lines, write_text
+from radvision_utils.runs import append_json_lines, fingerprint, read_json_lines, write_json_lines
 
 logger = logging.getLogger(__name__)
 
@@ -49,15 +49,15 @@ VALIDATED = 60  # phantoms whose maps are compared with what was drawn
 MAPS = ("occlusion", "gradient")
 
 
-def worst_first(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Records by contradictions, then by what was missed or invented, then by the lowest label F1."""
+def worst_first(predictions: Iterable[Prediction]) -> list[Prediction]:
+    """Reports by contradictions, then by what was missed or invented, then by the lowest label F1."""
 
-    def badness(record: Mapping[str, Any]) -> tuple[float, ...]:
-        found = list(record["verdicts"].values())
+    def badness(ours: Prediction) -> tuple[float, ...]:
+        found, scores = list((ours.verdicts or {}).values()), ours.scores or {}
         wrong = found.count("missed") + found.count("unsupported")
-        return (-found.count("contradiction"), -wrong, record["scores"]["label_f1"], record["index"])
+        return (-found.count("contradiction"), -wrong, scores["label_f1"], ours.index or 0)
 
-    return sorted(records, key=badness)
+    return sorted(predictions, key=badness)
 
 
 def evidence_record(uid: str, parts: Sequence[PartEvidence], seconds: float) -> dict[str, Any]:
@@ -117,13 +117,13 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def add_evidence(
-    metrics: dict[str, Any], records: Sequence[Mapping[str, Any]], profile: Profile, folder: Path, count: int
+    metrics: dict[str, Any], predictions: Sequence[Prediction], profile: Profile, folder: Path, count: int
 ) -> bool:
     """Explains the reports of the last stage and puts the section `evidence` into `metrics`, in place.
 
     Args:
         metrics: of a finished evaluation.
-        records: its predictions.
+        predictions: of its last stage.
         profile: the run's settings.
         folder: of that evaluation.
         count: how many studies to explain, the worst first; phantoms drawn by lot come on top.
@@ -135,9 +135,9 @@ def add_evidence(
     if metrics.get("evidence", {}).get("key") == key and (folder / "evidence.jsonl").is_file():
         return False
     started = time.perf_counter()
-    work = _Work(profile, metrics["split"], [r for r in records if r["model"]["stage"] == max(STAGE_ROWS)], count)
+    work = _Work(profile, metrics["split"], predictions, count)
     lines, figures = work.run(folder / f"evidence.{key}.jsonl")
-    write_text(folder / "evidence.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_json_lines(folder / "evidence.jsonl", lines)
     seconds = round(time.perf_counter() - started, 1)
     figures["sentence"] = _sentence(figures, not_validated(metrics))
     if work.memory:
@@ -151,16 +151,16 @@ def add_evidence(
 class _Work:
     """What the steps of explaining a split share."""
 
-    def __init__(self, profile: Profile, split: str, records: Sequence[Mapping[str, Any]], count: int) -> None:
+    def __init__(self, profile: Profile, split: str, predictions: Sequence[Prediction], count: int) -> None:
         self.profile = profile
         dataset = open_prepared(profile)
         self.train = dataset.split("train")
         self.studies: dict[str, Study] = {study.uid: study for study in dataset.split(split)}
-        self.reports = {record["uid"]: Report(**record["generated"]) for record in records}
+        self.reports = {ours.uid: ours.generated for ours in predictions}
         drawn = [uid for uid, study in self.studies.items() if study.truth and json.loads(study.truth)["findings"]]
         lot = np.random.default_rng(profile.seed).permutation(len(drawn))[:VALIDATED]
         self.judged = [drawn[i] for i in sorted(lot)]
-        worst = [str(record["uid"]) for record in worst_first(records)[:count]]
+        worst = [ours.uid for ours in worst_first(predictions)[:count]]
         self.chosen = list(dict.fromkeys([*worst, *self.judged]))
         self.lesions: list[Pointed] = []
         self.longest = (0, 0)  # tokens behind the prompt, and of these scored
@@ -168,19 +168,18 @@ class _Work:
 
     def run(self, partial: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """The lines of `evidence.jsonl` and what `metrics.json` says of them."""
-        reporter = reporter_of(self.profile, max(STAGE_ROWS))
+        reporter = reporter_of(self.profile, STAGES[-1])
         forget_peak_memory(reporter.device)
         neutral = learn_neutral(reporter, self.train)
         done = {line["uid"]: line for line in read_json_lines(partial, torn=True)} if partial.is_file() else {}
         # What is judged is computed again: its figures are not in the lines.
-        write_text(partial, "".join(json.dumps(line) + "\n" for line in done.values()))
+        write_json_lines(partial, done.values())
         lines = []
         with show_progress(len(self.chosen)) as step:
             for number, uid in enumerate(self.chosen):
                 if uid not in done or uid in self.judged:
                     done[uid] = self._explain(reporter, neutral, uid)
-                    with partial.open("a", encoding="utf-8") as stream:
-                        stream.write(json.dumps(done[uid]) + "\n")
+                    append_json_lines(partial, done[uid])
                 lines.append(done[uid])
                 step(number + 1)
         if self.longest[0]:  # not where all maps had been made before

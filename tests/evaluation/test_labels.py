@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from radvision_utils.evaluation.finding_labels import (
+from radvision_utils.evaluation.labels import (
     OBSERVATIONS,
     Label,
     Mention,

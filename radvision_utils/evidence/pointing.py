@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate, share
-from radvision_utils.evaluation.rows import DRAWN
+from radvision_utils.evaluation.table import DRAWN
 
 Array = NDArray[np.float64]
 Inside = NDArray[np.bool_]

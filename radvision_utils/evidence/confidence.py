@@ -9,7 +9,6 @@ reports have no others, nothing can be calibrated, and no sentence has one.
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -20,20 +19,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from radvision_utils.config import Profile, RadVisionError
+from radvision_utils.config import STAGES, Profile, RadVisionError
 from radvision_utils.data.reports import Report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import forget_peak_memory, open_room, process_count
 from radvision_utils.evaluation.bootstrap import Bootstrap, figure_text, share
-from radvision_utils.evaluation.calibration import Logistic, calibration_figures, fit_logistic
-from radvision_utils.evaluation.finding_labels import find_mentions
 from radvision_utils.evaluation.image_use import sample
-from radvision_utils.evaluation.kept import write_reports
+from radvision_utils.evaluation.labels import find_mentions
 from radvision_utils.evaluation.phantom_accuracy import Pairs, asserted_pairs, common_name, drawn_pairs
-from radvision_utils.evaluation.table import STAGE_ROWS
-from radvision_utils.explain.passage import Part, parts_of, token_places
+from radvision_utils.evaluation.records import Prediction
+from radvision_utils.evaluation.writing import write_reports
+from radvision_utils.evidence.calibration import Logistic, calibration_figures, fit_logistic
+from radvision_utils.evidence.passage import Part, parts_of, token_places
 from radvision_utils.report import Reporter, Sampling, reporter_of
-from radvision_utils.runs import fingerprint, write_text
+from radvision_utils.runs import fingerprint, write_json_lines
 
 TEMPERATURE = 1.0  # the model's own distribution
 CALIBRATED = 200  # validation studies at most: few sentences are wrong, and only these teach what to doubt
@@ -94,13 +93,13 @@ class JudgedSentence:
 
 
 def add_confidence(
-    metrics: dict[str, Any], records: Sequence[Mapping[str, Any]], profile: Profile, folder: Path, samples: int
+    metrics: dict[str, Any], predictions: Sequence[Prediction], profile: Profile, folder: Path, samples: int
 ) -> bool:
     """Samples reports of the last stage and puts the section `confidence` into `metrics`, in place.
 
     Args:
         metrics: of a finished evaluation.
-        records: its predictions.
+        predictions: of its last stage.
         profile: the run's settings.
         folder: of that evaluation.
         samples: reports to draw for each study, and for at most `CALIBRATED` validation studies.
@@ -118,7 +117,7 @@ def add_confidence(
         raise RadVisionError("confidence is computed by one process: run `evaluate --samples` again without torchrun.")
     started = time.perf_counter()
     dataset = open_prepared(profile)
-    reporter = reporter_of(profile, max(STAGE_ROWS))
+    reporter = reporter_of(profile, STAGES[-1])
     forget_peak_memory(reporter.device)
     kept = folder / "samples" / key
     validation = list(dataset.split("validation"))
@@ -127,12 +126,12 @@ def add_confidence(
     known = _with_claims(judge_sentences(reporter, validation, greedy, samples, kept / "validation"))
     model = fit_logistic(*_table(known, samples)) if known else None
     studies = list(dataset.split(metrics["split"]))
-    own = {r["uid"]: Report(**r["generated"]) for r in records if r["model"]["stage"] == max(STAGE_ROWS)}
+    own = {ours.uid: ours.generated for ours in predictions}
     judged = judge_sentences(reporter, studies, [own[study.uid] for study in studies], samples, kept)
     shown = [dataclasses.replace(study, report=own[study.uid]) for study in studies]
     metrics.setdefault("memory", {})["samples"] = open_room("planning.measured").reports_beside(reporter, shown)
     lines = _lines(studies, judged, model, samples)
-    write_text(folder / "confidence.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_json_lines(folder / "confidence.jsonl", lines)
     shutil.rmtree(folder / "samples", ignore_errors=True)
     metrics["confidence"] = {
         "key": key,

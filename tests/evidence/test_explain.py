@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from radvision_utils import RadVisionError, Report
-from radvision_utils.explain import (
+from radvision_utils.evidence.explain import (
     Evidence,
     explain_passage,
     explain_report,
@@ -17,7 +17,7 @@ from radvision_utils.explain import (
     occlusion_windows,
     open_passage,
 )
-from radvision_utils.explain.passage import lay_out, parts_of, token_places
+from radvision_utils.evidence.passage import lay_out, parts_of, token_places
 from radvision_utils.report import reporter_of
 
 REPORT = Report("The lungs are clear. There is a left pleural effusion.", "Left-sided effusion.")
@@ -109,12 +109,11 @@ def test_every_token_lies_in_one_window(side, windows):
 def test_the_maps_lie_as_the_image_does(reporter, neutral, studies):
     """Token 3 is the upper right corner: there a change of the pixels must show, in spite of the encoder's windows."""
     from radvision_utils.data.images import load_image
-    from radvision_utils.explain.neutral import visual_tokens
 
     image = load_image(studies[0].image)
     changed = image.copy()
     changed.paste(255, (400, 0, 512, 110))
-    moved = (visual_tokens(reporter, [changed])[0] - visual_tokens(reporter, [image])[0]).norm(dim=-1)
+    moved = (reporter.visual_tokens([changed])[0] - reporter.visual_tokens([image])[0]).norm(dim=-1)
     assert int(moved.argmax()) == 3
 
 

@@ -1,0 +1,130 @@
+"""The published tables of Open-I: its human annotation beside the rule labels, and its split answered without an image.
+
+Two verbs of the command line: `label --mesh` and `constant`.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from radvision_utils.config import RadVisionError
+from radvision_utils.data.reports import Report, clean_section, format_report
+from radvision_utils.data.sources import check_columns, csv_columns, csv_lines
+from radvision_utils.evaluation.baselines import best_constant, commonest_normal_report
+from radvision_utils.evaluation.labels import (
+    OBSERVATIONS,
+    Label,
+    find_mentions,
+    label,
+    mesh_agreement,
+    mesh_labels,
+    sentences,
+)
+from radvision_utils.runs import read_json
+
+
+@dataclass(frozen=True)
+class _Row:
+    uid: str
+    text: str
+    mesh: str
+    labels: dict[str, Label]
+
+
+def mesh_table(reports: Path, examples: int = 0) -> str:
+    """The agreement by observation for people, and up to so many disagreements of each kind.
+
+    Args:
+        reports: the table of Open-I, a CSV with uid, MeSH, findings, impression. Reports without text, and
+            those that the annotators left out ("No Indexing"), are left out.
+        examples: how many reports that only the rules, and that only MeSH call present, to list an observation.
+
+    Raises:
+        RadVisionError: the table is missing or lacks a column.
+    """
+    rows = _read_reports(reports)
+    lines = [f"{'observation':28}{'MeSH':>6}{'precision':>11}{'recall':>8}{'F1':>7}{'F1, uncertain as present':>26}"]
+    for name, s in mesh_agreement([row.labels for row in rows], [row.mesh for row in rows]).items():
+        lines.append(
+            f"{name:28}{s['support']:6}{s['precision']:11.3f}{s['recall']:8.3f}{s['f1']:7.3f}{s['f1_uncertain']:26.3f}"
+        )
+    lines.append(f"{len(rows)} reports")
+    odd = [line for name in OBSERVATIONS if examples for line in _disagreements(rows, name, examples)]
+    return "\n".join([*lines, *odd])
+
+
+def _read_reports(path: Path) -> list[_Row]:
+    if not path.is_file():
+        raise RadVisionError(f"{path} is not a file: give the reports table (CSV) of the Open-I collection.")
+    check_columns(csv_columns(path), str(path), ("uid", "MeSH", "findings", "impression"))
+    rows = [(row, f"{row['findings']}\n{row['impression']}".strip()) for row in csv_lines(path)]
+    return [
+        _Row(row["uid"], text, row["MeSH"], label(text))
+        for row, text in rows
+        if text and row["MeSH"] and row["MeSH"] != "No Indexing"
+    ]
+
+
+def _disagreements(rows: Sequence[_Row], name: str, count: int) -> list[str]:
+    """Up to `count` reports each that only the rules or only MeSH call present, with what decided."""
+    lines = []
+    for kind, by_rules in (("rules only", True), ("MeSH only", False)):
+        odd = [r for r in rows if (r.labels[name].status == "present") is by_rules is (name not in mesh_labels(r.mesh))]
+        for row in odd[:count]:
+            spans = sentences(row.text)
+            said = [
+                f"{m.status}: {row.text[slice(*spans[m.sentence])]}"
+                for m in find_mentions(row.text)
+                if m.observation == name and (m.status == "present") is by_rules
+            ]
+            reason = " | ".join(dict.fromkeys(said)) or f"no mention in: {' '.join(row.text.split())}"
+            lines.append(f"{name}, {kind}, uid {row.uid}: {reason}")
+    return lines
+
+
+def write_constant(reports: Path, split: Path, out: Path, commonest: bool = False) -> int:
+    """A report that never looks at an image for the test studies of a published split, as a CSV for `score`.
+
+    Args:
+        reports: the table of the collection, a CSV with uid, findings, impression.
+        split: JSON: `{"by_uid": {uid: "train" | "val" | "test"}}`.
+        out: the CSV to write: uid, prediction, reference.
+        commonest: the commonest normal training report instead of the best constant.
+
+    Returns:
+        The number of test studies.
+
+    Raises:
+        RadVisionError: a file is missing or not as described.
+    """
+    raw = _read_split(reports, split)
+    train = [Report(clean_section(r.findings), clean_section(r.impression)) for r in raw["train"].values()]
+    chosen = commonest_normal_report(train) if commonest else best_constant(train, list(raw["val"].values()))
+    with out.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["uid", "prediction", "reference"])
+        for uid, reference in raw["test"].items():
+            table.writerow([uid, format_report(chosen), format_report(reference)])
+    return len(raw["test"])
+
+
+def _read_split(reports: Path, split: Path) -> dict[str, dict[str, Report]]:
+    """The untouched reports of each part of the split, by uid."""
+    for path in (reports, split):
+        if not path.is_file():
+            raise RadVisionError(f"{path} is not a file: give the reports table (CSV) and its split (JSON).")
+    parts = read_json(split)
+    parts = parts.get("by_uid") if isinstance(parts, dict) else None
+    raw: dict[str, dict[str, Report]] = {"train": {}, "val": {}, "test": {}}
+    if not isinstance(parts, dict) or not set(parts.values()) <= set(raw):
+        raise RadVisionError(f'{split} is no split: it must hold {{"by_uid": {{uid: "train", "val" or "test"}}}}.')
+    check_columns(csv_columns(reports), str(reports), ("uid", "findings", "impression"))
+    for row in csv_lines(reports):
+        if part := parts.get(row["uid"]):
+            raw[part][row["uid"]] = Report(row["findings"], row["impression"])
+    if empty := [part for part, studies in raw.items() if not studies]:
+        raise RadVisionError(f"{reports} has no study of the {empty[0]} part of {split}: give the table of that split.")
+    return raw

@@ -1,0 +1,334 @@
+"""Which of the 14 CheXpert observations a chest report asserts, denies or doubts, by rules, and the score they give.
+
+The score is F1 over the 13 abnormal observations: "uncertain" counts as positive, in reports and references alike, and
+the same figures with uncertain as negative stand beside it. It is called rule-label F1: it is not CheXbert's.
+
+Conventions of the labels, after the CheXpert labeler (Irvin et al., AAAI 2019) unless said otherwise:
+
+* Of several mentions present beats uncertain, and uncertain beats absent. No Finding is present where the text has
+  words and nothing but Support Devices is present or uncertain; findings outside the 14 (scoliosis, emphysema,
+  granuloma) speak against it too. It is never absent or uncertain.
+* Uncertain: may, possible, probable, suspicious for, cannot exclude, "A versus B", an asserted "A or B", "no new A"
+  (an old A is not denied), a borderline heart, vascular congestion, and, ours, a blunted costophrenic angle and a
+  compression deformity, which have other causes too. "Likely" and "consistent with" count as present.
+* "Heart at the upper limits of normal" is a normal heart: absent. (The annotators of Open-I agree: they call 6 of 83
+  such hearts enlarged, but 48 of 52 borderline ones.)
+* "The lungs are clear" denies Lung Opacity and what CheXpert's hierarchy puts below it: Lung Lesion, Edema,
+  Consolidation, Pneumonia, Atelectasis. The labeler takes no label from such a sentence; without one, a report that
+  calls a diseased lung clear would contradict nothing. "Otherwise clear" and "remaining lungs" deny nothing.
+* A normal cardiomediastinal silhouette denies Cardiomegaly too; an enlarged one says Enlarged Cardiomediastinum only.
+* "History of A" says nothing about A today: not mentioned. Resolved findings and removed devices are absent.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radvision_utils.evaluation.bootstrap import Array, Bootstrap, Estimate, divide, share
+from radvision_utils.evaluation.context import LEXICON, read_sentence
+
+OBSERVATIONS: tuple[str, ...] = (
+    "No Finding",
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Lesion",
+    "Lung Opacity",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+)
+ABNORMAL = OBSERVATIONS[1:]
+ASSERTED = ("present", "uncertain")
+Flags = NDArray[np.bool_]
+_MIDLINE = ("Cardiomegaly", "Enlarged Cardiomediastinum")
+# For untouched text, with stops without a blank behind them and lines without a stop; reports.split_sentences cuts
+# cleaned text.
+_END = re.compile(r"(?<!\bvs)(?<!\bVs)(?<!\bDr)(?:\.|(?<=\w)[!?])(?=\s|$|[A-Z])|\.(?=\d{1,2}[.)] )|\n")
+
+
+@dataclass(frozen=True)
+class Mention:
+    """One place that speaks about an observation.
+
+    Attributes:
+        observation: one of `OBSERVATIONS`, never No Finding.
+        status: "present", "absent" or "uncertain".
+        side: "left", "right", "bilateral", or "" where the text gives none.
+        start: first character in the text.
+        end: one past the last character.
+        sentence: index in `sentences(text)`.
+    """
+
+    observation: str
+    status: str
+    side: str
+    start: int
+    end: int
+    sentence: int
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a text says about one observation.
+
+    Attributes:
+        status: "present", "absent", "uncertain" or "not mentioned".
+        sides: those of "left" and "right" that the mentions of this status name; "bilateral" names both.
+    """
+
+    status: str
+    sides: tuple[str, ...] = ()
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """Spans of the sentences of an untouched text, in order, without the blanks around them."""
+    spans, start = [], 0
+    for end in [*(match.end() for match in _END.finditer(text)), len(text)]:
+        part = text[start:end]
+        if part.strip():
+            spans.append((end - len(part.lstrip()), start + len(part.rstrip())))
+        start = end
+    return spans
+
+
+def find_mentions(text: str) -> list[Mention]:
+    """Every mention of an observation, in the order of the text; any string will do."""
+    return [mention for mention in _all_mentions(text) if mention.observation in OBSERVATIONS]
+
+
+def label(text: str) -> dict[str, Label]:
+    """What a report says about each of the 14 observations, in their order; the module's text has the conventions.
+
+    Args:
+        text: findings and impression, with or without headings; without a word all is "not mentioned".
+    """
+    mentions = _all_mentions(text)
+    labels = {name: _aggregate([m for m in mentions if m.observation == name]) for name in OBSERVATIONS}
+    abnormal = any(m.status != "absent" and m.observation != "Support Devices" for m in mentions)
+    if not abnormal and re.search(r"\w", text):
+        labels["No Finding"] = Label("present")
+    return labels
+
+
+def compare(generated: Mapping[str, Label], reference: Mapping[str, Label]) -> dict[str, str]:
+    """How a generated report stands to the reference, per observation that either asserts (present or uncertain).
+
+    Returns:
+        observation -> "contradiction" (one present, the other absent, unless on different sides; or both asserted on
+        sides that do not meet), "missed" (only the reference asserts it), "unsupported" (only the generated report
+        does), or "agree" (both assert it, be it with different certainty or one without a side).
+    """
+    verdicts = {}
+    for name in OBSERVATIONS:
+        ours, theirs = generated[name], reference[name]
+        asserted = [side.status in ASSERTED for side in (ours, theirs)]
+        if not any(asserted):
+            continue
+        apart = bool(ours.sides and theirs.sides) and not set(ours.sides) & set(theirs.sides)
+        if all(asserted):
+            verdicts[name] = "contradiction" if apart else "agree"
+        elif {ours.status, theirs.status} == {"present", "absent"} and not apart:
+            verdicts[name] = "contradiction"
+        else:
+            verdicts[name] = "unsupported" if asserted[0] else "missed"
+    return verdicts
+
+
+def _all_mentions(text: str) -> list[Mention]:
+    """Mentions, those of findings outside the 14 ("Other Finding") included."""
+    return [
+        Mention(
+            claim.observation,
+            claim.status,
+            "" if claim.observation in _MIDLINE else claim.side,
+            start + claim.start,
+            start + claim.end,
+            index,
+        )
+        for index, (start, end) in enumerate(sentences(text))
+        for claim in read_sentence(text[start:end])
+    ]
+
+
+def _aggregate(mentions: Sequence[Mention]) -> Label:
+    for status in ("present", "uncertain", "absent"):
+        named = {mention.side for mention in mentions if mention.status == status}
+        if named:
+            return Label(status, tuple(side for side in ("left", "right") if {side, "bilateral"} & named))
+    return Label("not mentioned")
+
+
+@dataclass(frozen=True)
+class LabelMatrix:
+    """Labels of n reports.
+
+    Attributes:
+        positive: (n, 13) present or uncertain.
+        certain: (n, 13) present.
+        abnormal: (n,) the text says that something is not normal, be it outside the 13; devices alone are normal.
+    """
+
+    positive: Flags
+    certain: Flags
+    abnormal: Flags
+
+    @classmethod
+    def of(cls, labels: Sequence[Mapping[str, Label]], empty: Sequence[bool]) -> LabelMatrix:
+        """The matrix of labels; `empty` says which texts have no word, and are neither normal nor abnormal."""
+        statuses = np.array([[found[name].status for name in ABNORMAL] for found in labels])
+        certain, doubtful = statuses == "present", statuses == "uncertain"
+        normal = np.array([found["No Finding"].status == "present" for found in labels])
+        return cls(certain | doubtful, certain, ~normal & ~np.array(empty, bool))
+
+    def take(self, order: NDArray[np.intp]) -> LabelMatrix:
+        """The reports in another order."""
+        return LabelMatrix(self.positive[order], self.certain[order], self.abnormal[order])
+
+
+def hits(generated: Flags, reference: Flags) -> NDArray[np.int64]:
+    """(n, 13, 3) true positives, false positives and false negatives of each study and observation."""
+    return np.stack([generated & reference, generated & ~reference, ~generated & reference], -1).astype(np.int64)
+
+
+def f1(sums: Array) -> Array:
+    """F1 from (..., 3) sums of hits; NaN where nothing is positive on either side."""
+    return divide(2 * sums[..., 0], 2 * sums[..., 0] + sums[..., 1] + sums[..., 2])
+
+
+def label_scores(generated: LabelMatrix, reference: LabelMatrix, bootstrap: Bootstrap) -> dict[str, Estimate]:
+    """Headline figures of the labels.
+
+    Returns:
+        micro_f1, macro_f1, micro_precision, micro_recall (uncertain positive); micro_f1_certain, macro_f1_certain
+        (uncertain negative); micro_f1_abnormal, macro_f1_abnormal (the studies whose reference is abnormal);
+        sensitivity and specificity of "abnormal". Macro: the mean over the observations that some reference of these
+        studies has.
+    """
+    scores = {
+        **_f1_pair(generated.positive, reference.positive, bootstrap, ""),
+        **_f1_pair(generated.certain, reference.certain, bootstrap, "_certain"),
+        **_f1_pair(generated.positive, reference.positive, bootstrap, "_abnormal", reference.abnormal),
+    }
+    pooled = hits(generated.positive, reference.positive).sum(1)
+    scores["micro_precision"] = bootstrap.estimate(np.stack([pooled[:, 0], pooled[:, 0] + pooled[:, 1]], 1), share)
+    scores["micro_recall"] = bootstrap.estimate(np.stack([pooled[:, 0], pooled[:, 0] + pooled[:, 2]], 1), share)
+    scores["sensitivity"] = bootstrap.mean(generated.abnormal, reference.abnormal)
+    scores["specificity"] = bootstrap.mean(~generated.abnormal, ~reference.abnormal)
+    return scores
+
+
+def micro_f1(
+    generated: LabelMatrix, reference: LabelMatrix, bootstrap: Bootstrap, among: Flags | None = None
+) -> Estimate:
+    """Micro F1 over the 13 observations, uncertain positive."""
+    return bootstrap.estimate(hits(generated.positive, reference.positive).sum(1), f1, among)
+
+
+def _f1_pair(
+    generated: Flags, reference: Flags, bootstrap: Bootstrap, suffix: str, among: Flags | None = None
+) -> dict[str, Estimate]:
+    counts = hits(generated, reference)
+    supported = reference.any(0)
+
+    def macro(sums: Array) -> Array:
+        each = f1(sums.reshape(*sums.shape[:-1], len(ABNORMAL), 3))[..., supported]
+        with warnings.catch_warnings():  # a resample without any positive has no mean
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return np.asarray(np.nanmean(each, -1) if supported.any() else np.full(each.shape[:-1], np.nan))
+
+    return {
+        f"micro_f1{suffix}": bootstrap.estimate(counts.sum(1), f1, among),
+        f"macro_f1{suffix}": bootstrap.estimate(counts.reshape(len(counts), -1), macro, among),
+    }
+
+
+def observation_scores(
+    generated: LabelMatrix, reference: LabelMatrix, bootstrap: Bootstrap
+) -> dict[str, dict[str, Any]]:
+    """F1 of each of the 13 observations with its interval, `support` (references that assert it) and `asserted`
+    (reports that do)."""
+    counts = hits(generated.positive, reference.positive)
+    return {
+        name: {
+            **bootstrap.estimate(counts[:, i], f1).to_json(),
+            "support": int(reference.positive[:, i].sum()),
+            "asserted": int(generated.positive[:, i].sum()),
+        }
+        for i, name in enumerate(ABNORMAL)
+    }
+
+
+def confusion(generated: LabelMatrix, reference: LabelMatrix) -> dict[str, dict[str, int]]:
+    """Studies by what the reference says (outer) and what the report says (inner): "abnormal" or "normal"."""
+    sides = {"abnormal": True, "normal": False}
+    return {
+        true: {
+            said: int(((reference.abnormal == is_true) & (generated.abnormal == is_said)).sum())
+            for said, is_said in sides.items()
+        }
+        for true, is_true in sides.items()
+    }
+
+
+def study_f1(generated: Mapping[str, Label], reference: Mapping[str, Label]) -> float:
+    """F1 over the 13 observations of one study, uncertain positive; 1.0 where neither text asserts any."""
+    said, true = ({name for name in ABNORMAL if labels[name].status in ASSERTED} for labels in (generated, reference))
+    return round(2 * len(said & true) / (len(said) + len(true)), 4) if said or true else 1.0
+
+
+def mesh_labels(mesh: str) -> set[str]:
+    """The observations that a human annotation of Open-I names; the table is in `lexicon.json`.
+
+    Args:
+        mesh: annotations separated by ";", for example "Opacity/lung/base/left;Cardiomegaly/mild".
+    """
+    tags = [tag.strip() for tag in mesh.split(";") if tag.strip()]
+    found = {name for name, patterns in LEXICON["mesh"].items() if any(_matches(tag, patterns) for tag in tags)}
+    harmless = LEXICON["mesh without finding"] + LEXICON["mesh"]["Support Devices"]
+    return found | {"No Finding"} if tags and all(_matches(tag, harmless) for tag in tags) else found
+
+
+def mesh_agreement(labels: Sequence[Mapping[str, Label]], mesh: Sequence[str]) -> dict[str, dict[str, float]]:
+    """How labels agree with annotations of the same reports.
+
+    Args:
+        labels: of each report, by `label`.
+        mesh: each report's annotation; left out are those without and "No Indexing" beforehand.
+
+    Returns:
+        observation -> support (reports annotated with it), precision, recall, f1 ("present" as positive) and
+        f1_uncertain (uncertain as positive too); 0 where there is nothing to be right about.
+    """
+    true = [mesh_labels(text) for text in mesh]
+    return {
+        name: _agreement([found[name].status for found in labels], [name in t for t in true]) for name in OBSERVATIONS
+    }
+
+
+def _agreement(statuses: Sequence[str], true: Sequence[bool]) -> dict[str, float]:
+    scores: dict[str, float] = {"support": sum(true)}
+    for positive, ending in (({"present"}, ""), ({"present", "uncertain"}, "_uncertain")):
+        said = [status in positive for status in statuses]
+        hits = sum(a and b for a, b in zip(said, true, strict=True))
+        if not ending:
+            scores["precision"] = round(hits / max(sum(said), 1), 4)
+            scores["recall"] = round(hits / max(sum(true), 1), 4)
+        scores[f"f1{ending}"] = round(2 * hits / max(sum(said) + sum(true), 1), 4)
+    return scores
+
+
+def _matches(tag: str, patterns: Iterable[str]) -> bool:
+    return any(re.match(pattern, tag) for pattern in patterns)
