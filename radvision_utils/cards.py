@@ -15,7 +15,6 @@ from radvision_utils.dashboard import browser
 from radvision_utils.dashboard.card import ReportCard
 from radvision_utils.dashboard.record import Record, find_prediction, image_path, read_predictions
 from radvision_utils.data.images import letterbox, load_image
-from radvision_utils.data.reports import Report
 from radvision_utils.data.studies import Studies, Study, open_prepared
 from radvision_utils.environment import open_room
 from radvision_utils.runs import RunFolder, is_current

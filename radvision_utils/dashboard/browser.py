@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from radvision_utils.config import RadVisionError
 from radvision_utils.dashboard.card import ReportCard
-from radvision_utils.dashboard.images import View
+from radvision_utils.dashboard.radiograph import View
 from radvision_utils.dashboard.ratings import SCORES, add_ratings, read_ratings, summary
 from radvision_utils.dashboard.record import (
     ORDERS,

@@ -24,8 +24,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from radvision_utils.config import DISCLAIMER, RadVisionError
-from radvision_utils.dashboard import images
-from radvision_utils.dashboard.images import View
+from radvision_utils.dashboard import radiograph as images
+from radvision_utils.dashboard.radiograph import View
 from radvision_utils.dashboard.record import (
     AUTHORS,
     HIGH,
@@ -36,7 +36,7 @@ from radvision_utils.dashboard.record import (
     Sentence,
     is_explained,
 )
-from radvision_utils.evaluation.finding_labels import Label
+from radvision_utils.evaluation.labels import Label
 from radvision_utils.figures import VERDICT_COLORS, VERDICTS
 from radvision_utils.runs import write_text
 

@@ -21,10 +21,9 @@ from PIL import Image
 from radvision_utils.config import RadVisionError
 from radvision_utils.dashboard import record as records
 from radvision_utils.dashboard.card import RULES, SIGN_COLORS, ReportCard, document, render, stage_name
-from radvision_utils.dashboard.images import jpeg_uri, open_image
+from radvision_utils.dashboard.radiograph import jpeg_uri, open_image
 from radvision_utils.dashboard.record import Record, by_contradiction, image_path, most_samples
-from radvision_utils.evaluation.model_verdict import model_verdict
-from radvision_utils.evaluation.table import COLUMNS, FACTS
+from radvision_utils.evaluation.table import COLUMNS, FACTS, model_verdict
 from radvision_utils.figures import VERDICTS
 from radvision_utils.runs import write_text
 

@@ -34,7 +34,7 @@ from radvision_utils.dashboard.card import (
     ReportCard,
     Section,
 )
-from radvision_utils.dashboard.images import open_image, with_map
+from radvision_utils.dashboard.radiograph import open_image, with_map
 from radvision_utils.dashboard.record import Sentence
 from radvision_utils.figures import VERDICT_COLORS, VERDICTS
 

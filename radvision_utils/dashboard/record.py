@@ -19,7 +19,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from radvision_utils.config import RadVisionError
 from radvision_utils.data.reports import Report
-from radvision_utils.evaluation.finding_labels import Label, sentences
+from radvision_utils.evaluation.labels import Label, sentences
 from radvision_utils.figures import VERDICTS
 
 logger = logging.getLogger(__name__)

@@ -106,7 +106,7 @@ def show_text_against_labels(predictions: Sequence[Prediction], stage: int = 3) 
 
 def show_agreement(predictions: Sequence[Prediction], stage: int = 3) -> Figure:
     """For each observation, in how many studies a stage's report agrees with the reference by the rules, or how not."""
-    judged = [ours.verdicts.items() for ours in predictions if ours.stage == stage]
+    judged = [(ours.verdicts or {}).items() for ours in predictions if ours.stage == stage]
     figure = _stacked(Counter(pair for pairs in judged for pair in pairs), "neither report asserts an observation")
     figure.axes[0].set(xlabel=f"studies, stage {stage}; rule-based, may be wrong")
     return figure

@@ -22,8 +22,8 @@ from radvision_utils.dashboard.card import (
     ReportCard,
     card_style,
 )
-from radvision_utils.dashboard.images import View, windowed
 from radvision_utils.dashboard.picture import draw_card
+from radvision_utils.dashboard.radiograph import View, windowed
 from radvision_utils.dashboard.record import Record, clean, find_prediction, image_path, read_predictions
 from radvision_utils.evaluation.labels import find_mentions, label
 from radvision_utils.figures import VERDICTS

@@ -13,9 +13,9 @@ from PIL import Image
 from radvision_utils.dashboard import page as page_module
 from radvision_utils.dashboard.browser import ReportBrowser
 from radvision_utils.dashboard.card import ReportCard
-from radvision_utils.dashboard.images import View, map_uri, viridis
 from radvision_utils.dashboard.page import write_page
 from radvision_utils.dashboard.picture import draw_card
+from radvision_utils.dashboard.radiograph import View, map_uri, viridis
 from radvision_utils.dashboard.record import EvidenceMap, Record, find_prediction, most_samples, read_predictions
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>"

@@ -5,8 +5,8 @@ import pytest
 from radvision_utils.config import DISCLAIMER, RadVisionError
 from radvision_utils.dashboard.page import anchor, write_page
 from radvision_utils.dashboard.record import Record, read_predictions
-from radvision_utils.evaluation.evidence_figures import save_evidence_figures
-from radvision_utils.evaluation.figures import show_agreement, show_verdicts
+from radvision_utils.evaluation.charts import show_agreement, show_verdicts
+from radvision_utils.evidence.evidence_figures import save_evidence_figures
 from radvision_utils.figures import new_figure, save_figure
 
 LABELS = "rule labels, findings + impression"
