@@ -214,7 +214,7 @@ def _from_pretrained(loader: Any, settings: ModelSettings, **options: Any) -> An
         return loader.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
         if Path(path).is_dir():
-            raise RadVisionError(f"the model folder {path} cannot be loaded: {first_line(error)}") from error
+            raise RadVisionError(f"the model folder {path} cannot be loaded: {first_line(error)}.") from error
         raise RadVisionError(
             f"base model {path!r} is neither a folder here nor could it be fetched from the model hub "
             f"({first_line(error)}): check the name and the network, or give a folder with `--set model.base=PATH`."
