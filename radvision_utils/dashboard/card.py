@@ -24,7 +24,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from radvision_utils.config import DISCLAIMER, RadVisionError
-from radvision_utils.dashboard import radiograph as images
+from radvision_utils.dashboard import radiograph
 from radvision_utils.dashboard.radiograph import View
 from radvision_utils.dashboard.record import (
     AUTHORS,
@@ -354,7 +354,7 @@ def base_style() -> Markup:
 @cache
 def card_style() -> Markup:
     """The style sheet of the cards beyond `base_style`: themes of every host, layout, evidence."""
-    stops = ["#" + shade[:3].tobytes().hex() for shade in images.viridis()[::3]]
+    stops = ["#" + shade[:3].tobytes().hex() for shade in radiograph.viridis()[::3]]
     return render("card.css", light=LIGHT, dark=DARK, well=WELL, ink=GLYPH_INK, stops=stops, overlays=_OVERLAYS)
 
 
@@ -392,9 +392,9 @@ class _Radiograph:
     """What the template needs of the radiograph and its maps."""
 
     def __init__(self, card: ReportCard, limit: int) -> None:
-        opened, self._card, self._limit = images.open_image(card.image), card, limit
+        opened, self._card, self._limit = radiograph.open_image(card.image), card, limit
         self.mapped = [] if card.blind or not opened else [s for s in card.record.explained if s.map]
-        self.picture: Image.Image | None = images.squared(opened) if opened and self.mapped else opened
+        self.picture: Image.Image | None = radiograph.squared(opened) if opened and self.mapped else opened
 
     def __bool__(self) -> bool:
         return self.picture is not None
@@ -402,12 +402,12 @@ class _Radiograph:
     @property
     def uri(self) -> str:
         assert self.picture is not None
-        return images.jpeg_uri(images.windowed(self.picture, self._card.view), self._limit)
+        return radiograph.jpeg_uri(radiograph.windowed(self.picture, self._card.view), self._limit)
 
     @property
     def overlays(self) -> list[tuple[Sentence, str]]:
         """The maps that lie over it, out of sight until their sentence is pointed at."""
-        return [(s, images.map_uri(s.map)) for s in self.mapped if s.map and s.number <= _OVERLAYS]
+        return [(s, radiograph.map_uri(s.map)) for s in self.mapped if s.map and s.number <= _OVERLAYS]
 
     @property
     def meaning(self) -> str:
@@ -417,7 +417,7 @@ class _Radiograph:
     def thumb(self, sentence: Sentence) -> str:
         assert self.picture is not None
         assert sentence.map is not None
-        return images.thumb_uri(self.picture, sentence.map, round(_THUMB * 1.25))  # for screens of more pixels
+        return radiograph.thumb_uri(self.picture, sentence.map, round(_THUMB * 1.25))  # for screens of more pixels
 
 
 def _joined(found: dict[tuple[str, str], tuple[Sentence, ...]]) -> tuple[Sentence, ...]:

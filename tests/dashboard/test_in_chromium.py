@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from radvision_utils.dashboard.page import write_page
 from radvision_utils.dashboard.record import Record, read_predictions
 from radvision_utils.evaluation.charts import show_agreement
 from radvision_utils.evaluation.labels import OBSERVATIONS
+from radvision_utils.evaluation.records import Prediction
 from radvision_utils.evaluation.table import COLUMNS, FACTS
 from radvision_utils.figures import save_figure
 from radvision_utils.phantoms.phantom_rows import phantom_row
@@ -122,7 +124,8 @@ def page(chromium, run_folder):
         verdicts = {"Edema": "contradiction" if record.uid == "31" else "agree"}
         scores = {"label_f1": {"17": 1.0, "20": 0.5}.get(record.uid, 0.0)}
         records.append(Record.read({**record.source, "verdicts": verdicts, "scores": scores}))
-    save_figure(show_agreement([record.source for record in records]), run_folder / "evaluation/agreement")
+    judged = [Prediction.from_json(record.source, "") for record in records]
+    save_figure(show_agreement(judged), run_folder / "evaluation/agreement")
     path = write_page(records, {}, run_folder, run_folder / "dashboard/index.html")
     page, problems = chromium.new_page(), []
     page.on("console", lambda message: problems.append(message.text))
@@ -224,7 +227,8 @@ CUT_IN_CHARTS = """() => [...document.querySelectorAll('svg.chart text')].filter
 
 def test_no_chart_cuts_the_name_of_an_observation(chromium, run_folder):
     records = read_predictions(run_folder / "evaluation/predictions.jsonl")
-    judged = [{**record.source, "verdicts": dict.fromkeys(OBSERVATIONS, "agree")} for record in records]
+    read = [Prediction.from_json(record.source, "") for record in records]
+    judged = [replace(ours, verdicts=dict.fromkeys(OBSERVATIONS, "agree")) for ours in read]
     save_figure(show_agreement(judged), run_folder / "evaluation/agreement")
     path = write_page(records, {}, run_folder, run_folder / "x.html")
     page = chromium.new_page(viewport={"width": 1440, "height": 900})
