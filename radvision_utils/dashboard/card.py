@@ -340,7 +340,12 @@ def stage_name(stage: int) -> str:
 
 def render(template: str, **values: Any) -> Markup:
     """A template of this folder, in which every value that is not markup itself is escaped."""
-    constants = {"disclaimer": DISCLAIMER, "rules": RULES, "verdict_glyphs": VERDICTS, "strengths": images.STRENGTHS}
+    constants = {
+        "disclaimer": DISCLAIMER,
+        "rules": RULES,
+        "verdict_glyphs": VERDICTS,
+        "strengths": radiograph.STRENGTHS,
+    }
     return Markup(_TEMPLATES.get_template(template).render(**constants, **values))
 
 
