@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -19,6 +20,16 @@ SMALL = {
     "generation.max_new_tokens": 96,
     **{f"stage{n}.{key}": value for n in (1, 2, 3) for key, value in (("max_steps", 3), ("validation_studies", 4))},
 }
+
+
+@pytest.fixture(autouse=True)
+def log_of_one_test():
+    """What a command or a notebook's first cell sets for the log ends with the test, as its captured output does."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -141,7 +141,7 @@ def test_a_reporter_that_is_let_go_leaves_no_model(trained, left):
 
 def test_stages_are_compared_one_model_at_a_time(trained, left, beside):
     compare_stages(trained, stages=(0, 1, 2), count=2)
-    assert beside == [[]] * 3
+    assert beside == [[]] * 2  # the base that the untuned reports were written with is used once more
     assert left() == []
 
 

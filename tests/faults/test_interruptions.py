@@ -114,7 +114,7 @@ def test_a_stage_killed_before_it_is_put_in_its_place_is_put_there(fresh_run, mo
         train_stage(profile, 1)
     monkeypatch.setattr(Path, "rename", rename)
     assert not is_current(profile, "stage1")
-    monkeypatch.setattr(trainer, "_fit", lambda *_: pytest.fail("it trains again"))
+    monkeypatch.setattr(trainer, "_train", lambda *_: pytest.fail("it trains again"))
     result = train_stage(profile, 1)
     assert result.record["steps"] == 4
     assert sorted(p.name for p in RunFolder.of(profile).path.iterdir()) == ["data", "run.json", "stage1"]
