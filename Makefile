@@ -18,14 +18,15 @@ help: ## list the targets
 run: $(STAMP) ## the whole chain on a CPU with profile tiny: data, three stages, reports, dashboard
 	$(IN_VENV) radvision_utils run --profile tiny
 
-# Offline: a test that needs the network is a mistake.
+# Offline: a test that needs the network is a mistake. Two workers, of up to 3 GB each; a module's tests stay together,
+# since they share what is costly to make.
 test: export HF_HUB_OFFLINE = 1
 test: $(STAMP) ## the fast tests
-	$(IN_VENV) pytest
+	$(IN_VENV) pytest -n 2 --dist loadscope
 
 test-floor: export HF_HUB_OFFLINE = 1
 test-floor: $(FLOOR_STAMP) ## tests of models, training, reports and the chain with the oldest versions, in .venv-floor
-	.venv-floor/bin/python -m pytest $(FLOOR_TESTS)
+	.venv-floor/bin/python -m pytest -n 2 --dist loadscope $(FLOOR_TESTS)
 
 lint: $(STAMP) ## formatting, lint (notebooks too) and types
 	$(IN_VENV) ruff format --check .
