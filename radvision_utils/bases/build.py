@@ -21,8 +21,8 @@ from radvision_utils.data.prepare import prepare_dataset
 from radvision_utils.data.reports import format_report
 from radvision_utils.data.studies import PreparedDataset
 from radvision_utils.environment import choose_device, seed_everything, versions
-from radvision_utils.evaluation.phantom_accuracy import phantom_accuracy
 from radvision_utils.model.base import TINY_BASE, count_parameters, load_base, load_processor
+from radvision_utils.phantoms.phantom_accuracy import phantom_accuracy
 from radvision_utils.report import Reporter
 from radvision_utils.runs import write_text
 from radvision_utils.training.collator import Collator

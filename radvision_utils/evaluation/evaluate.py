@@ -23,22 +23,23 @@ from radvision_utils.evaluation.baselines import BEST_CONSTANT, CONSTANT, NEARES
 from radvision_utils.evaluation.bootstrap import RESAMPLES
 from radvision_utils.evaluation.charts import save_figures
 from radvision_utils.evaluation.labels import mesh_agreement
-from radvision_utils.evaluation.phantom_accuracy import phantom_estimates
 from radvision_utils.evaluation.records import (
     Prediction,
+    check_texts,
     read_predictions,
     report_labels,
     rexrank_submission,
     study_prediction,
 )
-from radvision_utils.evaluation.score import Scorer, check_references, scoring_versions
 from radvision_utils.evaluation.table import (
     CARD_PROTOCOL,
     CONVENTIONS,
     ScoredRow,
+    Scorer,
     add_meteor,
     differences,
     page,
+    scoring_versions,
     table_rows,
 )
 from radvision_utils.evaluation.writing import help_first_process, write_reports
@@ -127,7 +128,7 @@ class _Evaluation:
             raise RadVisionError(
                 f"the {split} split of run {profile.run!r} has no studies: choose another split, or prepare more data."
             )
-        check_references({study.uid: study.reference for study in self.studies})
+        check_texts({study.uid: study.reference for study in self.studies}, "reference")
         self.train = list(self.dataset.split("train"))
         truths = [study.truth for study in self.studies if study.truth is not None]
         self.scorer = Scorer(
@@ -248,7 +249,7 @@ class _Evaluation:
             facts["mesh_agreement"] = mesh_agreement(labels, [study.mesh for study in annotated])
             facts["mesh_reports"] = len(annotated)
         if self.scorer.truths is not None:
-            drawn = phantom_estimates(self.scorer.references, self.scorer.truths, self.scorer.bootstrap)
+            drawn = self.scorer.against_drawn(self.scorer.references, self.scorer.truths)
             facts["references_against_drawn"] = {name: estimate.to_json() for name, estimate in drawn.items()}
         return facts
 

@@ -1,19 +1,18 @@
 """Predictions: what a report says, how that stands to the reference, and which errors need no reference to see.
 
-A `Prediction` is one line of `predictions.jsonl`, the seam between the evaluation and the dashboard. The predictions of
-other systems are read here too.
+A `Prediction` is one line of `predictions.jsonl`, the seam between the evaluation and the dashboard.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from radvision_utils.config import STAGE_LABELS, Profile, RadVisionError
+from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.data.reports import (
     DEIDENTIFIED,
     PRIORS,
@@ -21,17 +20,21 @@ from radvision_utils.data.reports import (
     clean_section,
     drop_sentences,
     format_report,
+    is_english,
     parse_report,
 )
 from radvision_utils.data.studies import Study, open_prepared
+from radvision_utils.environment import open_room
 from radvision_utils.evaluation.labels import Label, compare, find_mentions, label, study_f1
-from radvision_utils.evaluation.phantom_accuracy import verdicts
 from radvision_utils.runs import RunFolder, read_json_lines
 
 FLAGS = ("prior study", "de-identification token", "findings against impression", "copied from training")
 VERDICTS = ("agree", "missed", "unsupported", "contradiction")
 Labels = Mapping[str, Label]
-Pairs = dict[str, tuple[Report, Report | None]]  # uid -> prediction, reference
+_IF_EMPTY = {
+    "reference": "a study without a true report cannot be scored; leave it out knowingly.",
+    "prediction": "write the report, or a word such as 'None' where the system wrote nothing.",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +242,7 @@ def study_prediction(
         labels={**said.labels, "reference": mentioned(true)},
         verdicts=compare(ours, true),
         mentions={**said.mentions, "reference": mention_spans(study.reference)},
-        findings=verdicts(report, study.truth) if study.truth else [],
+        findings=open_room("phantoms.phantom_accuracy").verdicts(report, study.truth) if study.truth else [],
         scores={"label_f1": study_f1(ours, true), **scores},
     )
 
@@ -266,51 +269,6 @@ def rexrank_submission(predictions: Iterable[Prediction]) -> dict[str, dict[str,
     }
 
 
-def read_systems(path: Path) -> dict[str, Pairs]:
-    """The systems in a file of predictions: name -> uid -> prediction and reference.
-
-    Args:
-        path: `.jsonl` (one system a stage) or `.csv` (one system; uid, prediction, reference).
-
-    Raises:
-        RadVisionError: the file cannot be read, a line is no prediction, or a study is there twice.
-    """
-    if not path.is_file():
-        raise RadVisionError(f"{path} is not a file: give predictions as .jsonl or .csv.")
-    if path.suffix.lower() == ".csv":
-        return {path.stem: _read_csv(path)}
-    if path.suffix.lower() != ".jsonl":
-        raise RadVisionError(f"{path} is neither .jsonl nor .csv: give predictions in one of these.")
-    systems: dict[str, Pairs] = {}
-    for number, ours in enumerate(read_predictions(path), start=1):
-        name = path.stem if ours.stage is None else STAGE_LABELS.get(ours.stage, path.stem)
-        _add(systems.setdefault(name, {}), ours.uid, (ours.generated, ours.reference), f"line {number} of {path}")
-    return systems or {path.stem: {}}
-
-
-def _read_csv(path: Path) -> Pairs:
-    pairs: Pairs = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        table = csv.DictReader(file)
-        missing = {"uid", "prediction"} - set(table.fieldnames or ())
-        if missing:
-            raise RadVisionError(
-                f"{path} has no column {', '.join(sorted(missing))}: it needs uid, prediction, reference."
-            )
-        try:
-            rows = list(table)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise RadVisionError(f"{path} cannot be read as a UTF-8 CSV ({error}): save it anew.") from error
-    for row in rows:
-        where = f"study {row['uid']} in {path}"
-        if row["prediction"] is None:
-            raise RadVisionError(f"{where} has no prediction: the scores would be those of a smaller set.")
-        true = row.get("reference")
-        pair = parse_report(row["prediction"]), None if true is None else parse_report(true)
-        _add(pairs, row["uid"], pair, where)
-    return pairs
-
-
 def _read_report(text: object, where: str) -> Report:
     if isinstance(text, str):
         return parse_report(text)
@@ -320,7 +278,25 @@ def _read_report(text: object, where: str) -> Report:
     raise RadVisionError(f"{where} has a report that is neither a text nor findings and impression.")
 
 
-def _add(pairs: Pairs, uid: str, pair: tuple[Report, Report | None], where: str) -> None:
-    if uid in pairs:
-        raise RadVisionError(f"{where}: study {uid} is there twice; keep one prediction a study.")
-    pairs[uid] = pair
+def check_texts(reports: Mapping[str, Report], what: str) -> None:
+    """Refuses what cannot be scored: reports without a word, and those not in English, for which no metric is made.
+
+    Args:
+        reports: by uid.
+        what: "reference" or "prediction".
+
+    Raises:
+        RadVisionError: the sentence names the first such study, how many there are, and what to do.
+    """
+    texts = {uid: f"{report.findings} {report.impression}" for uid, report in reports.items()}
+    if empty := [uid for uid, text in texts.items() if not re.search(r"\w", text)]:
+        raise RadVisionError(f"the {what} of study {empty[0]} is empty ({_how_many(empty)}): {_IF_EMPTY[what]}")
+    if odd := [uid for uid, text in texts.items() if not is_english(text)]:
+        raise RadVisionError(
+            f"the {what} of study {odd[0]} is not English ({_how_many(odd)}): the metrics and the finding labels are "
+            "made for English reports; translate the texts first."
+        )
+
+
+def _how_many(odd: Sequence[str]) -> str:
+    return f"{len(odd)} in all" if len(odd) > 1 else "the only one"

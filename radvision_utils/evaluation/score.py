@@ -1,6 +1,4 @@
-"""Score reports by everything that needs no model: a stage's, a baseline's or another system's, by the same code.
-
-No torch.
+"""Score predictions of any system: our `predictions.jsonl`, or a CSV with columns uid, prediction, reference. No torch.
 
 `python -m radvision_utils score FILE` compares with the references in the file; with `--run NAME` with those of a
 run's split, of which every study must have a prediction.
@@ -8,155 +6,23 @@ run's split, of which every study must have a prediction.
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
+import csv
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from radvision_utils.config import RadVisionError
-from radvision_utils.data.reports import Report, is_english
+from radvision_utils.config import STAGE_LABELS, RadVisionError
+from radvision_utils.data.reports import Report, is_english, parse_report
 from radvision_utils.data.studies import Study, open_prepared
-from radvision_utils.evaluation.bootstrap import RESAMPLES, Bootstrap
-from radvision_utils.evaluation.labels import (
-    ABNORMAL,
-    Label,
-    LabelMatrix,
-    compare,
-    confusion,
-    label,
-    label_scores,
-    observation_scores,
-)
-from radvision_utils.evaluation.phantom_accuracy import phantom_estimates
-from radvision_utils.evaluation.records import (
-    FLAGS,
-    VERDICTS,
-    Pairs,
-    flags_of,
-    normal_form,
-    read_systems,
-    report_labels,
-)
-from radvision_utils.evaluation.table import (
-    CONVENTIONS,
-    DRAWN,
-    RULE_LABELS,
-    ScoredRow,
-    add_meteor,
-    page,
-    table_rows,
-)
-from radvision_utils.evaluation.text_metrics import PROTOCOLS, score_texts, text_estimates
+from radvision_utils.evaluation.bootstrap import RESAMPLES
+from radvision_utils.evaluation.labels import label
+from radvision_utils.evaluation.records import check_texts, read_predictions
+from radvision_utils.evaluation.table import CONVENTIONS, Scorer, add_meteor, page, scoring_versions, table_rows
 from radvision_utils.runs import RunFolder
 
 SEED = 7
-
-
-def scoring_versions() -> dict[str, str]:
-    """Versions of what the scores depend on; no torch."""
-    found = {name: importlib.metadata.version(name) for name in ("numpy", "pycocoevalcap")}
-    return {"python": platform.python_version(), **found}
-
-
-class Scorer:
-    """Scores rows on one set of studies.
-
-    Args:
-        references: the true reports, untouched.
-        seed: of the bootstrap.
-        training: training reports, to find copies; none known for another system's predictions.
-        truths: what was drawn into each study; phantoms only.
-    """
-
-    def __init__(
-        self,
-        references: Sequence[Report],
-        seed: int,
-        training: Sequence[Report] = (),
-        truths: Sequence[str] | None = None,
-    ) -> None:
-        self.references, self.truths = list(references), truths
-        self.bootstrap = Bootstrap(len(references), seed)
-        self.training = {normal_form(report) for report in training}
-        self.labels = [report_labels(report) for report in references]
-        self.matrix = LabelMatrix.of(self.labels, _without_words(references))
-
-    def score(self, reports: Sequence[Report]) -> ScoredRow:
-        """All scores of a row, one report for each study."""
-        known = {report: report_labels(report) for report in dict.fromkeys(reports)}
-        labels = [known[report] for report in reports]
-        matrix = LabelMatrix.of(labels, _without_words(reports))
-        texts = {protocol: score_texts(reports, self.references, protocol) for protocol in PROTOCOLS}
-        estimates = {RULE_LABELS: label_scores(matrix, self.matrix, self.bootstrap)}
-        estimates |= {protocol: text_estimates(scores, self.bootstrap) for protocol, scores in texts.items()}
-        if self.truths is not None:
-            estimates[DRAWN] = phantom_estimates(reports, self.truths, self.bootstrap)
-        facts = {
-            **variety(reports),
-            "without_observation": sum(not _observations(found) for found in labels),
-            "flags": self._count_flags(reports),
-            "verdicts": _count_verdicts(labels, self.labels),
-            "observations": observation_scores(matrix, self.matrix, self.bootstrap),
-            "confusion": confusion(matrix, self.matrix),
-        }
-        return ScoredRow(list(reports), matrix, estimates, texts, facts)
-
-    def _count_flags(self, reports: Sequence[Report]) -> dict[str, int | None]:
-        counts = Counter[str]()
-        for report, times in Counter(reports).items():
-            counts.update(dict.fromkeys(flags_of(report, self.training), times))
-        known = FLAGS if self.training else FLAGS[:-1]  # copies can be told only where the training reports are known
-        return {name: counts[name] if name in known else None for name in FLAGS}
-
-
-def variety(reports: Sequence[Report]) -> dict[str, Any]:
-    """How alike the reports are to one another, and how long.
-
-    Returns:
-        distinct_reports; commonest_share: of the most frequent report; repeated_share: studies that share their report
-        with another study; repeats_itself: share of a report's sequences of four words that stood in it before, mean of
-        the reports (Welleck et al. 2019, arXiv:1908.04319); words_per_report; without_headings, empty_reports: counts.
-    """
-    counts = Counter(reports)
-    texts = [f"{report.findings} {report.impression}".lower().split() for report in reports]
-    words = [len(text) for text in texts]
-    return {
-        "distinct_reports": len(counts),
-        "commonest_share": round(max(counts.values()) / len(reports), 4),
-        "repeated_share": round(sum(times for times in counts.values() if times > 1) / len(reports), 4),
-        "repeats_itself": round(sum(map(_repeated, texts)) / len(texts), 4),
-        "words_per_report": round(sum(words) / len(words), 1),
-        "without_headings": sum(not report.headed for report in reports),
-        "empty_reports": words.count(0),
-    }
-
-
-def _repeated(words: Sequence[str]) -> float:
-    """Share of the sequences of four words that stood in the text before; near 1 for one sentence over and over."""
-    fours = list(zip(words, words[1:], words[2:], words[3:], strict=False))
-    return 1 - len(set(fours)) / len(fours) if fours else 0.0
-
-
-def _observations(labels: Mapping[str, Label]) -> list[str]:
-    """The abnormal observations of which a report speaks, be it to deny them."""
-    return [name for name in ABNORMAL if labels[name].status != "not mentioned"]
-
-
-def _without_words(reports: Sequence[Report]) -> list[bool]:
-    return [not re.search(r"\w", f"{report.findings}{report.impression}") for report in reports]
-
-
-def _count_verdicts(generated: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    counts = Counter(
-        verdict
-        for ours, true in zip(generated, reference, strict=True)
-        for name, verdict in compare(ours, true).items()
-        if name != "No Finding"  # a normal study called abnormal, or the reverse, shows in the findings already
-    )
-    return {name: counts[name] for name in VERDICTS}
+Pairs = dict[str, tuple[Report, Report | None]]  # uid -> prediction, reference
 
 
 def score_file(path: Path, run: RunFolder | None = None, split: str = "test") -> tuple[dict[str, Any], str]:
@@ -171,7 +37,7 @@ def score_file(path: Path, run: RunFolder | None = None, split: str = "test") ->
         RadVisionError: the file cannot be read; a study is unknown, missing or there twice; a text is empty or not
             English. Nothing is scored then.
     """
-    systems = read_systems(path)
+    systems = _read_systems(path)
     studies = list(open_prepared(run.profile()).split(split)) if run else None
     reports: dict[str, list[Report]] = {}
     references: list[Report] = []
@@ -242,52 +108,50 @@ def _matched(
             )
     if not true:
         raise RadVisionError(f"{where} has no studies to score.")
-    check_not_empty(
-        predictions, "prediction", "write the report, or a word such as 'None' where the system wrote nothing."
-    )
-    check_english(predictions, "prediction")
-    check_references(true)
+    check_texts(predictions, "prediction")
+    check_texts(true, "reference")
     return predictions, true
 
 
-def check_english(reports: Mapping[str, Report], what: str) -> None:
-    """Refuses reports that are not English.
-
-    Args:
-        reports: by uid.
-        what: "reference" or "prediction".
-
-    Raises:
-        RadVisionError: the sentence names the first such study and how many there are.
-    """
-    odd = [uid for uid, report in reports.items() if not is_english(f"{report.findings} {report.impression}")]
-    if odd:
-        raise RadVisionError(
-            f"the {what} of study {odd[0]} is not English ({_how_many(odd)}): the metrics and the finding labels are "
-            "made for English reports; translate the texts first."
-        )
+def _read_systems(path: Path) -> dict[str, Pairs]:
+    """Systems in the file: name -> uid -> prediction and reference."""
+    if not path.is_file():
+        raise RadVisionError(f"{path} is not a file: give predictions as .jsonl or .csv.")
+    if path.suffix.lower() == ".csv":
+        return {path.stem: _read_csv(path)}
+    if path.suffix.lower() != ".jsonl":
+        raise RadVisionError(f"{path} is neither .jsonl nor .csv: give predictions in one of these.")
+    systems: dict[str, Pairs] = {}
+    for number, ours in enumerate(read_predictions(path), start=1):
+        name = path.stem if ours.stage is None else STAGE_LABELS.get(ours.stage, path.stem)
+        _add(systems.setdefault(name, {}), ours.uid, (ours.generated, ours.reference), f"line {number} of {path}")
+    return systems or {path.stem: {}}
 
 
-def check_not_empty(reports: Mapping[str, Report], what: str, then: str) -> None:
-    """Refuses reports without a word.
+def _read_csv(path: Path) -> Pairs:
+    pairs: Pairs = {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        table = csv.DictReader(file)
+        missing = {"uid", "prediction"} - set(table.fieldnames or ())
+        if missing:
+            raise RadVisionError(
+                f"{path} has no column {', '.join(sorted(missing))}: it needs uid, prediction, reference."
+            )
+        try:
+            rows = list(table)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise RadVisionError(f"{path} cannot be read as a UTF-8 CSV ({error}): save it anew.") from error
+    for row in rows:
+        where = f"study {row['uid']} in {path}"
+        if row["prediction"] is None:
+            raise RadVisionError(f"{where} has no prediction: the scores would be those of a smaller set.")
+        true = row.get("reference")
+        pair = parse_report(row["prediction"]), None if true is None else parse_report(true)
+        _add(pairs, row["uid"], pair, where)
+    return pairs
 
-    Raises:
-        RadVisionError: the sentence names the first such study and ends with what to do (`then`).
-    """
-    odd = [uid for uid, report in reports.items() if not re.search(r"\w", f"{report.findings} {report.impression}")]
-    if odd:
-        raise RadVisionError(f"the {what} of study {odd[0]} is empty ({_how_many(odd)}): {then}")
 
-
-def check_references(references: Mapping[str, Report]) -> None:
-    """Both checks for the true reports.
-
-    Raises:
-        RadVisionError: a reference is empty or not English.
-    """
-    check_not_empty(references, "reference", "a study without a true report cannot be scored; leave it out knowingly.")
-    check_english(references, "reference")
-
-
-def _how_many(odd: list[str]) -> str:
-    return f"{len(odd)} in all" if len(odd) > 1 else "the only one"
+def _add(pairs: Pairs, uid: str, pair: tuple[Report, Report | None], where: str) -> None:
+    if uid in pairs:
+        raise RadVisionError(f"{where}: study {uid} is there twice; keep one prediction a study.")
+    pairs[uid] = pair

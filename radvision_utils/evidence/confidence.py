@@ -26,11 +26,11 @@ from radvision_utils.environment import forget_peak_memory, open_room, process_c
 from radvision_utils.evaluation.bootstrap import Bootstrap, figure_text, share
 from radvision_utils.evaluation.image_use import sample
 from radvision_utils.evaluation.labels import find_mentions
-from radvision_utils.evaluation.phantom_accuracy import Pairs, asserted_pairs, common_name, drawn_pairs
 from radvision_utils.evaluation.records import Prediction
 from radvision_utils.evaluation.writing import write_reports
 from radvision_utils.evidence.calibration import Logistic, calibration_figures, fit_logistic
 from radvision_utils.evidence.passage import Part, parts_of, token_places
+from radvision_utils.phantoms.phantom_accuracy import Pairs, asserted_pairs, common_name, drawn_pairs
 from radvision_utils.report import Reporter, Sampling, reporter_of
 from radvision_utils.runs import fingerprint, write_json_lines
 

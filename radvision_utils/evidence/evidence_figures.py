@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from radvision_utils.evaluation.bootstrap import figure_text
-from radvision_utils.evaluation.phantom_accuracy import asserted_pairs
 from radvision_utils.evaluation.records import read_predictions
 from radvision_utils.evidence.pointing import not_validated
 from radvision_utils.figures import BLUE, GRAY, GREEN, ORANGE, VERMILION, new_figure, save_figure, tidy
+from radvision_utils.phantoms.phantom_accuracy import asserted_pairs
 from radvision_utils.runs import read_json_lines
 
 _COLORS = {"occlusion": BLUE, "gradient": ORANGE, "center": GREEN, "random": GRAY}

@@ -21,7 +21,6 @@ from radvision_utils.config import STAGES, Profile
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import forget_peak_memory, open_room
 from radvision_utils.evaluation.bootstrap import Bootstrap, figure_text, rounded
-from radvision_utils.evaluation.phantom_accuracy import asserted_pairs, read_findings
 from radvision_utils.evaluation.records import Prediction
 from radvision_utils.evidence.explain import PartEvidence, explain_passage, occlusion_maps, open_passage
 from radvision_utils.evidence.neutral import Neutral, learn_neutral
@@ -38,6 +37,7 @@ from radvision_utils.evidence.pointing import (
     not_validated,
     pointing_figures,
 )
+from radvision_utils.phantoms.phantom_accuracy import asserted_pairs, read_findings
 from radvision_utils.phantoms.phantom_rows import drawn_regions
 from radvision_utils.progress import show_progress
 from radvision_utils.report import Reporter, reporter_of

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from radvision_utils.evaluation.phantom_accuracy import MENTION
 from radvision_utils.phantoms.hospitals import FINDINGS, Finding, Habits
+from radvision_utils.phantoms.phantom_accuracy import MENTION
 
 
 class Words(NamedTuple):

@@ -8,7 +8,6 @@ import pytest
 from radvision_utils import RadVisionError, Report, evaluate
 from radvision_utils.config import EvaluationSettings
 from radvision_utils.evaluation import evaluate as module
-from radvision_utils.evaluation.bootstrap import Bootstrap
 from radvision_utils.evaluation.charts import (
     show_confusion,
     show_ladder,
@@ -16,7 +15,6 @@ from radvision_utils.evaluation.charts import (
     show_text_against_labels,
     show_verdicts,
 )
-from radvision_utils.evaluation.phantom_accuracy import phantom_accuracy, phantom_estimates, verdicts
 from radvision_utils.evaluation.records import FLAGS
 from radvision_utils.evaluation.table import left_out
 from radvision_utils.evaluation.text_metrics import PROTOCOLS
@@ -27,7 +25,6 @@ ROWS = [
     *("constant report", "best constant", "random training report", "nearest neighbor"),
     *("base, untuned", "after stage 1", "after stage 2", "after stage 3"),
 ]
-TRUTH = json.dumps({"findings": [{"name": "pleural effusion", "side": "left"}, {"name": "cardiomegaly", "side": None}]})
 
 
 @pytest.fixture(scope="module")
@@ -169,31 +166,6 @@ def test_the_figures_draw_a_row_each(result):
     assert show_confusion(result.metrics).axes
     assert show_text_against_labels(result.predictions).axes
     assert show_verdicts(result.predictions).axes
-
-
-def test_verdicts_name_what_was_missed_and_what_was_invented():
-    report = Report("There is a right pleural effusion. The heart is enlarged.", "Cardiomegaly.")
-    assert verdicts(report, TRUTH) == [
-        {"name": "cardiomegaly", "side": "", "verdict": "agree"},
-        {"name": "pleural effusion", "side": "left", "verdict": "missed"},
-        {"name": "pleural effusion", "side": "right", "verdict": "unsupported"},
-    ]
-
-
-def test_a_study_is_right_only_if_every_finding_and_side_is():
-    right = Report("There is a left pleural effusion. The heart is enlarged.", "")
-    silent = Report("The lungs are clear.", "Normal chest.")
-    scores = phantom_accuracy([right, silent], [TRUTH, TRUTH])
-    assert scores == {"study_accuracy": 0.5, "finding_precision": 1.0, "finding_recall": 0.5}
-
-
-def test_both_readers_agree_on_what_is_right():
-    right = Report("There is a left pleural effusion. The heart is enlarged.", "")
-    wrong = Report("There is a right pleural effusion. The heart is enlarged.", "")
-    found = phantom_estimates([right, wrong], [TRUTH, TRUTH], Bootstrap(2, seed=1))
-    for ending in ("", "_by_rule_labels"):
-        assert found[f"study_accuracy{ending}"].value == 0.5
-        assert found[f"finding_recall{ending}"].value == 0.75
 
 
 def test_rows_that_are_not_asked_for_appear_nowhere_and_are_named_with_their_command(trained):

@@ -13,8 +13,7 @@ from radvision_utils.config import project_root
 from radvision_utils.data.reports import Report, parse_report
 from radvision_utils.evaluation.bootstrap import Bootstrap
 from radvision_utils.evaluation.charts import show_confusion, show_observations
-from radvision_utils.evaluation.score import Scorer, variety
-from radvision_utils.evaluation.table import model_verdict
+from radvision_utils.evaluation.table import Scorer, model_verdict, variety
 from radvision_utils.evidence import confidence, study_maps
 from radvision_utils.evidence.confidence import JudgedSentence, claims_of
 from radvision_utils.evidence.evidence_figures import show_coverage, show_reliability

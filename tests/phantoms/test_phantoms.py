@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from radvision_utils.evaluation.phantom_accuracy import read_findings, truth_findings
 from radvision_utils.phantoms import phantom_rows as phantom
 from radvision_utils.phantoms.hospitals import FINDINGS, HOSPITALS
+from radvision_utils.phantoms.phantom_accuracy import read_findings, truth_findings
 from radvision_utils.phantoms.phantom_rows import draw, phantom_row, phantom_rows
 from radvision_utils.phantoms.wording import soil, write_report
 
