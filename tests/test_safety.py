@@ -126,8 +126,11 @@ def test_a_base_in_a_pickle_or_with_code_of_its_own_is_not_run(tmp_path):
             known = json.loads(path.read_text())
             path.write_text(json.dumps({**known, "auto_map": dict.fromkeys(kinds, "evil.Any")}))
     settings = ModelSettings(base=str(folder))
-    load_base(settings, choose_device())
-    load_processor(settings, 512)
+    for load in (lambda: load_base(settings, choose_device()), lambda: load_processor(settings, 512)):
+        with pytest.raises(RadVisionError, match=r"config\.json asks for code of its own \(auto_map\)"):
+            load()
+    for path in folder.glob("*config.json"):
+        shutil.copyfile(TINY_BASE / path.name, path)
     (folder / "model.safetensors").unlink()
     plant(folder / "pytorch_model.bin", marker)
     with pytest.raises(RadVisionError, match="cannot be loaded"):

@@ -6,13 +6,15 @@ The adapter is LoRA on vision encoder and language model, and the projector in f
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import shutil
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ from radvision_utils.config import ModelSettings, Profile, RadVisionError
 from radvision_utils.environment import Device, open_room, require_device
 from radvision_utils.model.faster import speed_up_vision
 from radvision_utils.progress import download_bar
-from radvision_utils.runs import first_line
+from radvision_utils.runs import first_line, write_json
 
 COMPONENTS = ("vision_encoder", "projector", "language_model")
 
@@ -127,7 +129,7 @@ def load_base(settings: ModelSettings, device: Device) -> PreTrainedModel:
     """The untuned base in evaluation mode with all gradients off.
 
     Raises:
-        RadVisionError: no card for a large base, or the base cannot be found or downloaded.
+        RadVisionError: no card for a large base, or the base cannot be found or downloaded or does not load whole.
     """
     require_device(settings, device)
     _free_failed_calls()
@@ -141,7 +143,7 @@ def load_base(settings: ModelSettings, device: Device) -> PreTrainedModel:
             # transformers 5.3 reads 16-bit weights with threads, faster than they are quantized, so that much of the
             # model waits in memory; later versions read them one by one of themselves.
             os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
-        model = _from_pretrained(
+        model, report = _from_pretrained(
             Qwen2_5_VLForConditionalGeneration,
             settings,
             dtype=dtype,
@@ -149,7 +151,11 @@ def load_base(settings: ModelSettings, device: Device) -> PreTrainedModel:
             attn_implementation=device.attention,
             device_map={"": place},
             use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # transformers' own error does not name them
         )
+        misfits = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
+        _require_whole(f"the base model {path}", report["missing_keys"], report["unexpected_keys"], misfits)
     for module in model.modules():
         # On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first evaluation forward, and the next
         # training step fails on a view of a leaf variable. Its own switch turns the repacking off.
@@ -193,7 +199,8 @@ def load_processor(settings: ModelSettings, image_size: int) -> ProcessorMixin:
     The tiny base's processor reduces a stored image to 224 x 224; the 7B's keeps it, rounded to multiples of 28.
 
     Raises:
-        RadVisionError: the base cannot be found, or an image does not become `settings.visual_tokens` tokens.
+        RadVisionError: the base cannot be found, its tokenizer or chat template is missing, or an image does not become
+            `settings.visual_tokens` tokens.
     """
     processor = _from_pretrained(AutoProcessor, settings)
     patches = processor.image_processor.get_number_of_image_patches(image_size, image_size, {})
@@ -208,23 +215,128 @@ def load_processor(settings: ModelSettings, image_size: int) -> ProcessorMixin:
 
 def _from_pretrained(loader: Any, settings: ModelSettings, **options: Any) -> Any:
     path = base_path(settings)
+    folder = Path(path)
     try:
-        if loader is Qwen2_5_VLForConditionalGeneration and not Path(path).is_dir():
-            _fetch(path)
-        return loader.from_pretrained(path, **options)
-    except (OSError, ValueError) as error:
-        if Path(path).is_dir():
-            raise RadVisionError(f"the model folder {path} cannot be loaded: {first_line(error)}.") from error
+        if not folder.is_dir():
+            folder = _fetch(path, weights=loader is Qwen2_5_VLForConditionalGeneration)
+        _require_qwen(folder)
+        if loader is not AutoProcessor:
+            return loader.from_pretrained(path, trust_remote_code=False, **options)
+        with _processor_of_today(folder) as readable:
+            processor = loader.from_pretrained(path if readable == folder else readable, trust_remote_code=False)
+        _require_chat(processor, path)
+        return processor
+    except RadVisionError:
+        raise
+    except Exception as error:  # a damaged file ends in whatever its reader stumbles over
+        if is_out_of_memory(error):
+            raise
+        if folder.is_dir():
+            raise RadVisionError(f"the model folder {folder} cannot be loaded: {_why(folder, error)}.") from error
         raise RadVisionError(
             f"base model {path!r} is neither a folder here nor could it be fetched from the model hub "
             f"({first_line(error)}): check the name and the network, or give a folder with `--set model.base=PATH`."
         ) from error
 
 
-def _fetch(base: str) -> None:
+def _fetch(base: str, weights: bool) -> Path:
     """Bring a base of the hub to this machine within sight: the 7B is 15.4 GiB."""
-    logger.info("base model %s: fetched from the model hub, unless it lies in %s", base, HF_HUB_CACHE)
-    snapshot_download(base, allow_patterns=["*.json", "model*.safetensors"], tqdm_class=download_bar())
+    patterns = ["*.json", "*.jinja", "*.txt"]
+    if weights:
+        logger.info("base model %s: fetched from the model hub, unless it lies in %s", base, HF_HUB_CACHE)
+        patterns.append("model*.safetensors")
+    return Path(snapshot_download(base, allow_patterns=patterns, tqdm_class=download_bar()))
+
+
+# What transformers takes as a request to run code that lies beside a model, or to load yet another model.
+_CODE = {"auto_map", "custom_pipelines", "trust_remote_code", "audio_tokenizer"}
+
+
+def _require_qwen(folder: Path) -> None:
+    """Refuse what is no Qwen2.5-VL, what needs code of its own, and an adapter in place of a base."""
+    give = "give another with `--set model.base=PATH`"
+    if (folder / "adapter_config.json").exists():
+        raise RadVisionError(f"{folder} holds an adapter, not a base model: {give}.")
+    for file in sorted(folder.glob("*config.json")):
+        if found := sorted(_CODE.intersection(_keys(json.loads(file.read_text(encoding="utf-8"))))):
+            raise RadVisionError(f"{file} asks for code of its own ({', '.join(found)}), which is never run: {give}.")
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    if kind != "qwen2_5_vl":
+        raise RadVisionError(f"{folder} holds a model of the kind {kind!r}, and only 'qwen2_5_vl' is trained: {give}.")
+
+
+def _keys(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _keys(inner)
+
+
+@contextmanager
+def _processor_of_today(folder: Path) -> Iterator[Path]:
+    """A folder whose image processor transformers 5 reads: a copy where it is written as in the first Qwen2.5-VL."""
+    given = {f.name: json.loads(f.read_text(encoding="utf-8")) for f in sorted(folder.glob("*processor_config.json"))}
+    mended = {name: _image_processor_of_today(values) for name, values in given.items()}
+    if mended == given:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        for file in folder.iterdir():
+            if file.suffix in (".json", ".jinja", ".txt"):
+                shutil.copyfile(file, Path(copy) / file.name)
+        for name, values in mended.items():
+            write_json(Path(copy) / name, values)
+        yield Path(copy)
+
+
+def _image_processor_of_today(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values
+    values = {key: _image_processor_of_today(value) for key, value in values.items()}
+    if str(values.get("image_processor_type")).startswith("Qwen2_5_VLImageProcessor"):
+        values["image_processor_type"] = "Qwen2VLImageProcessor"
+    size = values.get("size")
+    if isinstance(size, dict):
+        names = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+        values["size"] = {names.get(key, key): value for key, value in size.items() if value is not None}
+    return values
+
+
+def _require_chat(processor: ProcessorMixin, base: str) -> None:
+    """The tokenizer knows the marks of Qwen's chat format, and the chat template sets one image."""
+    words = processor.tokenizer.get_vocab()
+    lacking = [word for word in ("<|im_end|>", "<|endoftext|>", processor.image_token) if word not in words]
+    copy = "copy the missing files from the model that it was made of"
+    if lacking:
+        raise RadVisionError(f"the tokenizer of {base} is missing or of another model, {lacking[0]!r} is none: {copy}.")
+    processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
+    if not processor.chat_template:
+        raise RadVisionError(f"{base} has no chat template (chat_template.jinja): {copy}.")
+    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Report."}]}
+    said = processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+    if said.count(processor.image_token) != 1:
+        raise RadVisionError(f"the chat template of {base} does not set one image in a turn with one: {copy}.")
+
+
+def _why(folder: Path, error: BaseException) -> str:
+    """What a reader of the folder's files says, or that one of them has not been fetched."""
+    for file in sorted(path for path in folder.iterdir() if path.is_file()):
+        with file.open("rb") as opened:
+            if opened.read(23) == b"version https://git-lfs":
+                return f"{file.name} is a git-lfs pointer and not the file, which `git lfs pull` fetches"
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _require_whole(what: str, missing: Collection[str], unexpected: Collection[str], misfits: Collection[str]) -> None:
+    """Nothing may be left at random, and nothing left out; rotary frequencies are computed, whoever saved them."""
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misfits}
+    told = []
+    for kind, names in kinds.items():
+        found = sorted(name for name in names if not name.endswith("inv_freq"))
+        if found:
+            told.append(f"{len(found)} {kind} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})")
+    if told:
+        raise RadVisionError(f"the tensors of {what} are not those of its config, {'; '.join(told)}: fetch it again.")
 
 
 def compute_device(model: torch.nn.Module) -> torch.device:
