@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from radvision_utils.config import DISCLAIMER, PROFILES, STAGES, RadVisionError, RunPaused, load_profile
+from radvision_utils.config import DISCLAIMER, PROFILES, STAGES, Profile, RadVisionError, RunPaused, load_profile
 from radvision_utils.environment import open_room, process_rank, quiet_libraries
 from radvision_utils.runs import RunFolder
 
@@ -130,12 +131,9 @@ def _run(options: argparse.Namespace) -> None:
     from radvision_utils.environment import choose_device, require_device
     from radvision_utils.pipeline import run_notebooks
 
-    overrides = parse_settings(options.set)
-    # The notebooks run elsewhere: a path that is meant from here must not depend on where they are.
-    source, root = map(_absolute, (options.source, options.output_root))
-    profile = load_profile(options.profile, overrides, run=options.run, source=source, output_root=root)
+    profile = profile_of(options)
     require_device(profile.model, choose_device())
-    folder = run_notebooks(profile, overrides, options.first, options.force)
+    folder = run_notebooks(profile, parse_settings(options.set), options.first, options.force)
     print(f"\nReports and scores  {folder.evaluation}\nNotebooks           {folder.notebooks}")
     print(f"Dashboard           {folder.dashboard / 'index.html'}\n{DISCLAIMER}")
 
@@ -143,16 +141,20 @@ def _run(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from radvision_utils.training.train import train_stage
 
-    source = _absolute(options.source)
-    overrides = parse_settings(options.set)
-    profile = load_profile(options.profile, overrides, run=options.run, source=source, output_root=options.output_root)
-    result = train_stage(profile, options.stage, options.force)
+    result = train_stage(profile_of(options), options.stage, options.force)
     if process_rank() == 0:
         print(f"{result.folder}\n{DISCLAIMER}")
 
 
+def profile_of(options: argparse.Namespace) -> Profile:
+    """The profile that the words of `run` or `train` ask for."""
+    # The notebooks run elsewhere: a path that is meant from here must not depend on where they are.
+    where = {"source": _absolute(options.source), "output_root": _absolute(options.output_root)}
+    return load_profile(options.profile, parse_settings(options.set), run=options.run, **where)
+
+
 def _absolute(path: str) -> str:
-    return str(Path(path).resolve()) if path and Path(path).exists() else path
+    return str(Path(path).resolve()) if not os.path.isabs(path) and os.path.exists(path) else path
 
 
 def _predict(options: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import re
 import types
 import typing
@@ -211,17 +212,42 @@ def load_profile(
     Raises:
         RadVisionError: an unknown profile or setting, a value of the wrong type or out of range, JSON that is none.
     """
-    if name not in PROFILES:
-        raise RadVisionError(f"profile {name!r} does not exist: choose one of {', '.join(PROFILES)}.")
+    values = _defaults(name).to_dict()
     changes = _parse_overrides(overrides)
     named = {"run": run, "data.source": source, "output_root": output_root}
     changes = {**{key: value for key, value in named.items() if value}, **changes}
     if seed is not None:
         changes = {"seed": seed, **changes}
-    values = PROFILES[name].to_dict()
     for key, value in changes.items():
         _assign(values, key, value)
     return profile_from_dict(values)
+
+
+def _defaults(name: str) -> Profile:
+    if name not in PROFILES:
+        raise RadVisionError(f"profile {name!r} does not exist: choose one of {', '.join(PROFILES)}.")
+    return PROFILES[name]
+
+
+def command_words(profile: Profile, verb: str) -> list[str]:
+    """What stands behind `python -m radvision_utils` to give this very profile to `run` or `train`.
+
+    Raises:
+        RadVisionError: the profile's name is none of ours.
+    """
+    words = [verb, "--profile", profile.name, "--run", profile.run]
+    usual, options = settings_of(_defaults(profile.name)), {"data.source": "--source", "output_root": "--output-root"}
+    for key, value in settings_of(profile).items():
+        if key in ("name", "run") or value == usual[key]:
+            continue
+        plain = key in options and _stands_for_itself(value)
+        words += [options[key], value] if plain else ["--set", f"{key}={json.dumps(value)}"]
+    return words
+
+
+def _stands_for_itself(path: str) -> bool:
+    """Whether the command line takes the word as it is: no other option, no line's end, no path from where one is."""
+    return path.isprintable() and path[:1] not in ("", "-") and (os.path.isabs(path) or not os.path.exists(path))
 
 
 def profile_from_dict(values: Mapping[str, Any]) -> Profile:
@@ -231,6 +257,7 @@ def profile_from_dict(values: Mapping[str, Any]) -> Profile:
         RadVisionError: a setting is unknown, missing, of the wrong type or out of range.
     """
     profile: Profile = _build(Profile, values, "")
+    _defaults(profile.name)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", profile.run):
         raise RadVisionError(
             f"run {profile.run!r} cannot name a folder: use letters, digits, '.', '_' and '-', "
@@ -254,21 +281,23 @@ def _parse_overrides(overrides: Mapping[str, Any] | str | None) -> dict[str, Any
     return dict(overrides)
 
 
-def setting_names(values: Mapping[str, Any] | None = None, prefix: str = "") -> list[str]:
-    """All dotted setting names: `data.limit`, `stage1.epochs`, ..."""
-    values = PROFILES["tiny"].to_dict() if values is None else values
-    names: list[str] = []
-    for key, value in values.items():
-        names += setting_names(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
-    return names
+def settings_of(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """All settings of a profile, or of a part of it, by their dotted names: `data.limit`, `stage1.epochs`, ..."""
+    found: dict[str, Any] = {}
+    for item in dataclasses.fields(settings):
+        value = getattr(settings, item.name)
+        inner = dataclasses.is_dataclass(value)
+        found |= settings_of(value, f"{prefix}{item.name}.") if inner else {prefix + item.name: value}
+    return found
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     if key == "name":
         raise RadVisionError("setting 'name' cannot be overridden: choose another profile.")
-    if key not in setting_names():
-        near = difflib.get_close_matches(key, setting_names(), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"settings are {', '.join(setting_names())}."
+    names = settings_of(PROFILES["tiny"])
+    if key not in names:
+        near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"settings are {', '.join(names)}."
         raise RadVisionError(f"setting {key!r} does not exist: {hint}")
     *parents, leaf = key.split(".")
     for parent in parents:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from typing import Any
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from radvision_utils.config import Profile, RadVisionError, RunPaused, project_root
+from radvision_utils.config import Profile, RadVisionError, RunPaused, command_words, project_root
 from radvision_utils.runs import NOTEBOOKS, STEPS, RunFolder, is_current, redo_command
 
 logger = logging.getLogger(__name__)
@@ -48,7 +47,7 @@ def run_notebooks(
         "profile": profile.name,
         "run": profile.run,
         "source": profile.data.source,
-        "output_root": str(folder.path.parent),
+        "output_root": profile.output_root,
         "overrides": json.dumps(dict(overrides)),
         "seed": profile.seed,
     }
@@ -67,8 +66,8 @@ def run_notebooks(
         started = time.perf_counter()
         logger.info("%s: begins", NOTEBOOKS[step])
         if step.startswith("stage") and (processes := training_processes(profile, step)) > 1:
-            _train_together(profile, step, overrides, processes)
-        _execute(step, executed, parameters, profile, overrides)
+            _train_together(profile, step, processes)
+        _execute(step, executed, parameters, profile)
         logger.info("%s: done in %.0f s", NOTEBOOKS[step], time.perf_counter() - started)
     return folder
 
@@ -93,20 +92,16 @@ def training_processes(profile: Profile, step: str) -> int:
     return max(n for n in range(1, max(torch.cuda.device_count(), 1) + 1) if studies % n == 0)
 
 
-def training_command(profile: Profile, step: str, overrides: Mapping[str, Any], processes: int) -> list[str]:
+def training_command(profile: Profile, step: str, processes: int) -> list[str]:
     """The command that trains a stage in several processes, a card each, with all settings of the run."""
-    settings = {**overrides, "seed": profile.seed}
     return [
         *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)),
         *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
-        *("-m", "radvision_utils", "train", "--stage", step.removeprefix("stage")),
-        *("--profile", profile.name, "--run", profile.run, "--source", profile.data.source),
-        *("--output-root", str(RunFolder.of(profile).path.parent)),
-        *(f"--set={key}={json.dumps(value)}" for key, value in settings.items()),
+        *("-m", "radvision_utils", *command_words(profile, "train"), "--stage", step.removeprefix("stage")),
     ]
 
 
-def _train_together(profile: Profile, step: str, overrides: Mapping[str, Any], processes: int) -> None:
+def _train_together(profile: Profile, step: str, processes: int) -> None:
     """Train a stage on several cards; its notebook then finds it finished.
 
     Raises:
@@ -114,21 +109,15 @@ def _train_together(profile: Profile, step: str, overrides: Mapping[str, Any], p
         RadVisionError: a process failed; what it said stands above.
     """
     logger.info("%s trains on %d cards, a process each", step, processes)
-    command = training_command(profile, step, overrides, processes)
+    command = training_command(profile, step, processes)
     failed = subprocess.run(command, cwd=project_root(), check=False).returncode
-    go_on = _resume_command(profile, step, overrides)
+    go_on = redo_command(profile, step)
     if failed:
         raise RadVisionError(
             f"{step} stopped on {processes} cards, see above: when it is mended, go on with `{go_on}`."
         )
     if not is_current(profile, step):
         raise RunPaused(f"{step} used up its max_minutes and left a checkpoint: `{go_on}`.")
-
-
-def _resume_command(profile: Profile, step: str, overrides: Mapping[str, Any]) -> str:
-    words = [redo_command(profile, step)]
-    words += [f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in overrides.items()]
-    return " ".join(words)
 
 
 def notebook_path(step: str) -> Path:
@@ -157,9 +146,7 @@ def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
         )
 
 
-def _execute(
-    step: str, executed: Path, parameters: Mapping[str, Any], profile: Profile, overrides: Mapping[str, Any]
-) -> None:
+def _execute(step: str, executed: Path, parameters: Mapping[str, Any], profile: Profile) -> None:
     executed.parent.mkdir(parents=True, exist_ok=True)
     partial = executed.with_suffix(".partial.ipynb")  # a copy that ends before its last cell must not pass for whole
     try:
@@ -174,7 +161,7 @@ def _execute(
                 log_output=True,
             )
     except PapermillExecutionError as error:
-        command = _resume_command(profile, step, overrides)
+        command = redo_command(profile, step)
         if error.ename == RunPaused.__name__:
             raise RunPaused(f"{error.evalue.rstrip('.')}: `{command}`.") from error
         raise RadVisionError(

@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import shutil
 import socket
 import tempfile
@@ -29,6 +30,8 @@ from radvision_utils.config import (
     Profile,
     RadVisionError,
     StageSettings,
+    command_words,
+    load_profile,
     profile_from_dict,
     project_root,
 )
@@ -59,7 +62,7 @@ class RunFolder:
 
     def __init__(self, run: str, output_root: str | Path = "outputs") -> None:
         root = Path(output_root)
-        self.run = run
+        self.run, self.root = run, str(output_root)
         self.path = (root if root.is_absolute() else project_root() / root) / run
 
     @classmethod
@@ -144,11 +147,11 @@ class RunFolder:
             there = f"runs there: {', '.join(found)}" if found else "there is no run yet"
             raise RadVisionError(
                 f"run {self.run!r} does not exist in {self.path.parent} ({there}): "
-                f"make it with `python -m radvision_utils run --run {self.run}`."
+                f"make it with `{redo_command(load_profile(run=self.run, output_root=self.root), 'data')}`."
             )
         profile = profile_from_dict(read_json(path)["profile"])
         # A run folder may have been moved or copied since: it is where we found it.
-        return dataclasses.replace(profile, run=self.run, output_root=str(self.path.parent))
+        return dataclasses.replace(profile, run=self.run, output_root=self.root)
 
     def note(self, profile: Profile, step: str, **facts: Any) -> None:
         """Record in `run.json` the settings in force and what a step has to say (seconds, device, versions)."""
@@ -305,9 +308,9 @@ def require(profile: Profile, step: str) -> dict[str, Any]:
 
 
 def redo_command(profile: Profile, step: str) -> str:
-    """The shell command that makes a step and all that it needs."""
-    words = f"python -m radvision_utils run --profile {profile.name} --run {profile.run}"
-    return words + (f" --from {STEPS.index(step) + 1}" if step != "data" else "")
+    """The shell command that makes a step, and those after it, with these very settings."""
+    words = ["python", "-m", "radvision_utils", *command_words(profile, "run")]
+    return shlex.join([*words, *(["--from", str(STEPS.index(step) + 1)] if step != "data" else [])])
 
 
 def fingerprint(value: Any) -> str:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from radvision_utils.config import PROFILES, RadVisionError, load_profile, profile_from_dict, setting_names
+from radvision_utils.config import PROFILES, RadVisionError, load_profile, profile_from_dict, settings_of
 
 
 def test_overrides_reach_the_setting_that_they_name():
@@ -56,7 +56,9 @@ def test_an_unknown_profile_is_answered_with_those_that_exist():
 
 
 def test_every_setting_of_a_stage_is_reachable_by_its_dotted_name():
-    assert {"stage1.lora_rank", "stage2.learning_rate", "stage3.accumulation", "seed"} <= set(setting_names())
+    assert {"stage1.lora_rank", "stage2.learning_rate", "stage3.accumulation", "seed"} <= set(
+        settings_of(PROFILES["tiny"])
+    )
 
 
 def test_importing_the_package_and_a_profile_imports_no_torch():

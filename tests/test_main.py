@@ -1,13 +1,20 @@
 """The command line: every mistake ends with one sentence and exit status 1, never with a traceback."""
 
+import json
 import os
+import shlex
+import typing
+from dataclasses import fields, is_dataclass
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from radvision_utils import load_profile
-from radvision_utils.__main__ import main, parse_settings
+from radvision_utils import RadVisionError, load_profile
+from radvision_utils.__main__ import _parser, main, parse_settings, profile_of
+from radvision_utils.config import PROFILES, Profile
 from radvision_utils.pipeline import check_parameters, notebook_path, run_notebooks
-from radvision_utils.runs import STEPS
+from radvision_utils.runs import STEPS, RunFolder, redo_command
 
 
 def test_settings_are_json_where_they_can_be_and_text_otherwise():
@@ -42,6 +49,61 @@ def test_a_mistake_is_answered_with_one_sentence(arguments, sentence, capsys, tm
     assert len(error.splitlines()) == 1
 
 
+WORDS = st.one_of(
+    st.text(), st.sampled_from(["", "-x", ".", "..", "~", "null", "5", "$(touch x)", "a b'c\"d", "tests"])
+)
+
+
+def values(setting, kind):
+    """Any value that a setting may have."""
+    low, high, choices = (setting.metadata.get(name) for name in ("low", "high", "choices"))
+    if setting.name == "run":
+        return st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]*", fullmatch=True)
+    if setting.name == "name":
+        return st.sampled_from(list(PROFILES))
+    if is_dataclass(kind):
+        return settings(kind)
+    plain = next(part for part in typing.get_args(kind) or (kind,) if part is not type(None))
+    found = {
+        bool: st.booleans(),
+        int: st.integers(int(low or 0), int(high or 10**9)),
+        float: st.floats(low, high, allow_nan=False, allow_infinity=False),
+        str: st.sampled_from(choices) if choices else WORDS,
+    }[plain]
+    return found if plain is kind else st.none() | found
+
+
+def settings(kind):
+    """Any profile, or any part of one."""
+    hints = typing.get_type_hints(kind)
+    return st.builds(kind, **{setting.name: values(setting, hints[setting.name]) for setting in fields(kind)})
+
+
+@given(settings(Profile), st.sampled_from(STEPS))
+def test_the_printed_command_gives_the_very_profile_that_it_was_printed_for(profile, step):
+    printed = redo_command(profile, step)
+    assert len(printed.splitlines()) == 1
+    python, dash_m, package, *words = shlex.split(printed)
+    assert (python, dash_m, package) == ("python", "-m", "radvision_utils")
+    options = _parser().parse_args(words)
+    assert profile_of(options) == profile
+    assert options.first == STEPS.index(step) + 1
+
+
+def test_a_profile_that_nothing_was_changed_of_needs_its_name_alone():
+    assert redo_command(load_profile("tiny"), "data") == "python -m radvision_utils run --profile tiny --run tiny"
+
+
+@pytest.mark.parametrize("name", ["tiny; touch x #", "tiny`touch x`", "", "other"])
+def test_a_profile_name_of_another_kind_in_a_runs_record_is_refused(name, tmp_path):
+    profile = load_profile("tiny", run="r", output_root=str(tmp_path))
+    RunFolder.of(profile).note(profile, "data")
+    path = tmp_path / "r" / "run.json"
+    path.write_text(json.dumps({"profile": {**profile.to_dict(), "name": name}}))
+    with pytest.raises(RadVisionError, match=r"profile .* does not exist: choose one of tiny, lingshu-7b"):
+        RunFolder("r", tmp_path).profile()
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_every_notebook_takes_the_parameters_that_the_runner_passes(step):
     check_parameters(
@@ -50,8 +112,6 @@ def test_every_notebook_takes_the_parameters_that_the_runner_passes(step):
 
 
 def test_a_parameter_that_a_notebook_lacks_is_refused():
-    from radvision_utils import RadVisionError
-
     with pytest.raises(RadVisionError, match=r"01_data_preparation.ipynb has no parameter epochs: its parameters are"):
         check_parameters(notebook_path("data"), {"profile": "tiny", "epochs": 3})
 
@@ -73,7 +133,7 @@ def test_a_run_leaves_the_environment_as_it_was(tmp_path, monkeypatch):
 
 
 def test_an_unknown_source_is_answered_with_what_there_is():
-    from radvision_utils import RadVisionError, prepare_dataset
+    from radvision_utils import prepare_dataset
 
     with pytest.raises(RadVisionError, match="nothing-like-it"):
         prepare_dataset(load_profile("tiny", source="./nothing-like-it"))

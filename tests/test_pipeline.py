@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from radvision_utils import RadVisionError, load_profile, pipeline
-from radvision_utils.__main__ import _parser, parse_settings
+from radvision_utils.__main__ import _parser, profile_of
 from radvision_utils.config import RunPaused
 from radvision_utils.runs import STEPS, RunFolder, step_key, write_json
 
@@ -50,8 +50,7 @@ def test_every_stage_is_trained_on_both_cards_before_its_notebook_shows_it(profi
         assert command[command.index("--num_processes") + 1] == "2"
         options = _parser().parse_args(command[command.index("radvision_utils") + 1 :])
         assert (options.verb, options.stage) == ("train", number)
-        where = {"run": options.run, "source": options.source, "output_root": options.output_root}
-        assert load_profile(options.profile, parse_settings(options.set), **where) == profile
+        assert profile_of(options) == profile
 
 
 @pytest.mark.parametrize(("returncode", "error"), [(1, RadVisionError), (0, RunPaused)])
@@ -59,7 +58,7 @@ def test_a_stage_that_failed_or_paused_on_both_cards_ends_the_run_with_the_comma
     profile, happened, monkeypatch, returncode, error
 ):
     monkeypatch.setattr(pipeline.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=returncode))
-    with pytest.raises(error, match=r"stage1 .* --from 2 --set stage2.epochs=2 "):
+    with pytest.raises(error, match=r"stage1 .* --source 'my studies' .*--set stage2.epochs=2.0 .*--from 2`"):
         pipeline.run_notebooks(profile, OVERRIDES)
 
 

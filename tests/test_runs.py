@@ -58,7 +58,7 @@ def test_a_missing_parent_is_named_with_the_command_that_makes_it(profile):
     with pytest.raises(
         RadVisionError,
         match=r"stage1 of run 'r' has not been made .*: make it with "
-        r"`python -m radvision_utils run --profile tiny --run r --from 2`",
+        rf"`python -m radvision_utils run --profile tiny --run r --output-root {profile.output_root} --from 2`",
     ):
         require(profile, "stage1")
 

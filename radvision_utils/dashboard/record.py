@@ -17,10 +17,11 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from radvision_utils.config import RadVisionError
+from radvision_utils.config import RadVisionError, load_profile
 from radvision_utils.data.reports import Report
 from radvision_utils.evaluation.labels import Label, sentences
 from radvision_utils.figures import VERDICTS
+from radvision_utils.runs import redo_command
 
 logger = logging.getLogger(__name__)
 
@@ -458,8 +459,9 @@ def _confidence(entry: Mapping[str, Any], line: Mapping[str, Any]) -> Confidence
 def _lines(path: Path, sign: str = "") -> Iterator[tuple[int, str]]:
     """Number and text of the lines that hold `sign`, blank ones left out."""
     if not path.is_file():
-        run = path.parent.parent.name or "NAME"  # outputs/<run>/evaluation/predictions.jsonl
-        raise RadVisionError(f"{path} does not exist: make it with `python -m radvision_utils run --run {run}`.")
+        run = path.parent.parent  # outputs/<run>/evaluation/predictions.jsonl
+        command = redo_command(load_profile(run=run.name, output_root=str(run.parent)), "data")
+        raise RadVisionError(f"{path} does not exist: make it with `{command}`.")
     with path.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, start=1):
             if sign in line and line.strip():

@@ -12,7 +12,7 @@ import platform
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -244,16 +244,16 @@ def left_out(profile: Profile) -> list[dict[str, str]]:
     asked, usual = profile.evaluation, EvaluationSettings()
     away = [str(stage) for stage in STAGES if stage not in asked.judged]
     missing = {
-        f"reports after stage {' and '.join(away)}": ("stages=all", bool(away)),
-        f"maps of the {usual.evidence} worst reports": (f"evidence={usual.evidence}", not asked.evidence),
-        f"confidence from {usual.samples} samples a study": (f"samples={usual.samples}", not asked.samples),
+        f"reports after stage {' and '.join(away)}": ("stages", bool(away)),
+        f"maps of the {usual.evidence} worst reports": ("evidence", not asked.evidence),
+        f"confidence from {usual.samples} samples a study": ("samples", not asked.samples),
     }
-    command = redo_command(profile, "evaluation")
-    return [
-        {"left out": what, "added by (with your own --source and --set)": f"{command} --set evaluation.{setting}"}
-        for what, (setting, absent) in missing.items()
-        if absent
-    ]
+
+    def command(setting: str) -> str:
+        more = replace(asked, **{setting: getattr(usual, setting)})
+        return redo_command(replace(profile, evaluation=more), "evaluation")
+
+    return [{"left out": what, "added by": command(setting)} for what, (setting, absent) in missing.items() if absent]
 
 
 def interval_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:

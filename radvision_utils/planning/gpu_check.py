@@ -7,14 +7,12 @@ same way, which shows that the code runs and no more.
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 import os
 import shutil
 import statistics
 import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,7 +41,7 @@ from radvision_utils.figures import markdown_table
 from radvision_utils.hand_over.export import check_merge
 from radvision_utils.hand_over.merge import merge_into_files
 from radvision_utils.model.base import attach_adapter, is_adapter, load_base, load_processor, save_adapter
-from radvision_utils.pipeline import run_notebooks
+from radvision_utils.pipeline import run_notebooks, training_command
 from radvision_utils.report import reporter_of
 from radvision_utils.runs import RunFolder, first_line, now, read_json, read_json_lines, write_json, write_text
 from radvision_utils.training.collator import Collator
@@ -268,7 +266,7 @@ def _single_parts(profile: Profile, settings: Figures, shape: dict[str, Any], ca
     return [
         Part("merge, one layer of each tower", partial(_apart, _merge, profile, shape), "data"),
         Part("Qwen2.5-VL-3B", partial(_apart, _tied, profile, shape, bool(cards))),
-        Part("two processes", partial(_two_processes, profile, settings, cards), "stage 3"),
+        Part("two processes", partial(_two_processes, profile, cards), "stage 3"),
     ]
 
 
@@ -400,16 +398,12 @@ def _tied(profile: Profile, shape: dict[str, Any], whole: bool) -> Figures:
     return figures | {"result": f"stage 1 moved it, a report of {report.tokens} tokens"}
 
 
-def _two_processes(profile: Profile, settings: Figures, cards: int) -> Figures:
+def _two_processes(profile: Profile, cards: int) -> Figures:
     """Stage 3 on two cards, in place of the stage that was trained on one."""
     if cards < 2:
         return {"not_run": "not run: one card" if cards else "not run: no card"}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    words = ["-m", "radvision_utils", "train", "--stage", "3", "--force", "--profile", profile.name]
-    words += ["--run", profile.run, "--output-root", profile.output_root, "--source", profile.data.source]
-    words += [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
-    done = subprocess.run([*launch, *words], cwd=project_root(), capture_output=True, text=True, check=False)
+    command = [*training_command(profile, "stage3", 2), "--force"]
+    done = subprocess.run(command, cwd=project_root(), capture_output=True, text=True, check=False)
     if done.returncode:
         told = [line for line in done.stderr.splitlines() if line.startswith("radvision: ")]
         raise RadVisionError((told or done.stderr.strip().splitlines() or ["accelerate told nothing"])[-1])

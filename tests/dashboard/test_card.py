@@ -308,7 +308,7 @@ def test_a_bad_line_of_predictions_is_named(tmp_path, make_record, line, what):
 
 
 def test_missing_predictions_name_the_command_that_makes_them(tmp_path):
-    with pytest.raises(RadVisionError, match="python -m radvision_utils run --run mine"):
+    with pytest.raises(RadVisionError, match="python -m radvision_utils run --profile tiny --run mine --output-root"):
         read_predictions(tmp_path / "mine" / "evaluation" / "predictions.jsonl")
 
 

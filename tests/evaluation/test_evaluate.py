@@ -179,5 +179,6 @@ def test_rows_that_are_not_asked_for_appear_nowhere_and_are_named_with_their_com
     assert few.metrics["memory"]["reports"]["measured"] is None
     told = [list(row.values()) for row in left_out(ends)]
     assert [what for what, _ in told] == ["reports after stage 1 and 2", "maps of the 12 worst reports"]
-    assert told[0][1].endswith("--from 5 --set evaluation.stages=all")
+    assert told[0][1].count("--set evaluation.") == 1  # all stages are the default; what else was asked for stays
+    assert "--set evaluation.evidence=0" in told[0][1]
     assert left_out(trained) == []

@@ -68,7 +68,7 @@ def test_a_pause_in_a_notebook_pauses_the_chain_and_names_the_command(fresh_run,
     monkeypatch.setattr("papermill.execute_notebook", execute)
     monkeypatch.setattr("radvision_utils.pipeline.is_current", lambda *_: False)
     profile = fresh_run()
-    told = rf"goes on from there: `python -m radvision_utils run --profile tiny --run {profile.run} --from 2 --set"
+    told = rf"goes on from there: `python -m radvision_utils run --profile tiny --run {profile.run} .*--from 2`"
     with pytest.raises(RunPaused, match=told):
         run_notebooks(profile, {"stage1.max_minutes": 5}, first=2)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from radvision_utils.__main__ import parse_settings
 from radvision_utils.collections.mimic import sections_of
-from radvision_utils.config import PROFILES, Profile, RadVisionError, load_profile, setting_names
+from radvision_utils.config import PROFILES, Profile, RadVisionError, load_profile, settings_of
 from radvision_utils.data.reports import (
     DEIDENTIFIED,
     PRIORS,
@@ -156,7 +156,7 @@ VALUES = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
     max_leaves=6,
 )
-NAMES = st.one_of(st.sampled_from(setting_names()), st.text(string.printable, max_size=20))
+NAMES = st.one_of(st.sampled_from(list(settings_of(PROFILES["tiny"]))), st.text(string.printable, max_size=20))
 
 
 def one_sentence(act: Callable[[], Profile]) -> Profile | None:
@@ -175,7 +175,7 @@ def test_any_overrides_give_a_profile_or_one_sentence(overrides):
     profile = one_sentence(lambda: load_profile("tiny", overrides))
     if profile is not None:
         assert json.loads(json.dumps(profile.to_dict())) == profile.to_dict()
-        assert set(setting_names(profile.to_dict())) == set(setting_names(PROFILES["tiny"].to_dict()))
+        assert set(settings_of(profile)) == set(settings_of(PROFILES["tiny"]))
 
 
 @given(st.one_of(st.text(), st.builds(json.dumps, VALUES)))
