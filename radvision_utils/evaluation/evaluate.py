@@ -113,7 +113,7 @@ def evaluate(
     if (evidence or samples) and not process_rank():
         with working(run, "evaluation"):
             metrics = read_json(path)  # another process may have added to it meanwhile
-            open_room("evidence.after_evaluation").add_to_evaluation(metrics, profile, folder, evidence, samples)
+            open_room("evidence.study_maps").add_to_evaluation(metrics, profile, folder, evidence, samples)
     return EvaluationResult(folder, metrics)
 
 

@@ -25,8 +25,17 @@ from radvision_utils.config import RadVisionError
 from radvision_utils.data.reports import Report
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.evaluation.labels import sentences
-from radvision_utils.evidence.neutral import Neutral, learn_neutral
-from radvision_utils.evidence.passage import SECTIONS, Array, Kept, Part, Passage, lay_out, parts_of
+from radvision_utils.evidence.passage import (
+    SECTIONS,
+    Array,
+    Kept,
+    Neutral,
+    Part,
+    Passage,
+    lay_out,
+    learn_neutral,
+    parts_of,
+)
 from radvision_utils.report import ImageLike, Reporter
 
 WINDOWS = 9  # occluded windows along a side at most: 81 passes of the language model for an image of the 7B

@@ -7,7 +7,7 @@ worst reports first; where the truth was drawn, also for `VALIDATED` studies dra
 from __future__ import annotations
 
 import json
-import logging
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,10 +21,11 @@ from radvision_utils.config import STAGES, Profile
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import forget_peak_memory, open_room
 from radvision_utils.evaluation.bootstrap import Bootstrap, figure_text, rounded
-from radvision_utils.evaluation.records import Prediction
+from radvision_utils.evaluation.records import Prediction, read_predictions
+from radvision_utils.evidence.confidence import add_confidence
+from radvision_utils.evidence.evidence_figures import save_evidence_figures
 from radvision_utils.evidence.explain import PartEvidence, explain_passage, occlusion_maps, open_passage
-from radvision_utils.evidence.neutral import Neutral, learn_neutral
-from radvision_utils.evidence.passage import Passage
+from radvision_utils.evidence.passage import Neutral, Passage, learn_neutral
 from radvision_utils.evidence.pointing import (
     Inside,
     Pointed,
@@ -41,12 +42,46 @@ from radvision_utils.phantoms.phantom_accuracy import asserted_pairs, read_findi
 from radvision_utils.phantoms.phantom_rows import drawn_regions
 from radvision_utils.progress import show_progress
 from radvision_utils.report import Reporter, reporter_of
-from radvision_utils.runs import append_json_lines, fingerprint, read_json_lines, write_json_lines
-
-logger = logging.getLogger(__name__)
+from radvision_utils.runs import (
+    append_json_lines,
+    fingerprint,
+    read_json_lines,
+    write_json,
+    write_json_lines,
+    write_text,
+)
 
 VALIDATED = 60  # phantoms whose maps are compared with what was drawn
 MAPS = ("occlusion", "gradient")
+_HEADING, _NEXT = "## Evidence and confidence", "## Text metrics"
+
+
+def add_to_evaluation(metrics: dict[str, Any], profile: Profile, folder: Path, evidence: int, samples: int) -> None:
+    """Maps for `evidence` studies and `samples` drawn reports for each study, where they are not there yet.
+
+    Puts the sections into `metrics` and `metrics.json`, two lines into `table.md`, and draws the figures. 0 asks for
+    nothing and leaves what is there.
+
+    Raises:
+        RadVisionError: the data or the last stage are missing, or several processes are to sample.
+    """
+    predictions = [ours for ours in read_predictions(folder / "predictions.jsonl") if ours.stage == STAGES[-1]]
+    changed = bool(samples) and add_confidence(metrics, predictions, profile, folder, samples)
+    if changed:
+        write_json(folder / "metrics.json", metrics)  # what comes next may be interrupted
+    changed |= bool(evidence) and add_evidence(metrics, predictions, profile, folder, evidence)
+    if changed:
+        table = folder / "table.md"
+        write_text(table, with_sentences(table.read_text(encoding="utf-8"), metrics))
+        save_evidence_figures(metrics, folder)
+        write_json(folder / "metrics.json", metrics)
+
+
+def with_sentences(page: str, metrics: dict[str, Any]) -> str:
+    """`table.md` with a line each for evidence and confidence, in place of older ones."""
+    page = re.sub(rf"{_HEADING}\n.*?(?={_NEXT})", "", page, flags=re.DOTALL)
+    lines = [f"- {metrics[name]['sentence']}.\n" for name in ("evidence", "confidence") if name in metrics]
+    return page.replace(_NEXT, f"{_HEADING}\n\n{''.join(lines)}\n{_NEXT}", 1)
 
 
 def worst_first(predictions: Iterable[Prediction]) -> list[Prediction]:

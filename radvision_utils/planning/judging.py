@@ -20,7 +20,7 @@ from radvision_utils.planning.shape import Lengths, Shape, longest, read_shape
 
 USE_STUDIES = 200  # `image_use.SAMPLE`
 CALIBRATED = 200  # `evidence.confidence.CALIBRATED`
-NEUTRAL_IMAGES = 64  # `evidence.neutral.IMAGES`
+NEUTRAL_IMAGES = 64  # `evidence.passage.IMAGES`
 DRAWN = 60  # `evidence.study_maps.VALIDATED`
 WINDOWS, RANDOM_SETS = 9, 20  # `evidence.explain.WINDOWS`, along a side, and `RANDOM_SETS`
 # Of 1,232 Open-I reports with both sections: the longest of 32 drawn by lot has so many tokens on average; sentences of

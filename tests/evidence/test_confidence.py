@@ -8,8 +8,14 @@ import pytest
 from radvision_utils import evaluate
 from radvision_utils.evaluation.bootstrap import Bootstrap
 from radvision_utils.evidence import confidence, study_maps
-from radvision_utils.evidence.calibration import auroc, calibration_figures, fit_logistic
-from radvision_utils.evidence.confidence import JudgedSentence, claims_of, coverage_curve
+from radvision_utils.evidence.confidence import (
+    JudgedSentence,
+    auroc,
+    calibration_figures,
+    claims_of,
+    coverage_curve,
+    fit_logistic,
+)
 from radvision_utils.evidence.evidence_figures import evidence_rows, show_coverage, show_maps
 from radvision_utils.phantoms.phantom_accuracy import asserted_pairs
 from radvision_utils.report import Sampling, reporter_of

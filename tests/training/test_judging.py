@@ -14,9 +14,9 @@ from radvision_utils import load_profile
 from radvision_utils.__main__ import main, parse_settings
 from radvision_utils.environment import choose_device
 from radvision_utils.evaluation import image_use
-from radvision_utils.evidence import confidence, explain, neutral, study_maps
+from radvision_utils.evidence import confidence, explain, study_maps
 from radvision_utils.evidence.explain import explain_passage, open_passage
-from radvision_utils.evidence.neutral import learn_neutral
+from radvision_utils.evidence.passage import IMAGES, learn_neutral
 from radvision_utils.model.base import attach_adapter, load_base, load_processor
 from radvision_utils.model.faster import speed_up_lora
 from radvision_utils.planning import judging
@@ -166,7 +166,7 @@ def test_the_plan_counts_what_the_evaluation_does():
     assert judging.USE_STUDIES == image_use.SAMPLE
     assert judging.CALIBRATED == confidence.CALIBRATED
     assert judging.DRAWN == study_maps.VALIDATED
-    assert judging.NEUTRAL_IMAGES == neutral.IMAGES
+    assert judging.NEUTRAL_IMAGES == IMAGES
     assert (judging.WINDOWS, judging.RANDOM_SETS) == (explain.WINDOWS, explain.RANDOM_SETS)
     lingshu = load_profile("lingshu-7b", {"evaluation.evidence": 1})
     [maps] = [part for part in plan_judging(lingshu, open_card("t4")) if part.name.startswith("maps")]
