@@ -13,9 +13,17 @@ from typing import Any
 from benchmarks.contenders import ProcessorCollator, in_our_order, load_peer
 from benchmarks.race import keep_freed_memory
 from radvision_utils.config import Profile, load_profile
-from radvision_utils.planning.cost import TYPICAL_REPORT, dequantization_seconds, open_card, sample_tflop
+from radvision_utils.planning.cost import (
+    TYPICAL_REPORT,
+    Lengths,
+    Shape,
+    dequantization_seconds,
+    longest,
+    open_card,
+    read_shape,
+    sample_tflop,
+)
 from radvision_utils.planning.memory import ON_CPU, stage_memory
-from radvision_utils.planning.shape import Lengths, Shape, longest, read_shape
 
 _ALL = 10**6  # checkpointed layers: all there are
 

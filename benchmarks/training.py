@@ -16,9 +16,8 @@ from benchmarks.race import Account, Runner, race
 from benchmarks.ratios import Ratio
 from radvision_utils.config import Profile, RadVisionError, load_profile
 from radvision_utils.data.studies import open_prepared
-from radvision_utils.planning.cost import open_card
+from radvision_utils.planning.cost import open_card, read_shape
 from radvision_utils.planning.plan import plan_stage
-from radvision_utils.planning.shape import read_shape
 from radvision_utils.runs import RunFolder
 
 logger = logging.getLogger(__name__)

@@ -159,7 +159,7 @@ class _Evaluation:
             scored[row], written = self._stage(reporter, row)
             predictions += self._predictions(stage, scored[row], written)
             logger.info("%s", _line(row, scored[row]))
-            memory = open_room("planning.measured").reports_beside(reporter, self.studies)
+            memory = open_room("planning.judging").reports_beside(reporter, self.studies)
             del reporter  # before the next model is loaded: two would not fit a card
         metrics = self._metrics(scored)
         metrics["memory"] = {"reports": memory}

@@ -131,7 +131,7 @@ def add_confidence(
     own = {ours.uid: ours.generated for ours in predictions}
     judged = judge_sentences(reporter, studies, [own[study.uid] for study in studies], samples, kept)
     shown = [dataclasses.replace(study, report=own[study.uid]) for study in studies]
-    metrics.setdefault("memory", {})["samples"] = open_room("planning.measured").reports_beside(reporter, shown)
+    metrics.setdefault("memory", {})["samples"] = open_room("planning.judging").reports_beside(reporter, shown)
     lines = _lines(studies, judged, model, samples)
     write_json_lines(folder / "confidence.jsonl", lines)
     shutil.rmtree(folder / "samples", ignore_errors=True)

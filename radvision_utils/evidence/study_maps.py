@@ -219,7 +219,7 @@ class _Work:
                 step(number + 1)
         if self.longest[0]:  # not where all maps had been made before
             chosen = [self.studies[uid] for uid in self.chosen]
-            self.memory = open_room("planning.measured").maps_beside(reporter, chosen, *self.longest)
+            self.memory = open_room("planning.judging").maps_beside(reporter, chosen, *self.longest)
         figures: dict[str, Any] = {"agreement": agreement(lines, self.profile.seed)}
         if self.lesions:
             self._judge_shuffled(reporter)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from radvision_utils.config import Profile, StageSettings
-from radvision_utils.planning.shape import Lengths, Shape, longest
+from radvision_utils.planning.cost import Lengths, Shape, longest
 
 GIB = 2**30
 # Beside torch's tensors: the CUDA context with its loaded kernels (0.3 to 0.5 GiB in nvidia-smi), cuBLAS's workspace,

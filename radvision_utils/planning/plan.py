@@ -12,9 +12,19 @@ from typing import Any
 
 from radvision_utils.config import STAGES, Profile, StageSettings
 from radvision_utils.environment import choose_device
-from radvision_utils.planning.cost import Card, find_card, sample_tflop, study_counts, training_hours, typical
+from radvision_utils.planning.cost import (
+    Card,
+    Lengths,
+    Shape,
+    find_card,
+    longest,
+    read_shape,
+    sample_tflop,
+    study_counts,
+    training_hours,
+    typical,
+)
 from radvision_utils.planning.memory import ON_CARD, ON_CPU, Memory, stage_memory
-from radvision_utils.planning.shape import Lengths, Shape, longest, read_shape
 
 MARGIN_GIB = 1.0  # that the recommended settings leave free: a plan is no measurement
 _SIDES = (1024, 896, 768, 640, 512, 448, 392, 336, 280, 224)  # pixels that a smaller image may have

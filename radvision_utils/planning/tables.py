@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from radvision_utils.config import Profile
-from radvision_utils.planning.cost import Card, disk_gib, typical
+from radvision_utils.planning.cost import Card, disk_gib, longest, read_shape, typical
 from radvision_utils.planning.judging import STEP_SECONDS, JudgingPart, plan_judging
 from radvision_utils.planning.plan import MARGIN_GIB, StagePlan, plan_run
-from radvision_utils.planning.shape import longest, read_shape
 
 
 def plan_table(plans: Sequence[StagePlan]) -> list[dict[str, str]]:

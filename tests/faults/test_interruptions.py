@@ -16,8 +16,7 @@ from radvision_utils.config import project_root
 from radvision_utils.data.reports import format_report
 from radvision_utils.evaluation.writing import write_reports
 from radvision_utils.model.base import component_of
-from radvision_utils.planning.cost import disk_gib
-from radvision_utils.planning.shape import read_shape
+from radvision_utils.planning.cost import disk_gib, read_shape
 from radvision_utils.report import reporter_of
 from radvision_utils.runs import RunFolder, is_current, read_json_lines
 from radvision_utils.training import train as trainer

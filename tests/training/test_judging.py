@@ -20,11 +20,10 @@ from radvision_utils.evidence.passage import IMAGES, learn_neutral
 from radvision_utils.model.base import attach_adapter, load_base, load_processor
 from radvision_utils.model.faster import speed_up_lora
 from radvision_utils.planning import judging
-from radvision_utils.planning.cost import open_card
+from radvision_utils.planning.cost import Lengths, open_card, read_shape
 from radvision_utils.planning.judging import maps_memory, plan_judging, scoring_memory, writing_memory
 from radvision_utils.planning.memory import GIB, ON_CPU, Numbers
 from radvision_utils.planning.plan import plan_run
-from radvision_utils.planning.shape import Lengths, read_shape
 from radvision_utils.report import Reporter
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import report_token_losses

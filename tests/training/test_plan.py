@@ -28,10 +28,17 @@ from radvision_utils.environment import Device, choose_device
 from radvision_utils.model.base import attach_adapter, count_parameters, load_base, load_processor
 from radvision_utils.model.faster import speed_up_lora
 from radvision_utils.model.stage import checkpoint_layers, select_stage
-from radvision_utils.planning.cost import Card, dequantization_seconds, find_card, open_card, sample_tflop
+from radvision_utils.planning.cost import (
+    Card,
+    Lengths,
+    dequantization_seconds,
+    find_card,
+    open_card,
+    read_shape,
+    sample_tflop,
+)
 from radvision_utils.planning.memory import GIB, ON_CPU, Numbers, stage_memory
 from radvision_utils.planning.plan import first_change, plan_run, plan_stage
-from radvision_utils.planning.shape import Lengths, read_shape
 from radvision_utils.planning.tables import beside_measured, plan_table
 from radvision_utils.runs import RunFolder, Stage
 from radvision_utils.training.collator import Collator
