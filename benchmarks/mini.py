@@ -28,7 +28,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from radvision_utils.bases.tiny import CHAT_TEMPLATE, build_config
+from radvision_utils.bases.build import CHAT_TEMPLATE, build_config
 from radvision_utils.config import Profile, load_profile
 from radvision_utils.data.prepare import split_of
 from radvision_utils.model.base import TINY_BASE

@@ -23,9 +23,8 @@ from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import choose_device
 from radvision_utils.evaluation.table import COLUMNS
 from radvision_utils.hand_over import export
-from radvision_utils.hand_over.export import export_run, push_to_hub
+from radvision_utils.hand_over.export import USAGE, export_run, model_card, push_to_hub
 from radvision_utils.hand_over.merge import merge_into_files
-from radvision_utils.hand_over.model_card import USAGE, model_card
 from radvision_utils.model.base import TINY_BASE, load_adapter, load_base, load_processor
 from radvision_utils.report import Reporter
 from radvision_utils.runs import RunFolder, read_json
