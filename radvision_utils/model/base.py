@@ -23,7 +23,8 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoProcessor,
@@ -345,16 +346,25 @@ def compute_device(model: torch.nn.Module) -> torch.device:
 
 
 WEIGHTS = "adapter_model.safetensors"
+# PEFT notes the base's class where an adapter has no task.
+_OF_QWEN = {
+    "base_model_class": Qwen2_5_VLForConditionalGeneration.__name__,
+    "parent_library": Qwen2_5_VLForConditionalGeneration.__module__,
+}
 
 
 def lora_config(profile: Profile) -> LoraConfig:
     """LoRA (Hu et al. 2021) of stage 1's rank on the vision encoder and of stage 3's rank on the language model."""
     vision, language = profile.stage1, profile.stage3
+    return _lora(language.lora_rank, language.lora_alpha, vision.lora_rank, vision.lora_alpha)
+
+
+def _lora(rank: int, alpha: int, vision_rank: int, vision_alpha: int) -> LoraConfig:
     return LoraConfig(
-        r=language.lora_rank,
-        lora_alpha=language.lora_alpha,
-        rank_pattern={VISION_LINEARS: vision.lora_rank},
-        alpha_pattern={VISION_LINEARS: vision.lora_alpha},
+        r=rank,
+        lora_alpha=alpha,
+        rank_pattern={VISION_LINEARS: vision_rank},
+        alpha_pattern={VISION_LINEARS: vision_alpha},
         lora_dropout=0.0,  # each stage sets the dropout of its own component, see training.stages
         target_modules=f"({VISION_LINEARS}|{LANGUAGE_LINEARS})",
         modules_to_save=[PROJECTOR],
@@ -372,15 +382,56 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     """The base with a saved adapter.
 
     Raises:
-        RadVisionError: the folder holds no adapter, or one for another base.
+        RadVisionError: the folder holds no adapter, not a whole one, one for another base or one that is not ours.
     """
     if not (folder / WEIGHTS).is_file():
         raise RadVisionError(f"{folder} holds no adapter ({WEIGHTS} is missing): run the stage that writes it.")
     try:
-        model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
-    except (RuntimeError, ValueError) as error:
-        raise RadVisionError(f"the adapter in {folder} does not fit this base model: {error}") from error
+        tensors = load_file(folder / WEIGHTS)
+        given = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = _read_lora(given, folder)
+        ranks = {int(value.shape[0]) for name, value in tensors.items() if name.endswith("lora_A.weight")}
+        if max(config.r, *config.rank_pattern.values()) > max(ranks, default=0):  # before memory is taken for it
+            raise ValueError(f"a rank in adapter_config.json is above that of its tensors, {max(ranks, default=0)}")
+        if damaged := [name for name, value in tensors.items() if not torch.isfinite(value).all()]:
+            raise ValueError(f"{len(damaged)} tensors hold no numbers (NaN or infinity), first {damaged[0]}")
+        model = PeftModel(base, config)
+        wanted = {
+            name: value.shape for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+        }
+        missing, unexpected = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
+        misfits = {name for name in wanted.keys() & tensors.keys() if wanted[name] != tensors[name].shape}
+        _require_whole(f"the adapter in {folder}, which does not fit this base model,", missing, unexpected, misfits)
+        set_peft_model_state_dict(model, tensors)
+    except RadVisionError:
+        raise
+    except Exception as error:  # a damaged file ends in whatever its reader stumbles over
+        if is_out_of_memory(error):
+            raise
+        raise RadVisionError(f"the adapter in {folder} does not fit this base model: {_why(folder, error)}.") from error
     return _trainable_in_float32(model)
+
+
+def _read_lora(given: dict[str, Any], folder: Path) -> LoraConfig:
+    """The adapter's four numbers; PEFT gets only these, and no other word of the file: some name modules to import."""
+    patterns = given["rank_pattern"], given["alpha_pattern"]
+    numbers = given["r"], given["lora_alpha"], *(pattern.get(VISION_LINEARS) for pattern in patterns)
+    if not all(type(number) is int and number > 0 for number in numbers):
+        raise ValueError("its ranks and alphas are not those of vision encoder and language model")
+    config = _lora(*numbers)
+    # What PEFT notes of the base, of itself and of the use, which nothing here reads.
+    ours = {**config.to_dict(), **{key: given.get(key) for key in ("base_model_name_or_path", "peft_version")}}
+    ours |= {
+        "inference_mode": given.get("inference_mode"),
+        "auto_mapping": _OF_QWEN if given.get("auto_mapping") else None,
+    }
+    # Another release of PEFT has keys that this one lacks; empty, they ask for nothing.
+    if other := sorted(key for key, value in given.items() if value != ours.get(key) and (value or key in ours)):
+        raise RadVisionError(
+            f"{folder / 'adapter_config.json'} asks for what this project does not write ({', '.join(other[:3])}): "
+            "use the adapter of a run of your own, or make that entry what `lora_config` writes."
+        )
+    return config
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:

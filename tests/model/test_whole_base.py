@@ -17,7 +17,7 @@ from radvision_utils.environment import choose_device
 from radvision_utils.model.base import TINY_BASE, load_base, load_processor
 
 TENSORS = load_file(TINY_BASE / "model.safetensors")
-few = settings(max_examples=12, deadline=None, derandomize=True)
+few = settings(max_examples=5, deadline=None, derandomize=True)
 
 
 @pytest.fixture
