@@ -6,7 +6,6 @@ already is not written again. `python -m radvision_utils predict FOLDER --to DIR
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import logging
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from radvision_utils.config import Profile, RadVisionError
+from radvision_utils.data.cells import csv_columns, csv_lines, given, study_number
 from radvision_utils.data.images import is_dicom, letterbox, load_image
 from radvision_utils.evaluation.records import Prediction, own_prediction, training_forms
 from radvision_utils.progress import show_progress
@@ -109,20 +109,14 @@ def _looks_like_dicom(path: Path) -> bool:
 
 
 def _listed(path: Path) -> list[OwnImage]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            table = csv.DictReader(stream)
-            names = table.fieldnames or []
-            column = next((name for name in _COLUMNS if name in names), None)
-            if column is None:
-                raise RadVisionError(
-                    f"{path} has no column `image` (it has {', '.join(names)}): name that of the paths so."
-                )
-            rows = [
-                (str(row.get("uid") or row[column] or f"line {table.line_num}"), row[column] or "") for row in table
-            ]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise RadVisionError(f"{path} is no CSV in UTF-8 ({error}): save it as such.") from error
+    names = csv_columns(path)
+    column = next((name for name in _COLUMNS if name in names), None)
+    if column is None:
+        raise RadVisionError(f"{path} has no column `image` (it has {', '.join(names)}): name that of the paths so.")
+    rows = [
+        (study_number(row.get("uid")) or given(row[column]) or f"row {number}", given(row[column]) or "")
+        for number, row in enumerate(csv_lines(path), start=1)
+    ]
     return [OwnImage(name.strip(), path.parent / file.strip()) for name, file in rows]
 
 

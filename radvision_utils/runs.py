@@ -335,7 +335,10 @@ def inside(folder: Path, name: str) -> Path | None:
     if not relative.parts or relative.is_absolute() or ".." in relative.parts or "\0" in name:
         return None
     path = folder / relative
-    return path if path.is_file() else None
+    try:
+        return path if path.is_file() else None
+    except OSError:  # a name longer than the file system takes
+        return None
 
 
 def first_line(error: BaseException) -> str:
@@ -374,7 +377,7 @@ def read_json_lines(path: Path, torn: bool = False) -> list[dict[str, Any]]:
     text = path.read_bytes()
     if torn:
         text = text[: text.rfind(b"\n") + 1]
-    for number, line in enumerate(text.decode("utf-8").split("\n"), start=1):
+    for number, line in enumerate(text.decode("utf-8-sig").split("\n"), start=1):
         if not line:
             continue
         try:

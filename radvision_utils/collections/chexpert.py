@@ -6,16 +6,15 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
-from radvision_utils.data.prepare import share_of
+from radvision_utils.data.cells import check_columns, csv_columns, csv_lines, given, study_number
 from radvision_utils.data.sources import (
     CHEXPERT_PLUS,
     Row,
     Source,
-    check_columns,
+    add_picture,
     check_count,
-    csv_columns,
-    csv_lines,
     make_row,
+    share_of,
     split_name,
 )
 from radvision_utils.runs import inside
@@ -54,29 +53,24 @@ def _study_folder(line: Mapping[str, str]) -> str:
 def _rows(table: Path, seed: int) -> Iterator[Row]:
     for study, group in groupby(csv_lines(table), key=_study_folder):
         lines = list(group)
-        frontal = (line for line in lines if line["frontal_lateral"].strip().lower() == "frontal")
-        files = (_image(table.parent, line["path_to_image"]) for line in frontal)
-        file = next((file for file in files if file), None)
-        uid, patient = "_".join(study.split("/")[-2:]), lines[0]["deid_patient_id"]
+        named = [line["path_to_image"] for line in lines if line["frontal_lateral"].strip().lower() == "frontal"]
+        found = ((name, file) for name in named if (file := _image(table.parent, name)))
+        name, file = next(found, (named[0] if named else "", None))
+        uid, patient = "_".join(study.split("/")[-2:]), study_number(lines[0]["deid_patient_id"])
         judges = split_name(lines[0]["split"], uid) != "train"
         known = "validation" if share_of(f"patient:{patient}", seed) < 0.1 else "train"
-        sections = {name: _given(lines[0].get(f"section_{name}")) for name in ("findings", "impression", "history")}
-        yield make_row(
+        texts = {name: lines[0].get(f"section_{name}") for name in ("findings", "impression", "history")}
+        row = make_row(
             {
                 "uid": uid,
-                "findings": sections["findings"],
-                "impression": sections["impression"],
-                "indication": _given(lines[0].get("section_clinical_history")) or sections["history"],
+                "findings": texts["findings"],
+                "impression": texts["impression"],
+                "indication": given(lines[0].get("section_clinical_history")) or texts["history"],
                 "patient": patient,
                 "split": "test" if judges else known,
-                "img_frontal": file.read_bytes() if file else None,
             }
         )
-
-
-def _given(text: str | None) -> str | None:
-    """A cell; "nan", which pandas writes for an empty one, is None."""
-    return None if text is None or text.strip().lower() in ("", "nan") else text
+        yield add_picture(row, name, file)
 
 
 def _image(folder: Path, name: str) -> Path | None:

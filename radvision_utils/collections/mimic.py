@@ -13,14 +13,13 @@ from itertools import groupby
 from pathlib import Path
 
 from radvision_utils.config import RadVisionError
+from radvision_utils.data.cells import check_columns, csv_columns, csv_lines, study_number
 from radvision_utils.data.sources import (
     MIMIC,
     Row,
     Source,
-    check_columns,
+    add_picture,
     check_count,
-    csv_columns,
-    csv_lines,
     make_row,
 )
 from radvision_utils.runs import inside
@@ -111,7 +110,7 @@ def open_collection(name: str, folder: Path, seed: int) -> Source:
             f"folder {folder} holds no reports: unpack mimic-cxr-reports.zip of MIMIC-CXR into it, so that "
             "mimic-cxr-reports/files/p10/p10000032/s50414267.txt is there."
         )
-    count = sum(1 for _ in groupby(csv_lines(metadata), key=lambda line: line["study_id"]))
+    count = sum(1 for _ in groupby(csv_lines(metadata), key=lambda line: study_number(line["study_id"])))
     check_count(count, str(metadata))
     return Source(
         name=name,
@@ -134,15 +133,15 @@ def _table(folder: Path, name: str) -> Path:
 
 def _rows(folder: Path, metadata: Path, split: Path, roots: Sequence[Path]) -> Iterator[Row]:
     # By patient, not by image: the official split is one of patients, and there are six times fewer.
-    splits = {line["subject_id"]: line["split"] for line in csv_lines(split)}
+    splits = {study_number(line["subject_id"]): line["split"] for line in csv_lines(split)}
     # The table keeps the images of a study together; so no study waits in memory for another of its images.
-    for study, group in groupby(csv_lines(metadata), key=lambda line: line["study_id"]):
+    for study, group in groupby(csv_lines(metadata), key=lambda line: study_number(line["study_id"])):
         lines = list(group)
-        patient = lines[0]["subject_id"]
+        patient = study_number(lines[0]["subject_id"]) or ""
         place = f"p{patient[:2]}/p{patient}/s{study}"
         report = next((file for root in roots if (file := inside(root, f"{place}.txt"))), None)
         sections = dict(sections_of(report.read_text(encoding="utf-8", errors="replace"))) if report else {}
-        yield make_row(
+        row = make_row(
             {
                 "uid": study,
                 "findings": _plain(sections.get("findings")),
@@ -151,9 +150,9 @@ def _rows(folder: Path, metadata: Path, split: Path, roots: Sequence[Path]) -> I
                 "comparison": _plain(sections.get("comparison")),
                 "patient": patient,
                 "split": splits.get(patient),
-                "img_frontal": _picture(folder, place, lines),
             }
         )
+        yield add_picture(row, *_picture(folder, place, lines))
 
 
 def _plain(text: str | None) -> str | None:
@@ -161,10 +160,13 @@ def _plain(text: str | None) -> str | None:
     return None if text is None else " ".join(text.split())
 
 
-def _picture(folder: Path, place: str, lines: Sequence[Mapping[str, str]]) -> bytes | None:
-    for view in _FRONTAL:
-        for line in lines:
-            file = inside(folder, f"files/{place}/{line['dicom_id']}.jpg")
-            if file and line["ViewPosition"].strip().upper() == view:
-                return file.read_bytes()
-    return None
+def _picture(folder: Path, place: str, lines: Sequence[Mapping[str, str]]) -> tuple[str, Path | None]:
+    """The name of the frontal image that is there, and its file; else of the first named."""
+    named = [
+        f"files/{place}/{line['dicom_id']}.jpg"
+        for view in _FRONTAL
+        for line in lines
+        if line["ViewPosition"].strip().upper() == view
+    ]
+    found = ((name, file) for name in named if (file := inside(folder, name)))
+    return next(found, (named[0] if named else "", None))

@@ -6,13 +6,14 @@ Two verbs of the command line: `label --mesh` and `constant`.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from radvision_utils.config import RadVisionError
+from radvision_utils.data.cells import check_columns, csv_columns, csv_lines, given, study_number
 from radvision_utils.data.reports import Report, clean_section, format_report
-from radvision_utils.data.sources import check_columns, csv_columns, csv_lines
 from radvision_utils.evaluation.baselines import best_constant, commonest_normal_report
 from radvision_utils.evaluation.labels import (
     OBSERVATIONS,
@@ -60,11 +61,13 @@ def _read_reports(path: Path) -> list[_Row]:
     if not path.is_file():
         raise RadVisionError(f"{path} is not a file: give the reports table (CSV) of the Open-I collection.")
     check_columns(csv_columns(path), str(path), ("uid", "MeSH", "findings", "impression"))
-    rows = [(row, f"{row['findings']}\n{row['impression']}".strip()) for row in csv_lines(path)]
+    rows = [
+        (row, f"{given(row['findings']) or ''}\n{given(row['impression']) or ''}".strip()) for row in csv_lines(path)
+    ]
     return [
-        _Row(row["uid"], text, row["MeSH"], label(text))
+        _Row(study_number(row["uid"]) or "", text, row["MeSH"], label(text))
         for row, text in rows
-        if text and row["MeSH"] and row["MeSH"] != "No Indexing"
+        if text and given(row["MeSH"]) and row["MeSH"] != "No Indexing"
     ]
 
 
@@ -90,7 +93,7 @@ def write_constant(reports: Path, split: Path, out: Path, commonest: bool = Fals
 
     Args:
         reports: the table of the collection, a CSV with uid, findings, impression.
-        split: JSON: `{"by_uid": {uid: "train" | "val" | "test"}}`.
+        split: JSON, see `published_split`.
         out: the CSV to write: uid, prediction, reference.
         commonest: the commonest normal training report instead of the best constant.
 
@@ -116,15 +119,55 @@ def _read_split(reports: Path, split: Path) -> dict[str, dict[str, Report]]:
     for path in (reports, split):
         if not path.is_file():
             raise RadVisionError(f"{path} is not a file: give the reports table (CSV) and its split (JSON).")
-    parts = read_json(split)
-    parts = parts.get("by_uid") if isinstance(parts, dict) else None
+    parts = published_split(split)
     raw: dict[str, dict[str, Report]] = {"train": {}, "val": {}, "test": {}}
-    if not isinstance(parts, dict) or not set(parts.values()) <= set(raw):
-        raise RadVisionError(f'{split} is no split: it must hold {{"by_uid": {{uid: "train", "val" or "test"}}}}.')
     check_columns(csv_columns(reports), str(reports), ("uid", "findings", "impression"))
     for row in csv_lines(reports):
-        if part := parts.get(row["uid"]):
-            raw[part][row["uid"]] = Report(row["findings"], row["impression"])
+        uid = study_number(row["uid"])
+        if uid and (part := parts.get(uid)):
+            raw[part][uid] = Report(given(row["findings"]) or "", given(row["impression"]) or "")
     if empty := [part for part, studies in raw.items() if not studies]:
         raise RadVisionError(f"{reports} has no study of the {empty[0]} part of {split}: give the table of that split.")
     return raw
+
+
+def published_split(path: Path) -> dict[str, str]:
+    """The part of each study by its number: "train", "val" or "test".
+
+    Args:
+        path: JSON in one of three forms: `{"by_uid": {uid: part}}`; numbers by part, as in this project's
+            `r2gen_split.json`; or R2Gen's `annotation.json`, entries by part whose ids read "CXR2384_IM-0942".
+
+    Raises:
+        RadVisionError: it is none of these, or has a study in two parts.
+    """
+    data = read_json(path)
+    names = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+    data = data if isinstance(data, dict) else {}
+    pairs = list(data["by_uid"].items()) if isinstance(data.get("by_uid"), dict) else []
+    for name in names.keys() & data.keys():
+        entries = data[name] if isinstance(data[name], list) else [None]
+        pairs += [(entry.get("id") if isinstance(entry, dict) else entry, name) for entry in entries]
+    found: dict[str, str] = {}
+    twice = set()
+    for entry, name in pairs:
+        number = re.match(r"CXR(\d+)_", entry) if isinstance(entry, str) else None
+        uid, part = study_number(number[1] if number else entry), names.get(name) if isinstance(name, str) else None
+        if uid is None or part is None:
+            raise RadVisionError(_no_split(path))
+        if found.setdefault(uid, part) != part:
+            twice.add(uid)
+    if twice:
+        raise RadVisionError(
+            f"{path} has {len(twice)} studies in two parts, such as {', '.join(sorted(twice)[:3])}: keep each in one."
+        )
+    if not found:
+        raise RadVisionError(_no_split(path))
+    return found
+
+
+def _no_split(path: Path) -> str:
+    return (
+        f'{path} is no split: it must hold {{"by_uid": {{uid: "train", "val" or "test"}}}}, or lists of studies under '
+        '"train", "val" and "test".'
+    )

@@ -39,7 +39,7 @@ from radvision_utils.data.reports import (
     is_english,
     oddities,
 )
-from radvision_utils.data.sources import Row, Source, open_source
+from radvision_utils.data.sources import Row, Source, open_source, share_of
 from radvision_utils.data.studies import SPLITS, PreparedDataset, open_prepared
 from radvision_utils.progress import Progress, show_progress
 from radvision_utils.runs import working
@@ -53,6 +53,7 @@ _TEXTS = (
     *("reference_findings", "reference_impression", "indication", "mesh", "problems", "truth"),
 )
 _SCHEMA = pa.schema([(name, pa.string()) for name in _TEXTS])
+_NOT_FOUND = "no file at the image's path"
 _BATCH = 256  # studies in an Arrow record batch
 _REASONS = (DEIDENTIFIED, PRIORS)
 _LISTED = 20  # uids named for each reason
@@ -164,7 +165,8 @@ def _screen(rows: Iterable[Row], profile: Profile, is_open_i: bool, remarks: Rem
         fault = _fault(uid, seen, row, reference)
         seen.add(uid)
         if fault:
-            remarks.add(LEFT_OUT, uid or "(none)", fault)
+            detail = f"{row['not_found']} is no file in the source's folder" if fault == _NOT_FOUND else ""
+            remarks.add(LEFT_OUT, uid or "(none)", fault, detail)
             continue
         clean = Report(clean_section(reference.findings), clean_section(reference.impression))
         (findings, lost), (impression, lost_too) = (
@@ -196,7 +198,7 @@ def _fault(uid: str, seen: Set[str], row: Row, reference: Report) -> str:
     if uid in seen:
         return "uid seen before"
     if not row["img_frontal"]:
-        return "no frontal image"
+        return _NOT_FOUND if row.get("not_found") else "no frontal image"
     if max(len(reference.findings), len(reference.impression)) > LONGEST:
         return f"report longer than {LONGEST:,} characters"
     return ""
@@ -310,11 +312,6 @@ def split_of(uid: str, is_open_i: bool, seed: int) -> str:
         return _r2gen().get(uid, "train")
     share = share_of(uid, seed)
     return "train" if share < 0.8 else "validation" if share < 0.9 else "test"
-
-
-def share_of(text: str, seed: int) -> float:
-    """A number from 0 to 1 that depends on nothing but the text and the seed, evenly spread over texts."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode(errors="replace")).digest()[:8], "big") / 2**64
 
 
 @cache

@@ -39,7 +39,14 @@ _BREAK = re.compile(r"(?<=[.!?])\s+")
 _NAME = 3  # words at most in the name of a body part that heads a list
 _NEAR = 200  # characters; more than such a name has
 
-_DEIDENTIFIED = re.compile(r"X{3,}|_{3,}")  # of Open-I, and of MIMIC-CXR
+# What stands for a word that was taken out: "XXXX" in Open-I, "___" in MIMIC-CXR, "[** 12-3 **]" in MIMIC-III, and what
+# tools of de-identification write ("[REDACTED]", "<NAME>").
+_IN_BRACKETS = (
+    r"\[\*\*[^\[\]]{0,200}\*\*\]|[\[<({]\s?(?:redacted|removed|de-?identified|anonymi[sz]ed|phi|name|date|location|"
+    r"hospital|person|patient|physician|doctor|age|id)\s?[\])>}]"
+)
+_BRACKETED = re.compile(_IN_BRACKETS, re.IGNORECASE)
+_DEIDENTIFIED = re.compile(rf"X{{3,}}|_{{3,}}|\bredacted\b|{_IN_BRACKETS}", re.IGNORECASE)
 
 # What the image itself shows of the past may stay: "prior granulomatous disease", "clips from previous surgery".
 _HISTORY = (
@@ -102,7 +109,7 @@ def clean_section(text: str | None) -> str:
     the numbering of points, stops without a space behind them, headings inside the section, and a lower-case beginning.
     What has no letter or digit is empty.
     """
-    text = _TAG.sub(" ", html.unescape(_UNSEEN.sub(" ", text or "")))
+    text = _TAG.sub(" ", _BRACKETED.sub(" XXXX ", html.unescape(_UNSEEN.sub(" ", text or ""))))
     text = _HEADING.sub(" ", re.sub(r"[\[\]]|[<>](?!\s?\d)", " ", _UNSEEN.sub(" ", text)))
     text = re.sub(r"\s+", " ", text).strip()
     if not re.search(r"\w", text):
@@ -155,13 +162,18 @@ def split_sentences(text: str) -> list[str]:
     return [" ".join(pieces) for pieces in sentences]
 
 
+def has_hidden_word(text: str) -> bool:
+    """Whether a word was taken out of a text by de-identification: XXXX in any case, ___, [** **], [REDACTED]."""
+    return bool(_DEIDENTIFIED.search(text))
+
+
 def drop_sentences(text: str, reasons: Set[str]) -> tuple[str, Counter[str]]:
     """A cleaned section without the sentences that an image cannot teach.
 
     Args:
         text: a cleaned section.
-        reasons: any of "deidentified" (a word was replaced by XXXX or ___) and "priors" (refers to an earlier study, or
-            to change since then).
+        reasons: any of "deidentified" (a word was taken out, see `has_hidden_word`) and "priors" (refers to an
+            earlier study, or to change since then).
 
     Returns:
         The text that is left, and how many sentences went for each reason. A sentence with both counts as
@@ -169,7 +181,7 @@ def drop_sentences(text: str, reasons: Set[str]) -> tuple[str, Counter[str]]:
     """
     kept, dropped = [], Counter[str]()
     for sentence in split_sentences(text):
-        if DEIDENTIFIED in reasons and _DEIDENTIFIED.search(sentence):
+        if DEIDENTIFIED in reasons and has_hidden_word(sentence):
             dropped[DEIDENTIFIED] += 1
         elif PRIORS in reasons and _PRIOR.search(sentence):
             dropped[PRIORS] += 1

@@ -8,22 +8,22 @@ Its `image` is TEXT, the title of the examination ("Xray Chest PA and Lateral");
 
 from __future__ import annotations
 
-import csv
-import gzip
+import filecmp
+import hashlib
 import logging
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from radvision_utils.config import DataSettings, RadVisionError, project_root
+from radvision_utils.data.cells import check_columns, csv_columns, csv_lines, given, study_number
 from radvision_utils.environment import open_room
 from radvision_utils.runs import first_line, inside, read_json
 
@@ -63,7 +63,7 @@ _MAP_OPTIONAL = ("images", "patient", "split", "indication")
 _SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "validation"),
-    "test": "test",
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 _BATCH = 16  # rows; a row of the hub set holds two radiographs of some megabytes
 
@@ -116,7 +116,7 @@ def open_source(source: str, settings: DataSettings, seed: int) -> Source:
     if source == "phantom":
         opened = _open_phantoms(settings, seed)
     elif (path := _find(source)) is not None:
-        opened = _open_folder(source, path, seed) if path.is_dir() else _open_file(source, path)
+        opened = _open_folder(source, path, seed) if path.is_dir() else _open_file(source, path, seed)
     elif re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) and not source.endswith((".parquet", ".csv")):
         opened = _open_hub(source)
     else:
@@ -163,22 +163,22 @@ def _open_hub(name: str) -> Source:
             f"({type(error).__name__}: {first_line(error)}): check the name and the network, or download its parquet "
             "files and give their folder as the source."
         ) from error
-    check_columns(table.column_names, f"the hub data set {name}")
+    check_columns(table.column_names, f"the hub data set {name}", NEEDED)
     table = table.select_columns([name for name in table.column_names if name in (*COLUMNS, *EXTRAS)])
     if isinstance(table.features.get("img_frontal"), datasets.Image):
         table = table.cast_column("img_frontal", datasets.Image(decode=False))
     check_count(table.num_rows, f"the hub data set {name}")
-    terms = _OPEN_I if name == OPEN_I_HUB else {}
-    return Source(name, "hub", table.num_rows, lambda: (make_row(values) for values in table), **terms)
+    terms, cache = _OPEN_I if name == OPEN_I_HUB else {}, Path(datasets.config.HF_CACHE_HOME)
+    return Source(name, "hub", table.num_rows, lambda: (make_row(values, cache) for values in table), **terms)
 
 
-def _open_file(name: str, path: Path) -> Source:
+def _open_file(name: str, path: Path, seed: int) -> Source:
     if path.suffix.lower() == ".csv":
         raise RadVisionError(
             f"source {path} is a table: give the folder that holds it and its images, with a {MAP} that names its "
             "columns unless it is Kaggle's Open-I."
         )
-    return _open_parquet(name, [path])
+    return _open_parquet(name, [path], path.parent, seed)
 
 
 def _open_folder(name: str, folder: Path, seed: int) -> Source:
@@ -190,43 +190,82 @@ def _open_folder(name: str, folder: Path, seed: int) -> Source:
         if (folder / marker).is_file():
             source: Source = open_room(room).open_collection(name, folder, seed)
             return source
-    files = sorted(folder.rglob("*.parquet"))
+    files = sorted(path for path in folder.rglob("*.parquet") if path.is_file())
     if not files:
         raise RadVisionError(
             f"folder {folder} holds neither {REPORTS} (Kaggle layout) nor {MIMIC} (MIMIC-CXR-JPG) nor {CHEXPERT_PLUS} "
             f"(CheXpert Plus) nor {MAP} (your own) nor a parquet file: give the folder that does."
         )
-    return _open_parquet(name, files)
+    return _open_parquet(name, files, folder, seed)
 
 
-def _open_parquet(name: str, files: Sequence[Path]) -> Source:
+def _open_parquet(name: str, files: Sequence[Path], folder: Path, seed: int) -> Source:
     count, schemas = 0, []
     for file in files:
         try:
             with pq.ParquetFile(file) as table:
                 columns = table.schema_arrow.names
                 count += table.metadata.num_rows
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise RadVisionError(
                 f"{file} cannot be read as parquet ({first_line(error)}): download it again."
             ) from error
-        check_columns(columns, str(file))
+        check_columns(columns, str(file), NEEDED)
         schemas.append(set(columns))
     check_count(count, name)
     is_open_i = all(columns.issuperset(COLUMNS) and not columns & set(EXTRAS) for columns in schemas)
-    return Source(name, "parquet", count, lambda: _parquet_rows(files), **(_OPEN_I if is_open_i else {}))
+    terms = dict(_OPEN_I) if is_open_i else {}
+    splits = _splits_of_names(files, folder)
+    if splits:
+        absent = [split for split in ("validation", "test") if split not in splits.values()]
+        drawn = f"; {' and '.join(absent)} drawn from train by a hash, a tenth each" if absent else ""
+        terms["split_by"] = f"the names of the parquet files{drawn}"
+    # What judges is read first: of a study that is in two files the first one counts.
+    order = sorted(files, key=lambda file: "test validation train".find(splits.get(file) or "train"))
+    return Source(name, "parquet", count, lambda: _parquet_rows(order, folder, splits, seed), **terms)
 
 
-def _parquet_rows(files: Sequence[Path]) -> Iterator[Row]:
+def _splits_of_names(files: Sequence[Path], folder: Path) -> dict[Path, str]:
+    """The split that a file's name states, or the folder that it lies in; none where they don't tell files apart.
+
+    So a data set that comes as `train-00000-of-00002.parquet` alone is split like any other.
+    """
+    named: dict[Path, str] = {}
     for file in files:
-        # Without pre_buffer=False pyarrow reads ahead to the end of the file: memory would grow with the collection.
-        with pq.ParquetFile(file, pre_buffer=False) as table:
-            columns = [name for name in table.schema_arrow.names if name in (*COLUMNS, *EXTRAS)]
-            try:
-                for batch in table.iter_batches(_BATCH, columns=columns):
-                    yield from map(make_row, _values(batch))
-            except (pa.ArrowException, OSError) as error:
-                raise RadVisionError(f"{file} is damaged ({first_line(error)}): download it again.") from error
+        for part in reversed(file.relative_to(folder).with_suffix("").parts):
+            words = re.split(r"[^a-z]+", part.lower())
+            stated = {_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES}
+            if len(stated) == 1:
+                named[file] = stated.pop()
+                break
+    return named if len(set(named.values())) > 1 else {}
+
+
+def _parquet_rows(files: Sequence[Path], folder: Path, splits: Mapping[Path, str], seed: int) -> Iterator[Row]:
+    absent = [split for split in ("validation", "test") if split not in splits.values()]
+    for file in files:
+        for row in _rows_of(file, folder):
+            stated = splits.get(file)
+            if stated and row.get("split") and row["split"] != stated:
+                raise RadVisionError(
+                    f"study {row['uid']} is in split {row['split']!r}, but its file {file.name} says {stated!r}: "
+                    "rename the file or mend the column."
+                )
+            if stated == "train":
+                share = share_of(str(row.get("patient") or row["uid"]), seed)
+                stated = next((split for n, split in enumerate(absent, start=1) if share < n / 10), stated)
+            yield {**row, "split": stated} if stated else row
+
+
+def _rows_of(file: Path, folder: Path) -> Iterator[Row]:
+    # Without pre_buffer=False pyarrow reads ahead to the end of the file: memory would grow with the collection.
+    with pq.ParquetFile(file, pre_buffer=False) as table:
+        columns = [name for name in table.schema_arrow.names if name in (*COLUMNS, *EXTRAS)]
+        try:
+            for batch in table.iter_batches(_BATCH, columns=columns):
+                yield from (make_row(values, file.parent, folder) for values in _values(batch))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise RadVisionError(f"{file} is damaged ({first_line(error)}): download it again.") from error
 
 
 def _values(batch: pa.RecordBatch) -> list[dict[str, Any]]:
@@ -238,9 +277,17 @@ def _values(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def _lenient(column: pa.Array) -> list[Any]:
-    if not pa.types.is_string(column.type):
-        return column.to_pylist()
-    return [None if text is None else text.decode(errors="replace") for text in column.cast(pa.binary()).to_pylist()]
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _lenient(column.dictionary_decode())
+    if pa.types.is_struct(kind):
+        fields = {kind.field(n).name: _lenient(column.field(n)) for n in range(kind.num_fields)}
+        cells = [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
+        return [cell if there else None for cell, there in zip(cells, column.is_valid().to_pylist(), strict=True)]
+    if not any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
+        return list(column.to_pylist())
+    binary = pa.binary_view() if pa.types.is_string_view(kind) else pa.large_binary()
+    return [None if text is None else text.decode(errors="replace") for text in column.cast(binary).to_pylist()]
 
 
 def _open_kaggle(name: str, folder: Path) -> Source:
@@ -253,36 +300,64 @@ def _open_kaggle(name: str, folder: Path) -> Source:
         check_columns(csv_columns(folder / file), str(folder / file), needed)
     count = sum(1 for _ in csv_lines(folder / REPORTS))
     check_count(count, str(folder / REPORTS))
+    frontal = _frontal_images(folder)
+    return Source(name, "kaggle", count, lambda: _kaggle_rows(folder, frontal), **_OPEN_I)
+
+
+def _kaggle_rows(folder: Path, frontal: Mapping[str, tuple[str, Path | None]]) -> Iterator[Row]:
+    for line in csv_lines(folder / REPORTS):
+        yield add_picture(make_row(line), *frontal.get(study_number(line["uid"]) or "", ("", None)))
+
+
+def _frontal_images(folder: Path) -> dict[str, tuple[str, Path | None]]:
+    """For each study the name of its first frontal image that is there, and its file; else of the first named."""
     images = _image_files(folder)
     if not images:
         place = folder / "images" / "images_normalized"
         raise RadVisionError(f"folder {folder} holds no images: put the PNG or JPEG files into {place}.")
-    return Source(name, "kaggle", count, lambda: _kaggle_rows(folder, images), **_OPEN_I)
-
-
-def _image_files(folder: Path) -> dict[str, Path]:
-    """Images by the part of their name before the first dot: copies differ in "x.dcm.png", "x.png", "x.jpg"."""
-    root = folder / "images" if (folder / "images").is_dir() else folder
-    kinds = (".png", ".jpg", ".jpeg")
-    return {p.name.split(".")[0]: p for p in sorted(root.rglob("*")) if p.suffix.lower() in kinds}
-
-
-def _kaggle_rows(folder: Path, images: Mapping[str, Path]) -> Iterator[Row]:
-    frontal: dict[str, Path] = {}
-    absent = 0
+    frontal: dict[str, tuple[str, Path | None]] = {}
+    absent, doubled = [], []
     for line in csv_lines(folder / PROJECTIONS):
-        file = images.get(line["filename"].split(".")[0])
-        if file is None:
-            absent += 1
-        elif line["projection"].strip().lower() == "frontal":
-            frontal.setdefault(line["uid"], file)
+        name, uid = line["filename"].strip().replace("\\", "/"), study_number(line["uid"])
+        files = _meant(name, images.get(_stem(name), []))
+        if not files:
+            absent.append(name)
+        if len(files) > 1:
+            doubled.append(f"{files[0]} and {files[1]}")
+        if line["projection"].strip().lower() != "frontal" or not uid:
+            continue
+        if uid not in frontal or (files and not frontal[uid][1]):
+            frontal[uid] = (name, files[0] if files else None)
+    if doubled:
+        raise RadVisionError(
+            f"{len(doubled)} images named in {folder / PROJECTIONS} could be either of two different files, such as "
+            f"{doubled[0]}: keep one of each."
+        )
     if absent:
-        log.warning("%d images named in %s are not in %s", absent, PROJECTIONS, folder)
-    for line in csv_lines(folder / REPORTS):
-        row = make_row(line)
-        file = frontal.get(line["uid"])
-        row["img_frontal"] = file.read_bytes() if file else None
-        yield row
+        named = ", ".join(absent[:3])
+        log.warning("%d images named in %s are not in %s, such as %s", len(absent), PROJECTIONS, folder, named)
+    return frontal
+
+
+def _image_files(folder: Path) -> dict[str, list[Path]]:
+    """Images by their name without folder and endings."""
+    root = folder / "images" if (folder / "images").is_dir() else folder
+    images: dict[str, list[Path]] = {}
+    for path in sorted(root.rglob("*")):
+        if path.suffix.lower() in (".png", ".jpg", ".jpeg") and not path.name.startswith("."):
+            images.setdefault(_stem(path.name), []).append(path)
+    return images
+
+
+def _stem(name: str) -> str:
+    # Copies differ in "x.dcm.png", "x.png", "x.jpg"; other dots belong to the name.
+    return re.sub(r"(?:\.(?:dcm|dicom|png|jpe?g))+$", "", name.rpartition("/")[2], flags=re.IGNORECASE)
+
+
+def _meant(name: str, files: Sequence[Path]) -> list[Path]:
+    """The files that a name can mean: those that end in just that name if there are, and equal ones once."""
+    files = [file for file in files if f"/{file.as_posix()}".endswith(f"/{name}")] or files
+    return [file for n, file in enumerate(files) if not any(filecmp.cmp(file, f, shallow=False) for f in files[:n])]
 
 
 def _open_mapped(name: str, folder: Path) -> Source:
@@ -310,32 +385,65 @@ def _mapped_rows(folder: Path, table: Path, columns: Mapping[str, str]) -> Itera
     images = folder / columns.get("images", "")
     texts = {key: column for key, column in columns.items() if key not in ("table", "images", "image")}
     for line in csv_lines(table):
-        file = inside(images, line[columns["image"]])
+        name = given(line[columns["image"]]) or ""
         values = {key: line[column] for key, column in texts.items()}
-        yield make_row({**values, "img_frontal": file.read_bytes() if file else None})
+        yield add_picture(make_row(values), name, inside(images, name))
 
 
-def make_row(values: Mapping[str, Any]) -> Row:
-    """A row in the schema. An image may come as `{"bytes": ..., "path": ...}`, as the datasets library stores it.
+def add_picture(row: Row, name: str, file: Path | None) -> Row:
+    """The row with the picture in a file; where there is none, with the name under which it was looked for."""
+    try:
+        row["img_frontal"] = file.read_bytes() if file else None
+    except OSError:  # it is there and may not be read
+        row["img_frontal"] = None
+    return row if row["img_frontal"] is not None or not name else {**row, "not_found": name}
+
+
+def make_row(values: Mapping[str, Any], *folders: Path) -> Row:
+    """A row in the schema; cells that stand for nothing are None, numbers of studies and patients in their one form.
+
+    An image may come as `{"bytes": ..., "path": ...}`, as the datasets library stores it, or as a list of such, of
+    which the first counts. Without bytes its path is read inside of the source's folders, never outside.
+
+    Args:
+        values: the cells by column.
+        folders: where a path may lead, the likelier first.
 
     Raises:
         RadVisionError: a value has a type that its column cannot have, or a split has an unknown name.
     """
     row = {name: values.get(name) for name in COLUMNS}
-    if isinstance(row["uid"], float):  # pandas makes a column of whole numbers with gaps one of floats
-        row["uid"] = int(row["uid"]) if row["uid"].is_integer() else None
-    for column, value in row.items():
-        if column == "img_frontal":
-            row[column] = value = value.get("bytes") if isinstance(value, dict) else value
-            _check_type(row["uid"], column, value, (bytes,), "the bytes of an image file")
-        elif column == "uid":
-            _check_type(value, column, value, (str, int), "a text or a whole number")
-        else:
-            _check_type(row["uid"], column, value, (str,), "a text")
+    _check_type(row["uid"], "uid", row["uid"], (str, Real), "a text or a whole number")
+    row["uid"] = study_number(row["uid"])
+    for column in COLUMNS[1:-1]:
+        _check_type(row["uid"], column, row[column], (str,), "a text")
+        row[column] = given(row[column])
     row |= {name: values[name] for name in EXTRAS if name in values}
-    if row.get("split"):
-        row["split"] = split_name(str(row["split"]), row["uid"])
+    if "patient" in row:
+        row["patient"] = study_number(row["patient"])
+    if row.get("split") is not None:
+        row["split"] = split_name(str(row["split"]), row["uid"]) if given(str(row["split"])) else None
+    image = row["img_frontal"]
+    if isinstance(image, list) and all(isinstance(each, dict | bytes | None) for each in image):
+        image = next(filter(None, image), None)
+    path = image.get("path") if isinstance(image, dict) else None
+    row["img_frontal"] = image.get("bytes") if isinstance(image, dict) else image
+    _check_type(row["uid"], "img_frontal", row["img_frontal"], (bytes,), "the bytes of an image file")
+    if row["img_frontal"] is None and isinstance(path, str) and given(path):
+        return add_picture(row, path, _kept_within(path, folders))
     return row
+
+
+def _kept_within(name: str, folders: Sequence[Path]) -> Path | None:
+    """The file that a table's path means if it lies in one of the folders, links followed."""
+    for folder in folders:
+        try:
+            path = (folder / name.replace("\\", "/")).resolve()
+            if path.is_relative_to(folders[-1].resolve()) and path.is_file():
+                return path
+        except (OSError, ValueError, RuntimeError):  # too long, a NUL, links in a circle
+            continue
+    return None
 
 
 def _check_type(uid: Any, column: str, value: Any, kinds: tuple[type, ...], wanted: str) -> None:
@@ -354,20 +462,6 @@ def split_name(name: str, uid: Any) -> str:
     return _SPLIT_NAMES[name.strip().lower()]
 
 
-def check_columns(present: Sequence[str], where: str, needed: Sequence[str] = NEEDED) -> None:
-    """Refuse a table without the columns needed.
-
-    Raises:
-        RadVisionError: the sentence names what is missing and what there is.
-    """
-    missing = [name for name in needed if name not in present]
-    if missing:
-        raise RadVisionError(
-            f"{where} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has "
-            f"{', '.join(present) or 'none'}: give a source with the columns {', '.join(needed)}."
-        )
-
-
 def check_count(count: int, where: str) -> None:
     """Refuse a source without rows.
 
@@ -378,31 +472,6 @@ def check_count(count: int, where: str) -> None:
         raise RadVisionError(f"{where} holds no studies: give a source with at least one row.")
 
 
-def csv_columns(path: Path) -> list[str]:
-    """The header of a table, `.csv` or `.csv.gz`.
-
-    Raises:
-        RadVisionError: the file is damaged.
-    """
-    with _table(path, "replace") as stream:
-        return next(csv.reader(stream), [])
-
-
-def csv_lines(path: Path) -> Iterator[dict[str, str]]:
-    """The lines of a table, `.csv` or `.csv.gz`, by column; a line that is too short has "" in the others.
-
-    Raises:
-        RadVisionError: it is no UTF-8 table.
-    """
-    with _table(path, "strict") as stream:
-        yield from csv.DictReader(stream, restval="")
-
-
-@contextmanager
-def _table(path: Path, errors: str) -> Iterator[TextIO]:
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8-sig", errors=errors, newline="") as stream:
-            yield stream
-    except (UnicodeDecodeError, csv.Error, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise RadVisionError(f"{path} is not a CSV table in UTF-8 ({first_line(error)}): download it again.") from error
+def share_of(text: str, seed: int) -> float:
+    """A number from 0 to 1 that depends on nothing but the text and the seed, evenly spread over texts."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode(errors="replace")).digest()[:8], "big") / 2**64

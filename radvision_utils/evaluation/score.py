@@ -6,13 +6,13 @@ run's split, of which every study must have a prediction.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from radvision_utils.config import STAGE_LABELS, RadVisionError
+from radvision_utils.data.cells import csv_columns, csv_lines, given, study_number
 from radvision_utils.data.reports import Report, is_english, parse_report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.evaluation.bootstrap import RESAMPLES
@@ -130,24 +130,13 @@ def _read_systems(path: Path) -> dict[str, Pairs]:
 
 def _read_csv(path: Path) -> Pairs:
     pairs: Pairs = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        table = csv.DictReader(file)
-        missing = {"uid", "prediction"} - set(table.fieldnames or ())
-        if missing:
-            raise RadVisionError(
-                f"{path} has no column {', '.join(sorted(missing))}: it needs uid, prediction, reference."
-            )
-        try:
-            rows = list(table)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise RadVisionError(f"{path} cannot be read as a UTF-8 CSV ({error}): save it anew.") from error
-    for row in rows:
-        where = f"study {row['uid']} in {path}"
-        if row["prediction"] is None:
-            raise RadVisionError(f"{where} has no prediction: the scores would be those of a smaller set.")
-        true = row.get("reference")
-        pair = parse_report(row["prediction"]), None if true is None else parse_report(true)
-        _add(pairs, row["uid"], pair, where)
+    columns = csv_columns(path)
+    if missing := {"uid", "prediction"} - set(columns):
+        raise RadVisionError(f"{path} has no column {', '.join(sorted(missing))}: it needs uid, prediction, reference.")
+    for row in csv_lines(path):
+        uid = study_number(row["uid"]) or ""
+        reference = parse_report(given(row["reference"]) or "") if "reference" in columns else None
+        _add(pairs, uid, (parse_report(given(row["prediction"]) or ""), reference), f"study {uid} in {path}")
     return pairs
 
 

@@ -227,8 +227,8 @@ def test_a_table_of_ones_own_is_read_by_its_column_map_and_split_by_patient(tmp_
     data = prepared(own_folder(tmp_path / "own"), tmp_path)
     splits = {study.uid: name for name in SPLITS for study in data.split(name)}
     assert all(splits[f"a{n}"] == splits[f"a{n + 1}"] for n in range(0, 80, 2))
-    assert data.summary["counts"]["dropped"] == {"no frontal image": 3}
-    assert data.summary["dropped_uids"]["no frontal image"] == ["gone", "out", "root"]
+    assert data.summary["counts"]["dropped"] == {"no file at the image's path": 3}
+    assert data.summary["dropped_uids"]["no file at the image's path"] == ["gone", "out", "root"]
     assert {study.indication for study in data.split("train")} == {"Cough."}
 
 

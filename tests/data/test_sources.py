@@ -107,21 +107,21 @@ def test_a_folder_of_parquet_files_is_read_in_the_order_of_their_names(tmp_path)
     write_parquet(tmp_path / "data" / "train-0.parquet", [row(uid) for uid in (1, 2)])
     source = open_source(str(tmp_path), SETTINGS, 0)
     assert source.count == 3
-    assert [values["uid"] for values in source.rows()] == [1, 2, 3]
+    assert [values["uid"] for values in source.rows()] == ["1", "2", "3"]
 
 
 def test_images_stored_as_bytes_with_path_and_uids_stored_as_floats_are_accepted(tmp_path):
     values = row(7.0, img_frontal={"bytes": png(), "path": "7.png"})
     (only,) = open_source(str(write_parquet(tmp_path / "a.parquet", [values])), SETTINGS, 0).rows()
     assert only["img_frontal"] == png()
-    assert only["uid"] == 7
+    assert only["uid"] == "7"
 
 
 def test_a_limit_takes_the_first_rows(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", [row(uid) for uid in range(50)])
     source = open_source(str(path), DataSettings(limit=20), 0)
     assert source.count == 20
-    assert [values["uid"] for values in source.rows()] == list(range(20))
+    assert [values["uid"] for values in source.rows()] == [str(uid) for uid in range(20)]
 
 
 def test_a_relative_path_is_found_from_the_working_directory(tmp_path, monkeypatch):

@@ -1,0 +1,163 @@
+"""Tables as people save them: any usual encoding, separator and quoting, and what a cell of theirs stands for.
+
+One function each says what an empty cell is and which number a study has, for every source alike.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import logging
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from radvision_utils.config import RadVisionError
+from radvision_utils.runs import first_line
+
+log = logging.getLogger(__name__)
+
+# What pandas, polars, R, SQL and spreadsheets write for nothing, without its signs: "<NA>", "#N/A", "NaN", "null".
+_NOTHING = frozenset(("", "nan", "na", "nat", "nil", "null", "none"))
+_NOTHINGS = 12  # characters of such a word with its signs
+_WHOLE = re.compile(r"(\d+)\.0*")
+_UNSEEN = "\ufeff\u200b\u200e\u200f"
+
+_SEPARATORS = ",;\t|"
+_FIRST = 1 << 16  # characters that tell how a table is written; its header has fewer
+_LONGEST_CELL = 10_000_000  # characters; a longer one is a quote that nobody closed
+csv.field_size_limit(_LONGEST_CELL)  # of the whole process: there is no other way
+# Bytes that are no UTF-8 come as lone surrogates; they are letters of Windows-1252, in which spreadsheets save.
+_LETTERS = {0xDC00 + byte: bytes([byte]).decode("cp1252", "replace") for byte in range(0x80, 0x100)}
+
+
+def given(cell: str | None) -> str | None:
+    """A cell, or None where it holds nothing: blanks, or a word that stands for nothing ("nan", "<NA>", "NULL")."""
+    text = (cell or "").strip()
+    nothing = len(text) <= _NOTHINGS and re.sub(r"\W", "", text).lower() in _NOTHING
+    return None if nothing else cell
+
+
+def study_number(value: Any) -> str | None:
+    """The number or name of a study or patient in its one form: 1, 1.0, "1.0" and " 1" are all "1"; None for none.
+
+    Leading zeros stay: "01" may be another than "1".
+    """
+    if isinstance(value, Real) and value == value:
+        value = str(value if isinstance(value, Integral) else float(value))
+    text = given(value if isinstance(value, str) else None)
+    text = text and text.strip().strip(_UNSEEN).strip()
+    return _WHOLE.sub(r"\1", text) if text and _WHOLE.fullmatch(text) else text or None
+
+
+def check_columns(present: Sequence[str], where: str, needed: Sequence[str]) -> None:
+    """Refuse a table without the columns needed, or with two of one name.
+
+    Raises:
+        RadVisionError: the sentence names what is missing and what there is.
+    """
+    missing = [name for name in needed if name not in present]
+    if missing:
+        raise RadVisionError(
+            f"{where} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has "
+            f"{', '.join(map(_short, present)) or 'none'}: give a source with the columns {', '.join(needed)}."
+        )
+    if twice := [name for name in needed if list(present).count(name) > 1]:
+        raise RadVisionError(f"{where} has two columns {twice[0]}: keep one of them.")
+
+
+def _short(name: str) -> str:
+    return repr(name[:40]) if len(name) > 40 or not name.isprintable() else name
+
+
+def csv_columns(path: Path) -> list[str]:
+    """The header of a table, see `csv_lines`.
+
+    Raises:
+        RadVisionError: the file is damaged.
+    """
+    with _rows(path) as rows:
+        return _header(rows)
+
+
+def csv_lines(path: Path) -> Iterator[dict[str, str]]:
+    """The lines of a table, `.csv` or `.csv.gz`, by column; a line that is too short has "" in the others.
+
+    Encoding (UTF-8, UTF-16, Windows-1252) and separator (comma, semicolon, tab, bar) are told from the file itself.
+
+    Raises:
+        RadVisionError: it is damaged, a quote stays open, or a line has more cells than the header.
+    """
+    told = False
+    with _rows(path) as rows:
+        columns = _header(rows)
+        for row in rows:
+            if not row:
+                continue
+            if any(cell.strip() for cell in row[len(columns) :]):
+                raise RadVisionError(
+                    f"{path} has {len(row)} cells up to line {rows.line_num} where its header has {len(columns)}: put "
+                    "texts that hold the separator in quotes."
+                )
+            cells = [cell if cell.isascii() else cell.translate(_LETTERS) for cell in row[: len(columns)]]
+            if not told and cells != row[: len(columns)]:
+                told = True
+                log.warning(
+                    "%s is not in UTF-8 (line %d): read as Windows-1252; if letters look wrong, save it as UTF-8",
+                    path,
+                    rows.line_num,
+                )
+            yield dict(zip(columns, cells + [""] * (len(columns) - len(cells)), strict=True))
+
+
+def _header(rows: Any) -> list[str]:
+    return [cell.translate(_LETTERS).strip() for cell in next(rows, [])]
+
+
+@contextmanager
+def _rows(path: Path) -> Iterator[Any]:
+    """A csv reader of the file, before its header."""
+    rows, opened = None, gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rb") as binary:
+            stream = io.TextIOWrapper(binary, _encoding(binary.peek(_FIRST)), "surrogateescape", newline="")
+            start = stream.read(_FIRST)
+            stream.seek(0)
+            if named := re.match(r'"?sep=([,;\t|])"?\r?\n', start):  # a line for Excel, before the header
+                stream.readline()
+            rows = csv.reader(stream, delimiter=named[1] if named else _separator(start), strict=True)
+            yield rows
+    except (csv.Error, UnicodeError) as error:
+        where = f" (line {rows.line_num})" if rows else ""
+        raise RadVisionError(
+            f"{path} is not a CSV table{where}: {first_line(error)}; look for a quote that is not closed or not "
+            "doubled, or save it anew as CSV in UTF-8."
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise RadVisionError(f"{path} is not a CSV table ({first_line(error)}): get the file anew.") from error
+
+
+def _encoding(start: bytes) -> str:
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    # Without its mark UTF-16 still shows: every second byte of a header in Latin letters is zero.
+    low, high = start[1:200:2].count(0), start[0:200:2].count(0)
+    return "utf-8-sig" if low == high else "utf-16-le" if low > high else "utf-16-be"
+
+
+def _separator(start: str) -> str:
+    """The separator that parts the header into the most cells."""
+
+    def cells(separator: str) -> int:
+        try:
+            return len(next(csv.reader(io.StringIO(start, newline=""), delimiter=separator), []))
+        except csv.Error:
+            return 0
+
+    return max(_SEPARATORS, key=cells)
