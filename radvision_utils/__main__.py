@@ -149,7 +149,7 @@ def _train(options: argparse.Namespace) -> None:
 def profile_of(options: argparse.Namespace) -> Profile:
     """The profile that the words of `run` or `train` ask for."""
     # The notebooks run elsewhere: a path that is meant from here must not depend on where they are.
-    source, root = map(_absolute, (options.source, options.output_root))
+    source, root = _absolute(options.source), _absolute(options.output_root)
     return load_profile(options.profile, parse_settings(options.set), run=options.run, source=source, output_root=root)
 
 

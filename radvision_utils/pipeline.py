@@ -21,7 +21,7 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 
 from radvision_utils.config import Profile, RadVisionError, RunPaused, command_words, project_root
-from radvision_utils.runs import NOTEBOOKS, STEPS, RunFolder, is_current, redo_command
+from radvision_utils.runs import FORCE_VARIABLE, NOTEBOOKS, STEPS, RunFolder, is_current, redo_command
 
 logger = logging.getLogger(__name__)
 
@@ -61,13 +61,13 @@ def run_notebooks(
         if _is_shown(profile, step) and executed.is_file() and not force:
             logger.info("%s: finished and unchanged, skipped", NOTEBOOKS[step])
             continue
-        if force:
-            folder.record_path(step).unlink(missing_ok=True)
         started = time.perf_counter()
         logger.info("%s: begins", NOTEBOOKS[step])
-        if step.startswith("stage") and (processes := training_processes(profile, step)) > 1:
-            _train_together(profile, step, processes)
-        _execute(step, executed, parameters, profile)
+        again = force
+        if step.startswith("stage") and (processes := training_processes(profile, step, force)) > 1:
+            _train_together(profile, step, processes, force)
+            again = False
+        _execute(step, executed, parameters, profile, again)
         logger.info("%s: done in %.0f s", NOTEBOOKS[step], time.perf_counter() - started)
     return folder
 
@@ -81,12 +81,12 @@ def _is_shown(profile: Profile, step: str) -> bool:
     return asked.evidence in (0, maps) and asked.samples in (0, samples)
 
 
-def training_processes(profile: Profile, step: str) -> int:
+def training_processes(profile: Profile, step: str, force: bool = False) -> int:
     """How many cards a stage trains on: all that share its optimizer step evenly; 1 where a notebook does it itself."""
     import torch
 
     stage = profile.stage(int(step.removeprefix("stage")))
-    if profile.model.base == "tiny" or is_current(profile, step):
+    if profile.model.base == "tiny" or (is_current(profile, step) and not force):
         return 1
     studies = stage.micro_batch * stage.accumulation
     return max(n for n in range(1, max(torch.cuda.device_count(), 1) + 1) if studies % n == 0)
@@ -101,7 +101,7 @@ def training_command(profile: Profile, step: str, processes: int) -> list[str]:
     ]
 
 
-def _train_together(profile: Profile, step: str, processes: int) -> None:
+def _train_together(profile: Profile, step: str, processes: int, force: bool) -> None:
     """Train a stage on several cards; its notebook then finds it finished.
 
     Raises:
@@ -109,9 +109,9 @@ def _train_together(profile: Profile, step: str, processes: int) -> None:
         RadVisionError: a process failed; what it said stands above.
     """
     logger.info("%s trains on %d cards, a process each", step, processes)
-    command = training_command(profile, step, processes)
+    command = training_command(profile, step, processes) + (["--force"] if force else [])
     failed = subprocess.run(command, cwd=project_root(), check=False).returncode
-    go_on = redo_command(profile, step)
+    go_on = redo_command(profile, step) + (" --force" if force else "")
     if failed:
         raise RadVisionError(
             f"{step} stopped on {processes} cards, see above: when it is mended, go on with `{go_on}`."
@@ -146,11 +146,11 @@ def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
         )
 
 
-def _execute(step: str, executed: Path, parameters: Mapping[str, Any], profile: Profile) -> None:
+def _execute(step: str, executed: Path, parameters: Mapping[str, Any], profile: Profile, force: bool) -> None:
     executed.parent.mkdir(parents=True, exist_ok=True)
     partial = executed.with_suffix(".partial.ipynb")  # a copy that ends before its last cell must not pass for whole
     try:
-        with _headless():
+        with _environment({"RADVISION_HEADLESS": "1", FORCE_VARIABLE: step if force else ""}):
             papermill.execute_notebook(
                 str(notebook_path(step)),
                 str(partial),
@@ -161,7 +161,7 @@ def _execute(step: str, executed: Path, parameters: Mapping[str, Any], profile: 
                 log_output=True,
             )
     except PapermillExecutionError as error:
-        command = redo_command(profile, step)
+        command = redo_command(profile, step) + (" --force" if force else "")
         if error.ename == RunPaused.__name__:
             raise RunPaused(f"{error.evalue.rstrip('.')}: `{command}`.") from error
         raise RadVisionError(
@@ -172,13 +172,13 @@ def _execute(step: str, executed: Path, parameters: Mapping[str, Any], profile: 
 
 
 @contextmanager
-def _headless() -> Iterator[None]:
-    """A kernel started meanwhile inherits it: plain lines instead of bars that nobody sees move."""
-    before = os.environ.get("RADVISION_HEADLESS")
-    os.environ["RADVISION_HEADLESS"] = "1"
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """A kernel started meanwhile inherits it: plain lines instead of bars that nobody sees move, and what is forced."""
+    before = {name: os.environ.pop(name, None) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        del os.environ["RADVISION_HEADLESS"]
-        if before is not None:
-            os.environ["RADVISION_HEADLESS"] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({name: value} if value is not None else {})

@@ -106,7 +106,7 @@ class RunFolder:
     def publish(self, profile: Profile, step: str) -> None:
         """Put the finished folder `partial(step)` in the place of an older one, and note in `run.json` what it says.
 
-        Killed in between, it is whole and waits: `publish_finished` takes the exchange up again.
+        Killed in between, one of the two is whole: `publish_finished` or `settle` takes the exchange up again.
         """
         final, partial = self.path / step, self.partial(step)
         record = read_json(partial / self.record_path(step).name)
@@ -115,11 +115,23 @@ class RunFolder:
             facts["studies"] = record["counts"]["kept"]
         self.note(profile, step, **facts)
         sync_folder(partial)
-        # The record goes first: a folder that is half deleted must not count as finished.
-        self.record_path(step).unlink(missing_ok=True)
-        shutil.rmtree(final, ignore_errors=True)
+        if final.is_dir():
+            final.rename(self._before(step))
         partial.rename(final)
         sync_folder(self.path, deep=False)
+        shutil.rmtree(self._before(step), ignore_errors=True)
+
+    def settle(self) -> None:
+        """End an exchange that was killed between its two renames or while it removed the older result."""
+        for step in STEPS:
+            final, partial, before = self.path / step, self.partial(step), self._before(step)
+            if before.is_dir():
+                if not final.is_dir():
+                    (partial if partial.is_dir() else before).rename(final)
+                shutil.rmtree(before, ignore_errors=True)
+
+    def _before(self, step: str) -> Path:
+        return self.path / f"{step}.before"
 
     def record_path(self, step: str) -> Path:
         """The file that a step writes last."""
@@ -453,6 +465,14 @@ def _sync(path: str | Path) -> None:
         os.close(handle)
 
 
+FORCE_VARIABLE = "RADVISION_FORCE"
+
+
+def asked_to_force(step: str) -> bool:
+    """Whether `run --force` had the notebook that is executed here make the step anew; true once a process."""
+    return os.environ.get(FORCE_VARIABLE) == step and bool(os.environ.pop(FORCE_VARIABLE))
+
+
 log = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -487,6 +507,7 @@ def _locked(run: RunFolder, step: str) -> Iterator[None]:
             leftover.unlink(missing_ok=True)
         os.ftruncate(handle, 0)
         os.pwrite(handle, (json.dumps(holder) + "\n").encode(), 0)
+        run.settle()
         yield
     finally:
         path.unlink(missing_ok=True)  # while it is still held: nobody else's lock can be removed

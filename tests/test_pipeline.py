@@ -8,7 +8,7 @@ import torch
 from radvision_utils import RadVisionError, load_profile, pipeline
 from radvision_utils.__main__ import _parser, profile_of
 from radvision_utils.config import RunPaused
-from radvision_utils.runs import STEPS, RunFolder, step_key, write_json
+from radvision_utils.runs import STEPS, RunFolder, is_current, step_key, write_json
 
 OVERRIDES = {"stage2.epochs": 2, "stage1.max_minutes": None, "data.required": "either", "model.indication": True}
 
@@ -60,6 +60,19 @@ def test_a_stage_that_failed_or_paused_on_both_cards_ends_the_run_with_the_comma
     monkeypatch.setattr(pipeline.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=returncode))
     with pytest.raises(error, match=r"stage1 .* --source 'my studies' .*--set stage2.epochs=2.0 .*--from 2`"):
         pipeline.run_notebooks(profile, OVERRIDES)
+
+
+def test_a_refused_force_leaves_every_finished_step(profile, happened, monkeypatch):
+    pipeline.run_notebooks(profile, OVERRIDES)
+
+    def refuse(*_):
+        raise RadVisionError("the run is being worked on by another process.")
+
+    monkeypatch.setattr(pipeline, "_execute", refuse)
+    for number in range(1, len(STEPS) + 1):
+        with pytest.raises(RadVisionError, match="worked on"):
+            pipeline.run_notebooks(profile, OVERRIDES, number, force=True)
+    assert all(is_current(profile, step) for step in STEPS)
 
 
 @pytest.mark.parametrize(("cards", "processes"), [(0, 1), (1, 1), (2, 2), (3, 2), (8, 8)])

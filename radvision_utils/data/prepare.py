@@ -73,11 +73,13 @@ def prepare_dataset(profile: Profile, progress: Progress | None = None) -> Prepa
     Raises:
         RadVisionError: the source cannot be read, or leaves a split without studies.
     """
-    if runs.is_current(profile, "data"):
+    force = runs.asked_to_force("data")
+    if runs.is_current(profile, "data") and not force:
         return open_prepared(profile)
     run = runs.RunFolder.of(profile)
     with working(run, "data"):
-        if not runs.publish_finished(profile, "data"):
+        waits = runs.publish_finished(profile, "data") or runs.is_current(profile, "data")
+        if force or not waits:
             source = open_source(profile.data.source, profile.data, profile.seed)
             _prepare_anew(profile, source, run, progress)
     return open_prepared(profile)

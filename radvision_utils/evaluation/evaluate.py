@@ -46,6 +46,7 @@ from radvision_utils.evaluation.writing import help_first_process, write_reports
 from radvision_utils.report import Reporter, WrittenReport, reporter_of
 from radvision_utils.runs import (
     RunFolder,
+    asked_to_force,
     fingerprint,
     now,
     read_json,
@@ -102,6 +103,7 @@ def evaluate(
     folder = run.evaluation if split == "test" else run.evaluation / split
     key = step_key(profile, "evaluation")
     path = folder / "metrics.json"
+    force = asked_to_force("evaluation") or force
     metrics = read_json(path) if path.is_file() and not force else None
     if metrics is None or metrics["key"] != key:
         with working(run, "evaluation"):

@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 MARK = "whole.json"
 STATE = "trainer_state.json"
 TRAINED = "trained.safetensors"
+_AGAIN = "again"
 
 
 class CheckpointMark(TrainerCallback):
@@ -83,27 +84,42 @@ def _step_of(checkpoint: Path) -> int:
 
 @contextmanager
 def being_made(stage: Stage, force: bool) -> Iterator[bool]:
-    """Within, the run is ours, and what an interrupted attempt at the stage left is taken up.
+    """Within, the run is ours, and what an interrupted attempt at the stage left is taken up; an older result stays.
 
     Gives whether there is something to do: not where a killed process had finished the stage but for its name.
     """
-    key, profile, run = step_key(stage.profile, stage.step), stage.profile, stage.run
+    key, run = step_key(stage.profile, stage.step), stage.run
     together = PartialState(cpu=choose_device().kind == "cpu")  # of the processes that `accelerate launch` started
     with working(run, stage.step):
-        if together.is_main_process and (force or not publish_finished(profile, stage.step)):
-            run.record_path(stage.step).unlink(missing_ok=True)
+        if together.is_main_process and not _waits(stage, force):
             start_or_resume(stage.work, key, force)
         together.wait_for_everyone()
-        yield not is_current(profile, stage.step)
+        yield stage.work.is_dir()
         together.wait_for_everyone()
+
+
+def _waits(stage: Stage, force: bool) -> bool:
+    """Whether there is a whole result already: in its place, or ready to be put there."""
+    if force and _attempt(stage.work) != [step_key(stage.profile, stage.step), _AGAIN]:
+        return False
+    return publish_finished(stage.profile, stage.step) or (not force and is_current(stage.profile, stage.step))
+
+
+def _attempt(folder: Path) -> list[str]:
+    """The key of what is being made in a folder and, if it shall replace a result that is current, `_AGAIN`."""
+    marker = folder / "key.txt"
+    return marker.read_text(encoding="utf-8").split() if marker.is_file() else []
 
 
 def start_or_resume(folder: Path, key: str, force: bool) -> None:
-    """Leave whole checkpoints of this very stage in the folder where it is made, and nothing of another."""
-    marker = folder / "key.txt"
-    if force or not marker.is_file() or marker.read_text(encoding="utf-8") != key:
+    """Leave whole checkpoints of this very stage in the folder where it is made, and nothing of another.
+
+    With `force` only those of an attempt that was forced too: the same command goes on from them.
+    """
+    found, asked = _attempt(folder), [key, _AGAIN] if force else [key]
+    if found[: len(asked)] != asked:
         shutil.rmtree(folder, ignore_errors=True)
-        write_text(marker, key)
+        write_text(folder / "key.txt", " ".join(asked))
     for checkpoint in (folder / "checkpoints").glob("checkpoint-*"):
         if not is_whole(checkpoint):
             logger.info("%s was not written to its end and is removed", checkpoint.name)

@@ -37,7 +37,16 @@ from radvision_utils.model.base import (
 from radvision_utils.model.faster import speed_up_lora
 from radvision_utils.model.fp16 import guard_fp16
 from radvision_utils.model.stage import check_ledger, checkpoint_layers, select_stage, weight_ledger
-from radvision_utils.runs import Stage, file_hash, is_current, now, read_json_lines, step_key, write_json
+from radvision_utils.runs import (
+    Stage,
+    asked_to_force,
+    file_hash,
+    is_current,
+    now,
+    read_json_lines,
+    step_key,
+    write_json,
+)
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.features import VisionLeaves, features_for_pixels, stage_features
 from radvision_utils.training.loss import MODEL_INPUTS, mean_report_loss, to_device
@@ -98,6 +107,7 @@ def train_stage(profile: Profile, stage: int, force: bool = False, model: PeftMo
     """
     profile.stage(stage)  # there is no training of stage 0
     this, watch = Stage(profile, stage), Stopwatch()
+    force = asked_to_force(this.step) or force
     if force or not is_current(profile, this.step):
         with being_made(this, force) as due:
             if due:

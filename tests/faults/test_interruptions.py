@@ -1,9 +1,11 @@
 """What an interruption leaves is recognized: half a checkpoint, half a line, a whole folder not yet in its place."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from radvision_utils.evaluation.writing import write_reports
 from radvision_utils.model.base import component_of
 from radvision_utils.planning.cost import disk_gib, read_shape
 from radvision_utils.report import reporter_of
-from radvision_utils.runs import RunFolder, is_current, read_json_lines
+from radvision_utils.runs import RunFolder, file_hash, is_current, read_json_lines, working, write_json
 from radvision_utils.training import train as trainer
 from radvision_utils.training.resume import MARK, TRAINED, is_whole, last_checkpoint, mark_whole
 
@@ -127,6 +129,52 @@ def test_an_older_stage_stays_until_the_new_one_is_whole(fresh_run, killed):
     killed(other, 1, "draw_losses")
     assert (RunFolder.of(other).adapter(1) / "adapter_model.safetensors").is_file()
     assert train_stage(other, 1).record["hash"] != old
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_an_exchange_killed_before_any_of_its_changes_leaves_a_whole_result(fresh_run, monkeypatch, number):
+    profile = fresh_run(stage1=STEPS)
+    run, old = RunFolder.of(profile), train_stage(profile, 1).record
+    shutil.copytree(run.stage(1), run.partial("stage1"))
+    changes = []
+
+    def counted(true):
+        def change(*values, **options):
+            changes.append(true)
+            if len(changes) > number:
+                raise KeyboardInterrupt
+            return true(*values, **options)
+
+        return change
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(Path, "rename", counted(Path.rename))
+        patch.setattr("os.rmdir", counted(os.rmdir))
+        patch.setattr("os.unlink", counted(os.unlink))
+        patch.setattr("radvision_utils.runs.write_json", counted(write_json))
+        run.publish(profile, "stage1")
+    with working(run, "stage1"):
+        pass
+    assert is_current(profile, "stage1")
+    assert file_hash(run.adapter(1) / "adapter_model.safetensors") == old["hash"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RadVisionError])
+def test_a_forced_attempt_that_ends_early_leaves_the_result_and_the_same_command_goes_on(fresh_run, monkeypatch, error):
+    profile = fresh_run(stage1=STEPS)
+    old = train_stage(profile, 1).record
+
+    def stop(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "save_adapter", stop)
+        with pytest.raises(error):
+            train_stage(profile, 1, force=True)
+    assert train_stage(profile, 1).record == old
+    again = train_stage(profile, 1, force=True).record
+    assert (again["resumed_from"], again["hash"]) == ("checkpoint-4", old["hash"])
+    assert train_stage(profile, 1, force=True).record["resumed_from"] is None
 
 
 def test_8_bit_optimizer_state_resumes_to_the_same_weights(fresh_run, killed):
