@@ -144,21 +144,12 @@ def show_reliability(metrics: Mapping[str, Any]) -> Figure:
         axes.plot([0, 1], [0, 1], color=GRAY, linewidth=1, linestyle="--")
         for name, bins in found["bins"].items():
             sizes = [12 + 200 * b["n"] / found["sentences"] for b in bins]
-            ece = f"{name}, error {found['ece'][name]['value']:.3f}"
-            axes.plot(
-                [b["score"] for b in bins], [b["right"] for b in bins], color=_SCORES[name], linewidth=1, alpha=0.4
-            )
-            axes.scatter(
-                [b["score"] for b in bins],
-                [b["right"] for b in bins],
-                s=sizes,
-                color=_SCORES[name],
-                alpha=0.8,
-                label=ece,
-            )
-        axes.set(
-            xlabel="confidence", ylabel="share of sentences that are right", xlim=(-0.03, 1.05), ylim=(-0.03, 1.05)
-        )
+            x, y = ([b[axis] for b in bins] for axis in ("score", "right"))
+            axes.plot(x, y, color=_SCORES[name], linewidth=1, alpha=0.4)
+            label = f"{name}, error {found['ece'][name]['value']:.3f}"
+            axes.scatter(x, y, s=sizes, color=_SCORES[name], alpha=0.8, label=label)
+        axes.set(xlabel="confidence", ylabel="share of sentences that are right")
+        axes.set(xlim=(-0.03, 1.05), ylim=(-0.03, 1.05))
         axes.set_title(f"{group}: {found['sentences']}, {found['right']['value']:.0%} right", fontsize=10)
         legend = axes.legend(frameon=False, fontsize=8, loc="lower right")
         for handle in legend.legend_handles:
@@ -179,17 +170,11 @@ def show_coverage(metrics: Mapping[str, Any]) -> Figure:
     x, y = ([row[name]["value"] for row in curve] for name in ("shown", "unsupported"))
     axes.plot(x, y, color=VERMILION, marker="o", label="unsupported, of the sentences shown")
     if curve[0]["told"]["value"] is not None:  # some study has a finding
-        axes.plot(
-            x, [1 - row["told"]["value"] for row in curve], color=BLUE, marker="s", label="true findings not told"
-        )
+        missing = [1 - row["told"]["value"] for row in curve]
+        axes.plot(x, missing, color=BLUE, marker="s", label="true findings not told")
     for row in curve:
-        axes.plot(
-            [row["shown"]["value"]] * 2,
-            [row["unsupported"]["low"], row["unsupported"]["high"]],
-            color=VERMILION,
-            linewidth=1,
-            alpha=0.5,
-        )
+        ends = [row["unsupported"]["low"], row["unsupported"]["high"]]
+        axes.plot([row["shown"]["value"]] * 2, ends, color=VERMILION, linewidth=1, alpha=0.5)
     for shown in sorted(set(x)):
         same = [row for row in curve if row["shown"]["value"] == shown]  # several numbers may hide the same sentences
         least = ", ".join(str(row["agreement"]) for row in same)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 
@@ -140,15 +141,10 @@ def side_consistent(text: str, values: NDArray[np.float64]) -> bool | None:
 
 def rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     """Spearman's rank correlation of two maps, -1 to 1; NaN where one is even."""
-    ranks = [_ranks(values.ravel()) for values in (one, other)]
+    ranks = [pd.Series(values.ravel()).rank() for values in (one, other)]
     if any(np.ptp(rank) == 0 for rank in ranks):
         return float("nan")
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray((np.cumsum(count) - (count - 1) / 2)[place])
+    return float(np.corrcoef(*ranks)[0, 1])
 
 
 def add_evidence(

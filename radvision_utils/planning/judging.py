@@ -245,14 +245,12 @@ def maps_memory(
 ) -> JudgingMemory:
     """Memory of a report's maps: `batch` images with something taken away at a time, and one with gradients.
 
+    Arguments as of `writing_memory`, but:
+
     Args:
-        shape: the model's sizes, from `read_shape`.
-        profile: settings of the run.
-        batch: images at a time; None: the profile's.
         lengths: tokens of the study, its neutral sentences counted with the report; None: the longest report that the
             model may write, and neutral sentences as long.
         scored: tokens whose probability is asked for; None: those of report and neutral sentences.
-        numbers: formats of the device.
     """
     written = min(profile.model.max_report_tokens, profile.generation.max_new_tokens)
     lengths = lengths or replace(longest(profile), report=2 * written)
@@ -367,17 +365,13 @@ def reports_beside(reporter: Reporter, studies: Sequence[Study]) -> dict[str, An
     Planned are torch's tensors; measured is the card's peak since `forget_peak_memory`, None where there is no card.
     """
     profile = reporter.profile
+    shape, batch = read_shape(profile.model), min(profile.generation.batch_size, len(studies))
     report = max(len(reporter.collator.report_ids(study.report)) for study in studies)
-    given: dict[str, Any] = {
-        "batch": min(profile.generation.batch_size, len(studies)),
-        "numbers": ON_CARD if reporter.device.kind == "cuda" else ON_CPU,
-    }
-    shape, scored = read_shape(profile.model), _lengths(reporter, studies, report)
-    written = _lengths(reporter, studies, profile.generation.max_new_tokens)
-    writing = writing_memory(shape, profile, lengths=written, **given)
-    return _beside(
-        max(writing.tensors, scoring_memory(shape, profile, lengths=scored, **given).tensors), reporter.device
-    )
+    written, scored = (_lengths(reporter, studies, tokens) for tokens in (profile.generation.max_new_tokens, report))
+    numbers = _numbers(reporter)
+    writing = writing_memory(shape, profile, batch=batch, lengths=written, numbers=numbers)
+    scoring = scoring_memory(shape, profile, batch=batch, lengths=scored, numbers=numbers)
+    return _beside(max(writing.tensors, scoring.tensors), reporter.device)
 
 
 def maps_beside(reporter: Reporter, studies: Sequence[Study], behind: int, scored: int) -> dict[str, Any]:
@@ -389,15 +383,18 @@ def maps_beside(reporter: Reporter, studies: Sequence[Study], behind: int, score
         behind: tokens behind the prompt of the longest report, with its neutral sentences.
         scored: tokens of it whose probability is asked for.
     """
-    numbers = ON_CARD if reporter.device.kind == "cuda" else ON_CPU
     lengths, shape = _lengths(reporter, studies, behind), read_shape(reporter.profile.model)
-    planned = maps_memory(shape, reporter.profile, lengths=lengths, scored=scored, numbers=numbers)
+    planned = maps_memory(shape, reporter.profile, lengths=lengths, scored=scored, numbers=_numbers(reporter))
     return _beside(planned.tensors, reporter.device)
 
 
 def _beside(planned: float, device: Device) -> dict[str, Any]:
     measured = round(peak_memory_gib(device), 3) if device.kind == "cuda" else None
     return {"measured": measured, "planned": round(planned, 3)}
+
+
+def _numbers(reporter: Reporter) -> Numbers:
+    return ON_CARD if reporter.device.kind == "cuda" else ON_CPU
 
 
 def _lengths(reporter: Reporter, studies: Sequence[Study], report: int) -> Lengths:
