@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -43,8 +44,27 @@ _DICOM_TAGS = (
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
     *("ModalityLUTSequence", "RescaleIntercept", "RescaleSlope", "VOILUTSequence", "VOILUTFunction"),
-    *("WindowCenter", "WindowWidth", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData"),
+    *("WindowCenter", "WindowWidth", "PresentationLUTShape", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData"),
 )
+
+# Least and greatest size of a value that means something; others are taken out, and what is usual holds.
+_DICOM_NUMBERS = (
+    ("NumberOfFrames", 1, 2**31),
+    ("RescaleSlope", 1e-6, 1e6),
+    ("RescaleIntercept", 0, 2**24),
+    ("WindowCenter", 0, 2**40),
+    ("WindowWidth", 0, 2**40),
+    ("PixelPaddingValue", 0, 2**32),
+    ("PixelPaddingRangeLimit", 0, 2**32),
+)
+_DICOM_WORDS = {
+    "VOILUTFunction": ("LINEAR", "LINEAR_EXACT", "SIGMOID"),
+    "PresentationLUTShape": ("IDENTITY", "INVERSE"),
+}
+_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
+_MOST_PADDED = 0.9  # of the pixels; where more have the value of padding, it is that of the picture
+_FEW_LEVELS = 16  # gray levels; a border has fewer, a radiograph more
 
 _SIDE, _SHIFT = 64, 6  # pixels of the picture compared with its mirror image; how far the chest may lie from its middle
 _EDGE = 8  # pixels left and right that are not compared: arms, markers, collimation
@@ -172,20 +192,120 @@ def _load_dicom(data: bytes, where: str) -> Image.Image:
 
 
 def _dicom_pixels(scan: Any, where: str) -> Image.Image:
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
-
-    frames, kind = int(scan.get("NumberOfFrames", None) or 1), scan.PhotometricInterpretation
+    _drop_odd_values(scan)
+    frames, kind = int(scan.get("NumberOfFrames", 1)), scan.PhotometricInterpretation
     if frames > 1:
         raise UnfitImage(f"{where} has {frames} frames: give a radiograph with one.", "image has several frames")
     _check_size(int(scan.Columns), int(scan.Rows), where)
+    _check_decoder(scan, where)
     pixels = scan.pixel_array
     if kind not in ("MONOCHROME1", "MONOCHROME2"):
         # pydicom gives RGB for every color encoding but palettes, whose indices would pass for gray levels.
         if pixels.ndim != 3 or pixels.dtype != np.uint8:
             raise ValueError("a color encoding that radiographs do not have")
         return Image.fromarray(pixels).convert("L")
-    levels = apply_voi_lut(apply_modality_lut(pixels, scan), scan).astype(np.float32)
-    return _by_own_range(levels, inverted=kind == "MONOCHROME1")
+    meant = ~_padding(scan, pixels)
+    inverted = kind == "MONOCHROME1" or scan.get("PresentationLUTShape", "") == "INVERSE"
+    plain = _by_own_range(pixels.astype(np.float32), inverted, meant)
+    for levels in _as_displayed(scan, pixels):
+        picture = _by_own_range(levels.astype(np.float32), inverted, meant) if np.isfinite(levels).all() else plain
+        # A window beside the picture leaves it black and white.
+        if picture.entropy() >= plain.entropy() / 2:
+            return picture
+    return plain
+
+
+def _drop_odd_values(scan: Any) -> None:
+    """Take out of a DICOM header what says nothing: display values that are empty, no numbers or out of all bounds."""
+    for name, least, most in _DICOM_NUMBERS:
+        found = _numbers(scan, name)
+        if name in scan and not (found and all(least <= abs(value) <= most for value in found)):
+            del scan[name]
+    for name, usual in (("RescaleSlope", 1), ("RescaleIntercept", 0)):
+        if ("RescaleSlope" in scan or "RescaleIntercept" in scan) and name not in scan:
+            setattr(scan, name, usual)
+    for name, known in _DICOM_WORDS.items():
+        word = _word(scan, name)
+        if name in scan and word not in known:
+            del scan[name]
+        elif name in scan:
+            setattr(scan, name, word)
+    kind = _word(scan, "PhotometricInterpretation")
+    gray = not kind and scan.get("SamplesPerPixel", 1) == 1
+    scan.PhotometricInterpretation = "MONOCHROME2" if gray else kind
+
+
+def _numbers(scan: Any, name: str) -> list[float]:
+    try:
+        value = scan.get(name)
+        values = [float(each) for each in ([value] if isinstance(value, (int, float, str)) else value)]
+    except Exception:  # pydicom reads a value when it is asked for
+        return []
+    return values if np.isfinite(values).all() else []
+
+
+def _word(scan: Any, name: str) -> str:
+    try:
+        return str(scan.get(name) or "").strip(" \0").upper()
+    except Exception:
+        return ""
+
+
+def _as_displayed(scan: Any, pixels: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """The pixels in each way that the header asks for, the one to prefer first: lookup table, windows, as measured."""
+    from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
+
+    try:
+        measured = apply_modality_lut(pixels, scan)
+    except Exception:  # a damaged lookup table
+        return
+    if scan.get("VOILUTSequence"):
+        with suppress(Exception):
+            yield apply_voi(measured, scan)
+    # A width of 1 or less is refused by pydicom, as is a window without its other half.
+    for number in range(len(_numbers(scan, "WindowWidth"))):
+        with suppress(Exception), np.errstate(all="ignore"):
+            yield apply_windowing(measured, scan, index=number)
+    yield measured
+
+
+def _padding(scan: Any, pixels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which pixels lie outside of what was taken, by the header; none where that would leave no picture."""
+    ends = [value for name in ("PixelPaddingValue", "PixelPaddingRangeLimit") for value in _numbers(scan, name)]
+    if "PixelPaddingValue" not in scan or not ends:
+        return np.zeros(pixels.shape, bool)
+    # Some files give a negative value as if it had no sign.
+    around = 1 << 8 * pixels.dtype.itemsize
+    low, high = (value - around if value > np.iinfo(pixels.dtype).max else value for value in (min(ends), max(ends)))
+    padded: NDArray[np.bool_] = (pixels >= min(low, high)) & (pixels <= max(low, high))
+    return padded & (padded.mean() < _MOST_PADDED)
+
+
+def _check_decoder(scan: Any, where: str) -> None:
+    """Refuse a compression that nothing installed can read, with the package that can."""
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import UID_dictionary
+
+    syntax = scan.file_meta.TransferSyntaxUID
+    if not syntax.is_compressed or syntax.is_deflated:
+        return
+    try:
+        able = get_decoder(syntax).is_available
+    except NotImplementedError:
+        able = False
+    # Neither GDCM nor Pillow reads the 12 bits of JPEG Extended; the one that does is under the GPL.
+    extended = syntax == _JPEG_EXTENDED
+    if extended and int(scan.BitsStored) > 8:
+        able = get_decoder(syntax).is_available and "pylibjpeg" in get_decoder(syntax).available_plugins
+    if able:
+        return
+    # The name is pydicom's; a syntax that it does not know would be quoted from the file.
+    name = syntax.name.split(",")[0].split(" (")[0] if syntax in UID_dictionary else "an unknown way"
+    remedy = "pylibjpeg pylibjpeg-libjpeg" if extended else "radvision-7b[dicom]"
+    raise UnfitImage(
+        f"{where} is DICOM compressed as {name}: `pip install {remedy}` to read it, or export it as PNG.",
+        "DICOM without a decoder",
+    )
 
 
 def _check_size(width: int, height: int, where: str) -> None:
@@ -229,19 +349,50 @@ def _to_gray(image: Image.Image, inverted: bool) -> Image.Image:
     return (image if image.mode in ("L", "1") else image.convert("RGB")).convert("L")
 
 
-def _by_own_range(levels: NDArray[np.float32], inverted: bool) -> Image.Image:
+def _by_own_range(levels: NDArray[np.float32], inverted: bool, meant: NDArray[np.bool_] | None = None) -> Image.Image:
     """Gray levels of any depth as 8 bits, the lowest black and the highest white (inverted: the other way round); one
     level alone is black.
+
+    Args:
+        levels: of any shape.
+        inverted: whether low levels are white.
+        meant: the pixels whose levels set the range, of the same shape; all where it is None.
 
     Raises:
         ValueError: a level is no finite number.
     """
-    levels = levels.max() - levels if inverted else levels
-    low, high = float(levels.min()), float(levels.max())
-    if not np.isfinite([low, high]).all():
+    if not np.isfinite(levels).all():
         raise ValueError("pixels that are no finite numbers")
+    levels = levels.max() - levels if inverted else levels
+    low, high = _gray_range(levels.ravel() if meant is None else levels[meant])
     scaled = (levels - low) * (255.0 / (high - low) if high > low else 0.0)
-    return Image.fromarray(scaled.round().astype(np.uint8))
+    return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
+
+
+def _gray_range(levels: NDArray[np.float32]) -> tuple[float, float]:
+    """The lowest and the highest gray level of what was taken, unmarked borders and defect pixels left aside.
+
+    Where these are all less than half of the range, it is that of all pixels, to the last bit.
+    """
+    whole = np.sort(levels, axis=None)
+    while True:  # a border or a defect stands alone: more than half of the range lies empty between it and the rest
+        gaps = np.diff(whole)
+        at = int(gaps.argmax()) if len(gaps) else 0
+        if not len(gaps) or gaps[at] <= (whole[-1] - whole[0]) / 2:
+            break
+        rest = max(whole[: at + 1], whole[at + 1 :], key=_distinct)
+        if _distinct(rest) < _FEW_LEVELS:
+            break
+        whole = rest
+    aside = len(whole) // 200
+    middle = whole[aside : len(whole) - aside]
+    scattered = middle[-1] - middle[0] < (whole[-1] - whole[0]) / 2 and _distinct(middle) >= _FEW_LEVELS
+    kept = middle if scattered else whole
+    return float(kept[0]), float(kept[-1])
+
+
+def _distinct(ordered: NDArray[np.float32]) -> int:
+    return 1 + int(np.count_nonzero(np.diff(ordered)))
 
 
 def letterbox(image: Image.Image, size: int) -> Image.Image:
