@@ -278,7 +278,9 @@ def _padding(scan: Any, pixels: NDArray[Any]) -> NDArray[np.bool_]:
     around = 1 << 8 * pixels.dtype.itemsize
     low, high = (value - around if value > np.iinfo(pixels.dtype).max else value for value in (min(ends), max(ends)))
     padded: NDArray[np.bool_] = (pixels >= min(low, high)) & (pixels <= max(low, high))
-    return padded & (padded.mean() < _MOST_PADDED)
+    # A range that holds many levels has the picture in it.
+    is_border = padded.mean() < _MOST_PADDED and len(np.unique(pixels[padded])) < _FEW_LEVELS
+    return padded & is_border
 
 
 def _check_decoder(scan: Any, where: str) -> None:
