@@ -398,11 +398,9 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
         if damaged := [name for name, value in tensors.items() if not torch.isfinite(value).all()]:
             raise ValueError(f"{len(damaged)} tensors hold no numbers (NaN or infinity), first {damaged[0]}")
         model = PeftModel(base, config)
-        wanted = {
-            name: value.shape for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
-        }
+        wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
         missing, unexpected = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
-        misfits = {name for name in wanted.keys() & tensors.keys() if wanted[name] != tensors[name].shape}
+        misfits = {name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape}
         _require_whole(f"the adapter in {folder}, which does not fit this base model,", missing, unexpected, misfits)
         set_peft_model_state_dict(model, tensors)
     except RadVisionError:
