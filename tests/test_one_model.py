@@ -92,9 +92,9 @@ def test_a_stage_that_pauses_leaves_no_model_and_goes_on_beside_none(run, left, 
         train_stage(short, 1, force=True)
     assert left() == []
     try:
-        train_stage(short, 1)
+        train_stage(short, 1, force=True)
     except RunPaused:  # where a notebook's cell goes on in its handler, the first call's frames are still there
-        train_stage(short, 1)
+        train_stage(short, 1, force=True)
     assert beside == [[]] * 3
     assert left() == []
 
@@ -118,7 +118,7 @@ def test_a_notebooks_last_error_holds_no_model_where_the_cell_is_run_again(run, 
         shell.run_cell("def call(mine):\n    kept = mine\n    train_stage(run, 1, force=True)")
         shell.run_cell("call(own)")
         assert left() != []  # else this test shows nothing
-        assert shell.run_cell("result = train_stage(run, 1)").success
+        assert shell.run_cell("result = train_stage(run, 1, force=True)").success
         assert beside == [[], []]
         assert "in the middle of a step" in str(sys.last_value)
         assert torch.equal(shell.user_ns["own"], torch.ones(3))

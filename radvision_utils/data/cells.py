@@ -51,9 +51,10 @@ def study_number(value: Any) -> str | None:
     """
     if isinstance(value, Real) and value == value:
         value = str(value if isinstance(value, Integral) else float(value))
-    text = given(value if isinstance(value, str) else None)
-    text = text and text.strip().strip(_UNSEEN).strip()
-    return _WHOLE.sub(r"\1", text) if text and _WHOLE.fullmatch(text) else text or None
+    text = value.strip().strip(_UNSEEN).strip() if isinstance(value, str) else ""
+    if not text or (given(text) is None and re.search(r"\w", text)):  # ".." is a name, if an odd one
+        return None
+    return _WHOLE.sub(r"\1", text) if _WHOLE.fullmatch(text) else text
 
 
 def check_columns(present: Sequence[str], where: str, needed: Sequence[str]) -> None:
