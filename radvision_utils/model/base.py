@@ -395,10 +395,9 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
         given = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         config = _read_lora(given, folder)
         ranks = {int(value.shape[0]) for name, value in tensors.items() if name.endswith("lora_A.weight")}
-        if max(config.r, *(config.rank_pattern or {}).values()) > max(
-            ranks, default=0
-        ):  # before memory is taken for it
-            raise ValueError(f"a rank in adapter_config.json is above that of its tensors, {max(ranks, default=0)}")
+        asked, there = max(config.r, *(config.rank_pattern or {}).values()), max(ranks, default=0)
+        if asked > there:  # before memory is taken for it
+            raise ValueError(f"a rank in adapter_config.json is above that of its tensors, {there}")
         if damaged := [name for name, value in tensors.items() if not torch.isfinite(value).all()]:
             raise ValueError(f"{len(damaged)} tensors hold no numbers (NaN or infinity), first {damaged[0]}")
         model = PeftModel(base, config)
