@@ -231,6 +231,6 @@ def quiet_libraries() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # transformers 5.24 renames gradient to activation checkpointing; the 5.15 of Colab knows only the old name.
     warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.* is deprecated", category=FutureWarning)
-    # Known and said in the README: without a card there is nothing to page to.
+    # Known: without a card there is nothing to page to.
     warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU", category=UserWarning)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -296,5 +296,5 @@ def test_the_card_tells_data_training_figures_and_what_it_is_not_for(exported, t
         assert text in card, text
 
 
-def test_the_readme_shows_the_script_that_is_tested():
-    assert USAGE.format(side=512) in (project_root() / "README.md").read_text(encoding="utf-8")
+def test_the_documents_show_the_script_that_is_tested():
+    assert USAGE.format(side=512) in (project_root() / "docs" / "hand-over.md").read_text(encoding="utf-8")
