@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from radvision_utils.data.reports import statement_lines
 from radvision_utils.evaluation.bootstrap import Array, Bootstrap, Estimate, divide, share
 from radvision_utils.evaluation.context import LEXICON, read_sentence
 
@@ -54,9 +55,10 @@ ABNORMAL = OBSERVATIONS[1:]
 ASSERTED = ("present", "uncertain")
 Flags = NDArray[np.bool_]
 _MIDLINE = ("Cardiomegaly", "Enlarged Cardiomediastinum")
-# For untouched text, with stops without a blank behind them and lines without a stop; reports.split_sentences cuts
-# cleaned text.
-_END = re.compile(r"(?<!\bvs)(?<!\bVs)(?<!\bDr)(?:\.|(?<=\w)[!?])(?=\s|$|[A-Z])|\.(?=\d{1,2}[.)] )|\n")
+# For untouched text, with stops without a blank behind them; reports.split_sentences cuts cleaned text.
+_END = re.compile(
+    r"(?<!\bvs)(?<!\bVs)(?<!\b[DdLlRr][rt])(?<!\bs/p)(?:\.|(?<=\w)[!?])(?=\s|$|[A-Z])(?!(?<=\b[LRlr]\.)\s[a-z])|\.(?=\d{1,2}[.)] )"
+)
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,13 @@ class Label:
 
 def sentences(text: str) -> list[tuple[int, int]]:
     """Spans of the sentences of an untouched text, in order, without the blanks around them."""
-    spans, start = [], 0
-    for end in [*(match.end() for match in _END.finditer(text)), len(text)]:
-        part = text[start:end]
-        if part.strip():
-            spans.append((end - len(part.lstrip()), start + len(part.rstrip())))
-        start = end
+    spans = []
+    for start, line_end in statement_lines(text):
+        for end in [*(match.end() for match in _END.finditer(text, start, line_end)), line_end]:
+            part = text[start:end]
+            if part.strip():
+                spans.append((end - len(part.lstrip()), start + len(part.rstrip())))
+            start = end
     return spans
 
 
