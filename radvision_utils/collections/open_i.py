@@ -62,7 +62,7 @@ def _read_reports(path: Path) -> list[_Row]:
         raise RadVisionError(f"{path} is not a file: give the reports table (CSV) of the Open-I collection.")
     check_columns(csv_columns(path), str(path), ("uid", "MeSH", "findings", "impression"))
     rows = [
-        (row, f"{given(row['findings']) or ''}\n{given(row['impression']) or ''}".strip()) for row in csv_lines(path)
+        (row, f"{given(row['findings']) or ''}\n\n{given(row['impression']) or ''}".strip()) for row in csv_lines(path)
     ]
     return [
         _Row(study_number(row["uid"]) or "", text, row["MeSH"], label(text))

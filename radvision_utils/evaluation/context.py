@@ -17,16 +17,21 @@ from typing import Any, NamedTuple
 
 LEXICON: dict[str, Any] = json.loads(Path(__file__).with_name("lexicon.json").read_text(encoding="utf-8"))
 
-_VERBS = {"verbs", "uncertain verb", "absent after", "uncertain after"}
+_VERBS = {"verbs", "uncertain verb", "absent after", "uncertain after", "uncertain either"}
 _SAID = {*_VERBS, "participles"}
 _SOFT = {"comma", "conjunctions"}
+_WITH = {"with", "beside"}
 _FORWARD = {
     "absent before": "absent",
+    "present before": "present",
     "uncertain before": "uncertain",
     "uncertain verb": "uncertain",
+    "uncertain either": "uncertain",
     "no claim before": "no claim",
 }
-_BACKWARD = {"absent after": "absent", "uncertain after": "uncertain"}
+_BACKWARD = {"absent after": "absent", "uncertain after": "uncertain", "present after": "present"}
+_TABLES = ("about", "mesh", "mesh without finding", "nothing found", "long words", "other words")  # no phrases of a sentence
+_GAP = "(?:[ -]{1,9}[a-z0-9]{1,20}){0,3}[ -]{1,9}"
 _LONGEST_CLAUSE = 60  # items; keeps the time linear where a model repeats itself without a full stop
 
 # One character for one, so that spans stay those of the given text (str.lower is not: the Turkish I becomes two).
@@ -64,7 +69,8 @@ class _Mention(NamedTuple):
     fixed: bool  # "heart size is normal" is a denial already
 
 
-_SIGNS = (("comma", ""), ("breaks", ""), ("uncertain before", ""))  # "," ";" and "?" as in "? pneumonia"
+# "," ";" and "?" as in "? pneumonia", "(+)" and "(-)"
+_SIGNS = (("comma", ""), ("breaks", ""), ("uncertain before", ""), ("sign", "present"), ("sign", "absent"))
 
 
 def _phrases() -> Iterator[tuple[str, str, str]]:
@@ -74,7 +80,7 @@ def _phrases() -> Iterator[tuple[str, str, str]]:
             yield from ((section, value, phrase) for value, table in content.items() for phrase in table["phrases"])
         elif section in ("mentions", "states", "sides"):
             yield from ((section, value, phrase) for value, phrases in content.items() for phrase in phrases)
-        elif section != "about" and not section.startswith("mesh"):
+        elif section not in _TABLES:
             yield from ((section, "", phrase) for phrase in content)
 
 
@@ -82,26 +88,84 @@ def _words(phrase: str) -> int:
     """The least number of words that a phrase matches: at one position the phrase of more words is tried first."""
     while "(" in phrase:
         phrase = re.sub(r"\([^()]*\)\?", "", phrase)
-        phrase = re.sub(r"\(([^()|]*)[^()]*\)(?!\?)", r"\1", phrase)
-    return len(phrase.split())
+        phrase = re.sub(r"\(([^()]*)\)(?!\?)", lambda either: min(either[1].split("|"), key=_words), phrase)
+    return len(phrase.replace("~", "").split())
+
+
+def _expression(phrase: str) -> str:
+    """A phrase as a regular expression; bounded repeats keep it linear."""
+    syntax = {"(": "(?:", "*": "[a-z]{0,15}", " ?": "[ -]{0,9}", " ": "[ -]{1,9}", " ~ ": _GAP}
+    return re.sub(r" ~ | \?|[(* ]", lambda sign: syntax[sign.group()], phrase)
 
 
 def _compile() -> tuple[re.Pattern[str], list[tuple[str, str]]]:
-    """The lexicon as one expression whose group number gives kind and value; bounded repeats keep it linear."""
-    syntax = {"(": "(?:", "*": "[a-z]{0,15}", " ?": "[ -]{0,9}", " ": "[ -]{1,9}"}
+    """The lexicon as one expression whose group number gives kind and value."""
     entries = sorted(_phrases(), key=lambda entry: (-_words(entry[2]), -len(entry[2]), entry[0] != "ignored"))
-    groups = (re.sub(r" \?|[(* ]", lambda sign: syntax[sign.group()], phrase) for _, _, phrase in entries)
+    groups = (_expression(phrase) for _, _, phrase in entries)
     # The groups are empty and stand behind the phrases: so `re` skips a phrase by its first letter (25 times as fast).
-    pattern = rf"(?<![a-z0-9])(?:{'()|'.join(groups)}())(?![a-z0-9])|,()|;()|\?()"
+    pattern = rf"(?<![a-z0-9])(?:{'()|'.join(groups)}())(?![a-z0-9])|,()|;()|\?()|[(\[]\+[)\]]()|[(\[]-[)\]]()"
     return re.compile(pattern), [*((kind, value) for kind, value, _ in entries), *_SIGNS]
 
 
 _PATTERN, _KINDS = _compile()
+_NOTHING_FOUND = re.compile(rf"(?<![a-z0-9])(?:{'|'.join(map(_expression, LEXICON['nothing found']))})(?![a-z0-9])")
+
+
+def denies_all(text: str) -> bool:
+    """Whether a text calls something normal or denies disease in general, in words that name no observation."""
+    return bool(_NOTHING_FOUND.search(text.translate(_PLAIN)))
+
+
+def _without(word: str) -> set[str]:
+    """The word, and what is left of it without any one letter."""
+    return {word, *(word[:n] + word[n + 1 :] for n in range(len(word)))}
+
+
+_MISSPELT = {part: word for word in LEXICON["long words"] for part in _without(word)}
+_LONG_WORD = re.compile(r"(?<![a-z])[a-z]{7,20}(?![a-z])")
 
 
 def read_sentence(sentence: str) -> tuple[Claim, ...]:
     """The claims of a sentence in its order; spans are positions in the sentence, any string will do."""
-    return _read(sentence.translate(_PLAIN))
+    plain = sentence.translate(_PLAIN)
+    mended, moved = _mend(plain)
+    claims = _read(mended)
+    if not moved:
+        return claims
+    places = [0, *(end for end, _ in moved)]
+    shifts = [0, *(shift for _, shift in moved)]
+
+    def back(place: int) -> int:
+        return min(len(plain), max(0, place - shifts[bisect.bisect_right(places, place) - 1]))
+
+    return tuple(claim._replace(start=back(claim.start), end=back(claim.end)) for claim in claims)
+
+
+def _mend(sentence: str) -> tuple[str, list[tuple[int, int]]]:
+    """Writes long words right that have one letter too much, too few, wrong, or swapped with its neighbor.
+
+    Two words that are equal when each lacks one letter are such a pair: "pneumothroax" and "pneumothorax" without
+    their first "r"s.
+
+    Returns:
+        The sentence, and of each mended word its end there and how far what follows has moved.
+    """
+    parts, moved, start, shift = [], [], 0, 0
+    for match in _LONG_WORD.finditer(sentence):
+        if (right := _spelling(match[0])) != match[0]:
+            parts += [sentence[start : match.start()], right]
+            start = match.end()
+            shift += len(right) - len(match[0])
+            moved.append((start + shift, shift))
+    return "".join([*parts, sentence[start:]]), moved
+
+
+@functools.lru_cache(maxsize=8192)
+def _spelling(word: str) -> str:
+    """The long word that this one was meant to be, else the word as it is."""
+    if word in LEXICON["long words"] or word in LEXICON["other words"]:
+        return word
+    return min((_MISSPELT[part] for part in _without(word) if part in _MISSPELT), default=word)
 
 
 @functools.lru_cache(maxsize=8192)  # two thirds of the sentences of a collection are repeats
@@ -109,6 +173,9 @@ def _read(sentence: str) -> tuple[Claim, ...]:
     items = []
     for match in _PATTERN.finditer(sentence):
         kind, value = _KINDS[(match.lastindex or 0) - 1]
+        if kind == "sign":  # "PTX (-)" and "(-) PTX"
+            behind = items and items[-1].kind in ("mentions", "subjects") and match.start() - items[-1].end <= 2
+            kind, value = f"{value} {'after' if behind else 'before'}", ""
         if kind != "ignored":
             items.append(_Item(kind, value, match.start(), match.end()))
     claims: list[Claim] = []
@@ -140,16 +207,29 @@ def _is_complete(before: Sequence[_Item], separator: _Item, rest: Sequence[_Item
     """Whether a comma or "and" ends the statement before it, or is only between items of a list."""
     stop = next((n for n, item in enumerate(rest) if item.kind in (*_SOFT, "breaks", "existential")), len(rest))
     segment = rest[:stop]
-    if not segment or not any(item.kind in ("mentions", "subjects") for item in before):
-        return False
-    adjacent = segment[0].start - separator.end <= 1
-    if adjacent and segment[0].kind == "alternatives":
+    if not segment:
         return False
     kinds = [item.kind for item in segment]
     verb = next((n for n, kind in enumerate(kinds) if kind in _VERBS), None)
+    adjacent = segment[0].start - separator.end <= 1
+    if not any(item.kind in ("mentions", "subjects") for item in before):
+        # "Without comparisons, this may", "no free air, left collapse"; but "no acute, displaced fracture".
+        denied = any(item.kind == "absent before" for item in before)
+        far = separator.start - before[-1].end > 8 if before else False
+        new = verb is not None and "participles" not in kinds
+        return denied and (new or (far and adjacent and kinds[0] in ("degrees", "sides")))
+    if adjacent and segment[0].kind == "alternatives":
+        return False
+    if _is_list(before, separator, rest):
+        return False
     said = any(item.kind in _SAID for item in before)
-    if separator.kind == "comma" and verb is not None and {"mentions", "subjects"} & set(kinds[:verb]):
-        return True
+    if separator.kind == "comma" and verb is not None:
+        if {"mentions", "subjects"} & set(kinds[:verb]):
+            return True
+        # "No effusion, findings may represent edema"
+        denied = any(item.kind == "absent before" for item in before)
+        if denied and segment[verb].start - separator.end > 1 and "mentions" in kinds[verb:]:
+            return True
     if said and (verb is not None or "participles" in kinds):
         return True
     # "No effusion, mild cardiomegaly": the list of what is denied is over, unless an "or" is still to come.
@@ -158,6 +238,30 @@ def _is_complete(before: Sequence[_Item], separator: _Item, rest: Sequence[_Item
     # After "and" only a degree says so: "removal of the tube and the left catheter", "no effusion and mild edema".
     starters = ("degrees",) if separator.kind == "conjunctions" else ("degrees", "statement starters", "sides")
     return (adjacent and segment[0].kind in starters) or ("subjects" in kinds and "states" in kinds)
+
+
+def _is_list(before: Sequence[_Item], separator: _Item, rest: Sequence[_Item]) -> bool:
+    """Whether what stands on both sides of a comma shares the verb to come: "no A, B or C is seen".
+
+    Before it there is no verb and no end of a list ("no A or B, C is seen"), and from here to the verb there are
+    only names, with an "or" or "nor" before the last, or three of them in all: "no A, B, C is seen".
+    """
+    joints = ("alternatives", "absent before")
+    if any(item.kind in _SAID for item in before) or any(item.kind == "alternatives" for item in before):
+        return False
+    denied = any(item.kind == "absent before" for item in before)
+    if not denied and any(item.kind in ("degrees", "sides") for item in before):
+        return False  # "Small left effusion, pneumothorax is not seen"
+    verb = next((n for n, item in enumerate(rest) if item.kind in _SAID), len(rest))
+    names = rest[:verb]
+    if verb == len(rest) or any(item.kind in ("breaks", "existential", "states", *_WITH) for item in names):
+        return False
+    last = next((n for n in range(verb - 1, -1, -1) if names[n].kind in (*joints, "conjunctions", "comma")), None)
+    if last is not None and names[last].kind in joints:
+        return True
+    commas = sum(item.kind == "comma" for item in (*before, separator, *names))
+    bare = not any(item.kind in ("degrees", "sides", "statement starters") for item in names)
+    return bare and commas >= 2 and (denied or rest[verb].kind in _BACKWARD)
 
 
 def _mentions(clause: Sequence[_Item]) -> list[_Mention]:
@@ -196,7 +300,7 @@ def _state_behind(rest: Sequence[_Item], taken: Set[_Item]) -> _Item | None:
         foreign = following is not None and following.kind == "mentions" and following.start - item.end <= 12
         if item.kind == "states" and item not in taken and not foreign:
             return item
-        if item.kind == "with" or (verb and item.kind in ("subjects", "mentions")):
+        if item.kind in _WITH or (verb and item.kind in ("subjects", "mentions")):
             return None
         verb = verb or item.kind in _VERBS
     return None
@@ -218,40 +322,47 @@ def _status(mention: _Mention, clause: Sequence[_Item]) -> str:
     """The mention's status in its context; "" where nothing is claimed after all."""
     if mention.fixed:
         return mention.status
-    context = _triggered_behind(mention, clause) or _triggered_in_front(mention, clause)
+    context = _triggered_in_front(mention, clause)
+    if context != "no claim":
+        context = _triggered_behind(mention, clause) or context
     if context == "no claim" or (mention.status == "not mentioned" and context != "absent"):
         return ""
     return context or mention.status
 
 
 def _triggered_behind(mention: _Mention, clause: Sequence[_Item]) -> str | None:
-    for item in clause:
+    for n, item in enumerate(clause):
         if item.start >= mention.end:
-            if item.kind == "with":
+            if item.kind in _WITH:
                 break
             if item.kind in _BACKWARD:
                 return _BACKWARD[item.kind]
+            if item.kind == "uncertain either" and not any(i.kind == "mentions" for i in clause[n:]):
+                return "uncertain"
     return None
 
 
 def _triggered_in_front(mention: _Mention, clause: Sequence[_Item]) -> str | None:
     """The nearest trigger, or the denial of that one: "no opacity to suggest pneumonia"."""
     listed = any(item.kind == "alternatives" for item in clause)
-    found, comma, verb = None, False, False
+    found, comma, verb, told, after = None, False, False, False, False
     for item in reversed(clause):
         if item.end > mention.at:
             continue
-        if item.kind == "with" or (verb and item.kind == "mentions"):
+        if item.kind in _WITH or (verb and item.kind == "mentions"):
             break
-        if item.kind == "absent before":
-            return "absent"
+        if item.kind in ("absent before", "present before"):
+            return found if after else _FORWARD[item.kind]
         if item.value == "borderline":
             found = found or "uncertain"
+        if item.kind == "no claim before" and not (found and (told or comma)):
+            return "no claim"
         # A doubting adjective ends at a comma where no list goes on: "possible nodule, cardiomegaly".
         if found is None and item.kind in _FORWARD and (item.kind != "uncertain before" or listed or not comma):
             found = _FORWARD[item.kind]
         comma = comma or item.kind == "comma"
-        verb = verb or item.kind in _VERBS
+        verb, told = verb or item.kind in _VERBS, told or item.kind == "verbs"
+        after = after or item.kind == "after"  # "no pneumothorax after placement of the tube"
     return found
 
 
@@ -265,7 +376,7 @@ def _doubt_alternatives(mentions: Sequence[_Mention], statuses: list[str], claus
         if any(i.kind == "unchanged" for i in clause[:n]):  # "no change in effusion or edema": both are there
             continue
         asserted = {statuses[left], statuses[left + 1]} <= {"present", "uncertain"}
-        if asserted and not _parted(clause, ends[left], mentions[left + 1].start, {*_VERBS, "with"}):
+        if asserted and not _parted(clause, ends[left], mentions[left + 1].start, _VERBS | _WITH):
             statuses[left] = statuses[left + 1] = "uncertain"
 
 
@@ -279,9 +390,11 @@ def _sides(mentions: Sequence[_Mention], statuses: Sequence[str], clause: Sequen
         post = previous.kind == "prepositions" and item.start - previous.end <= 1
         to = next((m for m, mention in enumerate(mentions) if mention.end > item.start), len(mentions))
         last = to == len(mentions)
-        if to and (post or last or _parted(clause, item.end, mentions[to].start, {*_VERBS, "with"})):
+        if to and (post or last or _parted(clause, item.end, mentions[to].start, _VERBS | _WITH)):
             to, post = to - 1, True
-        sides[to] = item.value if sides[to] in ("", item.value) else "bilateral"
+        # "Clips in the right axilla and a left nodule": the article tells that the first side was another's.
+        anew = n > 1 and previous.kind == "statement starters" and clause[n - 2].kind in _SOFT
+        sides[to] = item.value if sides[to] in ("", item.value) or anew else "bilateral"
         behind[to] = post
     # "Left effusion and atelectasis", "effusion and atelectasis on the left": one side for what is claimed together.
     steps = [(n, n + 1) for n in range(len(mentions) - 1)]

@@ -5,8 +5,8 @@ the same figures with uncertain as negative stand beside it. It is called rule-l
 
 Conventions of the labels, after the CheXpert labeler (Irvin et al., AAAI 2019) unless said otherwise:
 
-* Of several mentions present beats uncertain, and uncertain beats absent. No Finding is present where the text has
-  words and nothing but Support Devices is present or uncertain; findings outside the 14 (scoliosis, emphysema,
+* Of several mentions present beats uncertain, and uncertain beats absent. No Finding is present where the text
+  denies something, or calls it normal, and nothing but Support Devices is present or uncertain; findings outside the 14 (scoliosis, emphysema,
   granuloma) speak against it too. It is never absent or uncertain.
 * Uncertain: may, possible, probable, suspicious for, cannot exclude, "A versus B", an asserted "A or B", "no new A"
   (an old A is not denied), a borderline heart, vascular congestion, and, ours, a blunted costophrenic angle and a
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from radvision_utils.data.reports import statement_lines
 from radvision_utils.evaluation.bootstrap import Array, Bootstrap, Estimate, divide, share
-from radvision_utils.evaluation.context import LEXICON, read_sentence
+from radvision_utils.evaluation.context import LEXICON, denies_all, read_sentence
 
 OBSERVATIONS: tuple[str, ...] = (
     "No Finding",
@@ -59,6 +59,14 @@ _MIDLINE = ("Cardiomegaly", "Enlarged Cardiomediastinum")
 _END = re.compile(
     r"(?<!\bvs)(?<!\bVs)(?<!\b[DdLlRr][rt])(?<!\bs/p)(?:\.|(?<=\w)[!?])(?=\s|$|[A-Z])(?!(?<=\b[LRlr]\.)\s[a-z])|\.(?=\d{1,2}[.)] )"
 )
+
+# What was asked or done, and not what is seen; it ends at the next heading or blank line.
+_ASKED = re.compile(
+    r"\b(?:indications?|history|clinical (?:information|details|question|data)|comparisons?|technique|exam(?:ination)?"
+    r"|procedure|reason for (?:the |this )?(?:exam(?:ination)?|study|test|referral))[ \t]*:\s*",
+    re.IGNORECASE,
+)
+_SECTION_END = re.compile(r"\b[A-Za-z][A-Za-z /&-]{2,40}:|\n\s*\n")
 
 
 @dataclass(frozen=True)
@@ -116,14 +124,20 @@ def label(text: str) -> dict[str, Label]:
     """What a report says about each of the 14 observations, in their order; the module's text has the conventions.
 
     Args:
-        text: findings and impression, with or without headings; without a word all is "not mentioned".
+        text: findings and impression, with or without headings, in lines of any length; of a text without a word that
+            is known all is "not mentioned".
     """
     mentions = _all_mentions(text)
     labels = {name: _aggregate([m for m in mentions if m.observation == name]) for name in OBSERVATIONS}
     abnormal = any(m.status != "absent" and m.observation != "Support Devices" for m in mentions)
-    if not abnormal and re.search(r"\w", text):
+    if not abnormal and (mentions or denies_all(text)):
         labels["No Finding"] = Label("present")
     return labels
+
+
+def says_nothing(text: str) -> bool:
+    """Whether a text neither names nor denies a finding: it is neither normal nor abnormal."""
+    return not _all_mentions(text) and not denies_all(text)
 
 
 def compare(generated: Mapping[str, Label], reference: Mapping[str, Label]) -> dict[str, str]:
@@ -152,6 +166,8 @@ def compare(generated: Mapping[str, Label], reference: Mapping[str, Label]) -> d
 
 def _all_mentions(text: str) -> list[Mention]:
     """Mentions, those of findings outside the 14 ("Other Finding") included."""
+    spans = sentences(text)
+    asked = _asked(text, spans)
     return [
         Mention(
             claim.observation,
@@ -161,9 +177,22 @@ def _all_mentions(text: str) -> list[Mention]:
             start + claim.end,
             index,
         )
-        for index, (start, end) in enumerate(sentences(text))
+        for index, (start, end) in enumerate(spans)
         for claim in read_sentence(text[start:end])
+        if not any(first <= start + claim.start < last for first, last in asked)
     ]
+
+
+def _asked(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans of indication, history, comparison and technique. Where nothing else ends one, its sentence does."""
+    found = []
+    for match in _ASKED.finditer(text):
+        if end := _SECTION_END.search(text, match.end()):
+            found.append((match.start(), end.start()))
+        else:
+            found.append((match.start(), next((stop for _, stop in spans if stop > match.end()), len(text))))
+            break
+    return found
 
 
 def _aggregate(mentions: Sequence[Mention]) -> Label:
@@ -190,7 +219,7 @@ class LabelMatrix:
 
     @classmethod
     def of(cls, labels: Sequence[Mapping[str, Label]], empty: Sequence[bool]) -> LabelMatrix:
-        """The matrix of labels; `empty` says which texts have no word, and are neither normal nor abnormal."""
+        """The matrix of labels; `empty` says which texts say nothing, and are neither normal nor abnormal."""
         statuses = np.array([[found[name].status for name in ABNORMAL] for found in labels])
         certain, doubtful = statuses == "present", statuses == "uncertain"
         normal = np.array([found["No Finding"].status == "present" for found in labels])

@@ -131,7 +131,7 @@ def read_predictions(path: Path) -> list[Prediction]:
 
 def report_labels(report: Report) -> dict[str, Label]:
     """The 14 labels of a report, both sections read together."""
-    return label(f"{report.findings}\n{report.impression}")
+    return label(f"{report.findings}\n\n{report.impression}")
 
 
 def normal_form(report: Report) -> str:

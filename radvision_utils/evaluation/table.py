@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from radvision_utils.evaluation.labels import (
     confusion,
     label_scores,
     observation_scores,
+    says_nothing,
 )
 from radvision_utils.evaluation.records import FLAGS, VERDICTS, flags_of, normal_form, report_labels
 from radvision_utils.evaluation.text_metrics import (
@@ -138,13 +138,13 @@ class Scorer:
         self.bootstrap = Bootstrap(len(references), seed)
         self.training = {normal_form(report) for report in training}
         self.labels = [report_labels(report) for report in references]
-        self.matrix = LabelMatrix.of(self.labels, _without_words(references))
+        self.matrix = LabelMatrix.of(self.labels, _silent(references))
 
     def score(self, reports: Sequence[Report]) -> ScoredRow:
         """All scores of a row, one report for each study."""
         known = {report: report_labels(report) for report in dict.fromkeys(reports)}
         labels = [known[report] for report in reports]
-        matrix = LabelMatrix.of(labels, _without_words(reports))
+        matrix = LabelMatrix.of(labels, _silent(reports))
         texts = {protocol: score_texts(reports, self.references, protocol) for protocol in PROTOCOLS}
         estimates = {RULE_LABELS: label_scores(matrix, self.matrix, self.bootstrap)}
         estimates |= {protocol: text_estimates(scores, self.bootstrap) for protocol, scores in texts.items()}
@@ -207,8 +207,8 @@ def _observations(labels: Mapping[str, Label]) -> list[str]:
     return [name for name in ABNORMAL if labels[name].status != "not mentioned"]
 
 
-def _without_words(reports: Sequence[Report]) -> list[bool]:
-    return [not re.search(r"\w", f"{report.findings}{report.impression}") for report in reports]
+def _silent(reports: Sequence[Report]) -> list[bool]:
+    return [says_nothing(f"{report.findings} {report.impression}") for report in reports]
 
 
 def _count_verdicts(generated: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, int]:
