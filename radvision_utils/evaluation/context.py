@@ -31,7 +31,7 @@ _FORWARD = {
 }
 _BACKWARD = {"absent after": "absent", "uncertain after": "uncertain", "present after": "present"}
 _TABLES = ("about", "mesh", "mesh without finding", "nothing found", "long words", "other words")  # no phrases of a sentence
-_GAP = "(?:[ -]{1,9}[a-z0-9]{1,20}){0,3}[ -]{1,9}"
+_GAP = r"(?:[ -]{1,9}(?!(?:and|or|nor|with|without|but|no)\b)[a-z0-9]{1,20}){0,4}[ -]{1,9}"
 _LONGEST_CLAUSE = 60  # items; keeps the time linear where a model repeats itself without a full stop
 
 # One character for one, so that spans stay those of the given text (str.lower is not: the Turkish I becomes two).
