@@ -393,7 +393,8 @@ def _sides(mentions: Sequence[_Mention], statuses: Sequence[str], clause: Sequen
         if to and (post or last or _parted(clause, item.end, mentions[to].start, _VERBS | _WITH)):
             to, post = to - 1, True
         # "Clips in the right axilla and a left nodule": the article tells that the first side was another's.
-        anew = n > 1 and previous.kind == "statement starters" and clause[n - 2].kind in _SOFT
+        anew = previous.kind == "statement starters" and n > 1 and clause[n - 2].kind in _SOFT
+        anew = anew and mentions[to].start > item.start
         sides[to] = item.value if sides[to] in ("", item.value) or anew else "bilateral"
         behind[to] = post
     # "Left effusion and atelectasis", "effusion and atelectasis on the left": one side for what is claimed together.

@@ -60,10 +60,10 @@ _END = re.compile(
     r"(?<!\bvs)(?<!\bVs)(?<!\b[DdLlRr][rt])(?<!\bs/p)(?:\.|(?<=\w)[!?])(?=\s|$|[A-Z])(?!(?<=\b[LRlr]\.)\s[a-z])|\.(?=\d{1,2}[.)] )"
 )
 
-# What was asked or done, and not what is seen; it ends at the next heading or blank line.
+# What was asked, and not what is seen; it ends at the next heading or blank line.
 _ASKED = re.compile(
-    r"\b(?:indications?|history|clinical (?:information|details|question|data)|comparisons?|technique|exam(?:ination)?"
-    r"|procedure|reason for (?:the |this )?(?:exam(?:ination)?|study|test|referral))[ \t]*:\s*",
+    r"\b(?:indications?|history|clinical (?:information|details|question|data)"
+    r"|reason for (?:the |this )?(?:exam(?:ination)?|study|test|referral))[ \t]*:\s*",
     re.IGNORECASE,
 )
 _SECTION_END = re.compile(r"\b[A-Za-z][A-Za-z /&-]{2,40}:|\n\s*\n")
@@ -184,7 +184,7 @@ def _all_mentions(text: str) -> list[Mention]:
 
 
 def _asked(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Spans of indication, history, comparison and technique. Where nothing else ends one, its sentence does."""
+    """Spans of indication and history. Where nothing else ends one, its sentence does."""
     found = []
     for match in _ASKED.finditer(text):
         if end := _SECTION_END.search(text, match.end()):
