@@ -69,8 +69,8 @@ class _Mention(NamedTuple):
     fixed: bool  # "heart size is normal" is a denial already
 
 
-# "," ";" and "?" as in "? pneumonia", "(+)" and "(-)"
-_SIGNS = (("comma", ""), ("breaks", ""), ("uncertain before", ""), ("sign", "present"), ("sign", "absent"))
+# "," ";" "?" "(+)" and "(-)"
+_SIGNS = (("comma", ""), ("breaks", ""), ("sign", "uncertain"), ("sign", "present"), ("sign", "absent"))
 
 
 def _phrases() -> Iterator[tuple[str, str, str]]:
@@ -103,7 +103,7 @@ def _compile() -> tuple[re.Pattern[str], list[tuple[str, str]]]:
     entries = sorted(_phrases(), key=lambda entry: (-_words(entry[2]), -len(entry[2]), entry[0] != "ignored"))
     groups = (_expression(phrase) for _, _, phrase in entries)
     # The groups are empty and stand behind the phrases: so `re` skips a phrase by its first letter (25 times as fast).
-    pattern = rf"(?<![a-z0-9])(?:{'()|'.join(groups)}())(?![a-z0-9])|,()|;()|\?()|[(\[]\+[)\]]()|[(\[]-[)\]]()"
+    pattern = rf"(?<![a-z0-9])(?:{'()|'.join(groups)}())(?![a-z0-9])|,()|;()|\?()|[(\[](?:\+|pos)[)\]]()|[(\[](?:-|neg)[)\]]()"
     return re.compile(pattern), [*((kind, value) for kind, value, _ in entries), *_SIGNS]
 
 
@@ -173,9 +173,9 @@ def _read(sentence: str) -> tuple[Claim, ...]:
     items = []
     for match in _PATTERN.finditer(sentence):
         kind, value = _KINDS[(match.lastindex or 0) - 1]
-        if kind == "sign":  # "PTX (-)" and "(-) PTX"
+        if kind in ("sign", "absent either"):  # "PTX (-)" and "(-) PTX", "tube removed" and "removed tube"
             behind = items and items[-1].kind in ("mentions", "subjects") and match.start() - items[-1].end <= 2
-            kind, value = f"{value} {'after' if behind else 'before'}", ""
+            kind, value = f"{value or 'absent'} {'after' if behind else 'before'}", ""
         if kind != "ignored":
             items.append(_Item(kind, value, match.start(), match.end()))
     claims: list[Claim] = []
@@ -235,6 +235,8 @@ def _is_complete(before: Sequence[_Item], separator: _Item, rest: Sequence[_Item
     # "No effusion, mild cardiomegaly": the list of what is denied is over, unless an "or" is still to come.
     if any(item.kind == "alternatives" for item in rest) or not any(item.kind == "absent before" for item in before):
         return False
+    if separator.kind == "conjunctions" and verb is not None and adjacent and kinds[0] == "statement starters":
+        return True
     # After "and" only a degree says so: "removal of the tube and the left catheter", "no effusion and mild edema".
     starters = ("degrees",) if separator.kind == "conjunctions" else ("degrees", "statement starters", "sides")
     return (adjacent and segment[0].kind in starters) or ("subjects" in kinds and "states" in kinds)
