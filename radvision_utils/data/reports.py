@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass
 
+from radvision_utils.data.lines import join_lines
+
 DEIDENTIFIED, PRIORS = "deidentified", "priors"
 LONGEST = 20_000
 """Characters of a section; a longer text is no report. The longest section of Open-I has 1,054."""
@@ -35,16 +37,6 @@ _ABBREVIATION = re.compile(
     r"(?:^|[\s(])(?:Drs?|Mrs?|Ms|St|vs|e\.g|i\.e|approx|ca|a\.m|p\.m|[B-HJ-Z])\.$", re.IGNORECASE
 )
 _BREAK = re.compile(r"(?<=[.!?])\s+")
-
-_LINE_END = re.compile(r"\r\n?|[\n\v\f\x1c-\x1e\x85\u2028\u2029]")
-_BULLET = re.compile(r"\s*(?:[-*\u2013\u2014](?=\s)|[\u2022\u00b7\u25aa\u25e6\u25cf\u25a0]|\(?\d{1,2}[.)](?!\d))\s*(?=\S)")
-# A line that ends in one of these goes on in the next.
-_GOES_ON = re.compile(
-    r"(?:[,:/&(-]|\b(?:the|a|an|of|and|or|nor|no|in|on|at|with|without|to|for|from|by|as|than|is|are|was|were|be|been|has"
-    r"|have|may|could|not|which|that|this|there|its|both|between|within|over|near|into|versus|vs\.?|Dr\.))$",
-    re.IGNORECASE,
-)
-_NARROWEST = 40  # columns: text is hardly ever wrapped at fewer
 
 _NAME = 3  # words at most in the name of a body part that heads a list
 _NEAR = 200  # characters; more than such a name has
@@ -121,7 +113,7 @@ def clean_section(text: str | None) -> str:
     """
     text = _TAG.sub(" ", _BRACKETED.sub(" XXXX ", html.unescape(_UNSEEN.sub(" ", text or ""))))
     text = _HEADING.sub(" ", re.sub(r"[\[\]]|[<>](?!\s?\d)", " ", _UNSEEN.sub(" ", text)))
-    text = re.sub(r"\s+", " ", text).strip()
+    text = join_lines(text)
     if not re.search(r"\w", text):
         return ""
     text = re.sub(r"(?<=[a-z)])\.(?=[A-Z][a-z])", ". ", _without_numbers(text))
@@ -158,69 +150,6 @@ def _without_numbers(text: str) -> str:
         parts.append(before if fresh else f"{before}.")
         end, last = match.end(), number
     return " ".join([*filter(None, parts), text[end:]])
-
-
-def statement_lines(text: str) -> list[tuple[int, int]]:
-    """Spans of what stands on lines of its own in an untouched text: wrapped lines are one, points of a list are many.
-
-    "There is no pleural\\neffusion." is one; "No effusion\\nLungs clear" and "- no effusion\\n- clear" are two. What
-    tells: blank lines, bullets, stops, a small letter after a capital one, and whether the next word had still fitted in.
-    """
-    ends = [*(match.span() for match in _LINE_END.finditer(text)), (len(text), len(text))]
-    spans: list[tuple[int, int]] = []
-    paragraph: list[tuple[int, int]] = []
-    start = 0
-    for end, following in ends:
-        line = text[start:end]
-        if paragraph and (not line.strip() or _BULLET.match(line)):
-            spans += _joined(text, paragraph)
-            paragraph = []
-        if line.strip():
-            paragraph.append((start, end))
-        start = following
-    return spans + _joined(text, paragraph)
-
-
-def _joined(text: str, lines: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The lines of a paragraph, those that wrapping cut put together again."""
-    if not lines:
-        return []
-    raw = [text[start:end].rstrip() for start, end in lines]
-    width = max(map(len, raw))
-    pairs = list(zip(raw, raw[1:], strict=False))
-    filled = (len(a) + 1 + len(b.split(maxsplit=1)[0]) > width for a, b in pairs)
-    # Where the last sentence has a stop the others have too, unless "Clear" follows a line without one.
-    listed = any(a[-1] not in ".!?" and b.split(maxsplit=1)[0].istitle() and not a.isupper() for a, b in pairs)
-    wrapped = not listed and (raw[-1][-1] in ".!?" or (width >= _NARROWEST and all(filled)))
-    spans, begun = [lines[0]], _BULLET.sub("", raw[0], 1)
-    for span, (before, line) in zip(lines[1:], pairs, strict=True):
-        if sentence_begun := re.split(r"[.!?]\s+", before)[1:]:
-            begun = sentence_begun[-1]
-        if _continues(begun.lstrip()[:1], before, line.lstrip(), wrapped):
-            spans[-1] = (spans[-1][0], span[1])
-        else:
-            spans.append(span)
-            begun = line
-    return spans
-
-
-def _continues(begun: str, before: str, line: str, wrapped: bool) -> bool:
-    """Whether a line goes on with the sentence that began with this letter and of which `before` is the last line."""
-    if _GOES_ON.search(before):
-        return True
-    if before[-1] in ".!?;":
-        return False
-    first = line.split(maxsplit=1)[0]
-    if first[0].islower() and begun.isupper():
-        return True
-    # "Kerley" begins a sentence sooner than it continues one; "XXXX", "PICC" and "2.5" tell nothing.
-    return wrapped and not first.istitle()
-
-
-def join_lines(text: str) -> str:
-    """A text on one line, whatever its line breaks and bullets: each line that says something ends with a stop."""
-    lines = (re.sub(r"\s+", " ", _BULLET.sub("", text[start:end], 1)).strip() for start, end in statement_lines(text))
-    return " ".join(line if line[-1] in ".!?:;," else f"{line}." for line in lines if line)
 
 
 def split_sentences(text: str) -> list[str]:

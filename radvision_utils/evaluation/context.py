@@ -30,7 +30,7 @@ _FORWARD = {
     "no claim before": "no claim",
 }
 _BACKWARD = {"absent after": "absent", "uncertain after": "uncertain", "present after": "present"}
-_TABLES = ("about", "mesh", "mesh without finding", "nothing found", "long words", "other words")  # no phrases of a sentence
+_TABLES = ("about", "mesh", "mesh without finding", "nothing found", "long words", "other words")
 _GAP = r"(?:[ -]{1,9}(?!(?:and|or|nor|with|without|but|no)\b)[a-z0-9]{1,20}){0,4}[ -]{1,9}"
 _LONGEST_CLAUSE = 60  # items; keeps the time linear where a model repeats itself without a full stop
 
@@ -80,7 +80,7 @@ def _phrases() -> Iterator[tuple[str, str, str]]:
             yield from ((section, value, phrase) for value, table in content.items() for phrase in table["phrases"])
         elif section in ("mentions", "states", "sides"):
             yield from ((section, value, phrase) for value, phrases in content.items() for phrase in phrases)
-        elif section not in _TABLES:
+        elif section not in _TABLES:  # these are no phrases of a sentence
             yield from ((section, "", phrase) for phrase in content)
 
 
@@ -103,7 +103,8 @@ def _compile() -> tuple[re.Pattern[str], list[tuple[str, str]]]:
     entries = sorted(_phrases(), key=lambda entry: (-_words(entry[2]), -len(entry[2]), entry[0] != "ignored"))
     groups = (_expression(phrase) for _, _, phrase in entries)
     # The groups are empty and stand behind the phrases: so `re` skips a phrase by its first letter (25 times as fast).
-    pattern = rf"(?<![a-z0-9])(?:{'()|'.join(groups)}())(?![a-z0-9])|,()|;()|\?()|[(\[](?:\+|pos)[)\]]()|[(\[](?:-|neg)[)\]]()"
+    signs = r",()|;()|\?()|[(\[](?:\+|pos)[)\]]()|[(\[](?:-|neg)[)\]]()"
+    pattern = rf"(?<![a-z0-9])(?:{'()|'.join(groups)}())(?![a-z0-9])|{signs}"
     return re.compile(pattern), [*((kind, value) for kind, value, _ in entries), *_SIGNS]
 
 
@@ -116,12 +117,12 @@ def denies_all(text: str) -> bool:
     return bool(_NOTHING_FOUND.search(text.translate(_PLAIN)))
 
 
-def _without(word: str) -> set[str]:
+def _shortened(word: str) -> set[str]:
     """The word, and what is left of it without any one letter."""
     return {word, *(word[:n] + word[n + 1 :] for n in range(len(word)))}
 
 
-_MISSPELT = {part: word for word in LEXICON["long words"] for part in _without(word)}
+_MISSPELT = {part: word for word in LEXICON["long words"] for part in _shortened(word)}
 _LONG_WORD = re.compile(r"(?<![a-z])[a-z]{7,20}(?![a-z])")
 
 
@@ -132,20 +133,19 @@ def read_sentence(sentence: str) -> tuple[Claim, ...]:
     claims = _read(mended)
     if not moved:
         return claims
-    places = [0, *(end for end, _ in moved)]
-    shifts = [0, *(shift for _, shift in moved)]
+    ends, shifts = [0, *(end for end, _ in moved)], [0, *(shift for _, shift in moved)]
 
     def back(place: int) -> int:
-        return min(len(plain), max(0, place - shifts[bisect.bisect_right(places, place) - 1]))
+        return place - shifts[bisect.bisect_right(ends, place) - 1]
 
     return tuple(claim._replace(start=back(claim.start), end=back(claim.end)) for claim in claims)
 
 
 def _mend(sentence: str) -> tuple[str, list[tuple[int, int]]]:
-    """Writes long words right that have one letter too much, too few, wrong, or swapped with its neighbor.
+    """Writes long words right in which one letter is wrong, missing, too many, or swapped with its neighbor.
 
-    Two words that are equal when each lacks one letter are such a pair: "pneumothroax" and "pneumothorax" without
-    their first "r"s.
+    Two words are such a pair if they are equal once each has lost a letter, or none: "pneumothroax" and "pneumothorax"
+    are both "pneumothoax" without an "r".
 
     Returns:
         The sentence, and of each mended word its end there and how far what follows has moved.
@@ -163,9 +163,9 @@ def _mend(sentence: str) -> tuple[str, list[tuple[int, int]]]:
 @functools.lru_cache(maxsize=8192)
 def _spelling(word: str) -> str:
     """The long word that this one was meant to be, else the word as it is."""
-    if word in LEXICON["long words"] or word in LEXICON["other words"]:
+    if word in LEXICON["other words"] or _PATTERN.fullmatch(word):
         return word
-    return min((_MISSPELT[part] for part in _without(word) if part in _MISSPELT), default=word)
+    return min((_MISSPELT[part] for part in _shortened(word) if part in _MISSPELT), default=word)
 
 
 @functools.lru_cache(maxsize=8192)  # two thirds of the sentences of a collection are repeats
@@ -211,59 +211,56 @@ def _is_complete(before: Sequence[_Item], separator: _Item, rest: Sequence[_Item
         return False
     kinds = [item.kind for item in segment]
     verb = next((n for n, kind in enumerate(kinds) if kind in _VERBS), None)
-    adjacent = segment[0].start - separator.end <= 1
-    if not any(item.kind in ("mentions", "subjects") for item in before):
-        # "Without comparisons, this may", "no free air, left collapse"; but "no acute, displaced fracture".
-        denied = any(item.kind == "absent before" for item in before)
-        far = separator.start - before[-1].end > 8 if before else False
-        new = verb is not None and "participles" not in kinds
-        return denied and (new or (far and adjacent and kinds[0] in ("degrees", "sides")))
-    if adjacent and segment[0].kind == "alternatives":
+    first = kinds[0] if segment[0].start - separator.end <= 1 else ""  # "" where another word stands before it
+    denied = any(item.kind == "absent before" for item in before)
+    if not _named(before):
+        # "Without comparisons, this may", "no free air, left collapse"; but "no acute, displaced fracture is seen".
+        apart = before and separator.start - before[-1].end > 8 and first in ("degrees", "sides")
+        return denied and bool(apart or (verb is not None and "participles" not in kinds))
+    if first == "alternatives" or _is_list(before, separator, rest):
         return False
-    if _is_list(before, separator, rest):
-        return False
-    said = any(item.kind in _SAID for item in before)
-    if separator.kind == "comma" and verb is not None:
-        if {"mentions", "subjects"} & set(kinds[:verb]):
+    if verb is not None and separator.kind == "comma":
+        # "No effusion, the heart is enlarged", "no effusion, findings may represent edema"
+        if _named(segment[:verb]) or (denied and segment[verb].start - separator.end > 1 and _named(segment[verb:])):
             return True
-        # "No effusion, findings may represent edema"
-        denied = any(item.kind == "absent before" for item in before)
-        if denied and segment[verb].start - separator.end > 1 and "mentions" in kinds[verb:]:
-            return True
-    if said and (verb is not None or "participles" in kinds):
+    elif verb is not None and first == "statement starters":  # "no effusion and the heart is enlarged"
+        return True
+    if any(item.kind in _SAID for item in before) and (verb is not None or "participles" in kinds):
         return True
     # "No effusion, mild cardiomegaly": the list of what is denied is over, unless an "or" is still to come.
-    if any(item.kind == "alternatives" for item in rest) or not any(item.kind == "absent before" for item in before):
+    if any(item.kind == "alternatives" for item in rest) or not denied:
         return False
-    if separator.kind == "conjunctions" and verb is not None and adjacent and kinds[0] == "statement starters":
-        return True
     # After "and" only a degree says so: "removal of the tube and the left catheter", "no effusion and mild edema".
     starters = ("degrees",) if separator.kind == "conjunctions" else ("degrees", "statement starters", "sides")
-    return (adjacent and segment[0].kind in starters) or ("subjects" in kinds and "states" in kinds)
+    return first in starters or ("subjects" in kinds and "states" in kinds)
+
+
+def _named(items: Sequence[_Item]) -> bool:
+    return any(item.kind in ("mentions", "subjects") for item in items)
 
 
 def _is_list(before: Sequence[_Item], separator: _Item, rest: Sequence[_Item]) -> bool:
-    """Whether what stands on both sides of a comma shares the verb to come: "no A, B or C is seen".
+    """Whether the names on both sides of a comma share the verb to come: "no A, B or C is seen".
 
-    Before it there is no verb and no end of a list ("no A or B, C is seen"), and from here to the verb there are
-    only names, with an "or" or "nor" before the last, or three of them in all: "no A, B, C is seen".
+    Worked through at the first comma: before it stands "no A", without a verb or an "or" that would end the list; up
+    to "is" come names only, the last after an "or". So the comma is inside the list, and "no" holds for C too. In
+    "no A, B, C is seen" three names do instead of the "or"; in "no A, B is seen" nothing tells, and B is seen.
     """
-    joints = ("alternatives", "absent before")
-    if any(item.kind in _SAID for item in before) or any(item.kind == "alternatives" for item in before):
-        return False
     denied = any(item.kind == "absent before" for item in before)
+    if any(item.kind in _SAID or item.kind == "alternatives" for item in before):
+        return False
     if not denied and any(item.kind in ("degrees", "sides") for item in before):
         return False  # "Small left effusion, pneumothorax is not seen"
     verb = next((n for n, item in enumerate(rest) if item.kind in _SAID), len(rest))
     names = rest[:verb]
     if verb == len(rest) or any(item.kind in ("breaks", "existential", "states", *_WITH) for item in names):
         return False
-    last = next((n for n in range(verb - 1, -1, -1) if names[n].kind in (*joints, "conjunctions", "comma")), None)
-    if last is not None and names[last].kind in joints:
+    joints = [item.kind for item in names if item.kind in (*_SOFT, "alternatives", "absent before")]
+    if joints and joints[-1] in ("alternatives", "absent before"):
         return True
-    commas = sum(item.kind == "comma" for item in (*before, separator, *names))
+    commas = [item for item in (*before, separator, *names) if item.kind == "comma"]
     bare = not any(item.kind in ("degrees", "sides", "statement starters") for item in names)
-    return bare and commas >= 2 and (denied or rest[verb].kind in _BACKWARD)
+    return bare and len(commas) >= 2 and (denied or rest[verb].kind in _BACKWARD)
 
 
 def _mentions(clause: Sequence[_Item]) -> list[_Mention]:

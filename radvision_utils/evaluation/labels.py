@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from radvision_utils.data.reports import statement_lines
+from radvision_utils.data.lines import statement_lines
 from radvision_utils.evaluation.bootstrap import Array, Bootstrap, Estimate, divide, share
 from radvision_utils.evaluation.context import LEXICON, denies_all, read_sentence
 
