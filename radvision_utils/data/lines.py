@@ -24,7 +24,7 @@ def statement_lines(text: str) -> list[tuple[int, int]]:
     """Spans of what stands on lines of its own in an untouched text: wrapped lines are one, points of a list are many.
 
     "There is no pleural\\neffusion." is one; "No effusion\\nLungs clear" and "- no effusion\\n- clear" are two. What
-    tells: blank lines, bullets, stops, a small letter after a capital one, and whether the next word had still fitted in.
+    tells: blank lines, bullets, stops, a small letter after a capital one, whether the next word had still fitted in.
     """
     ends = [*(match.span() for match in _LINE_END.finditer(text)), (len(text), len(text))]
     spans: list[tuple[int, int]] = []
@@ -47,7 +47,7 @@ def _joined(text: str, lines: list[tuple[int, int]]) -> list[tuple[int, int]]:
         return []
     raw = [text[start:end].rstrip() for start, end in lines]
     width = max(map(len, raw))
-    pairs = list(zip(raw, raw[1:], strict=False))
+    pairs = list(zip(raw[:-1], raw[1:], strict=True))
     filled = (len(a) + 1 + len(b.split(maxsplit=1)[0]) > width for a, b in pairs)
     # Where the last sentence has a stop the others have too, unless "Clear" follows a line without one.
     listed = any(a[-1] not in ".!?" and b.split(maxsplit=1)[0].istitle() and not a.isupper() for a, b in pairs)
@@ -80,6 +80,7 @@ def _continues(begun: str, before: str, line: str, wrapped: bool) -> bool:
 def join_lines(text: str) -> str:
     """A text on one line, whatever its line breaks and bullets; a line that says something of its own gets a stop."""
     spans = statement_lines(text)
-    lines = [" ".join(re.sub(rf"^{_MARK}", "", text[start:end]).split()) for start, end in spans]
+    raw = (re.sub(r"(?<=\w-)\s*[\r\n]\s*", "", text[start:end]) for start, end in spans)  # "right-\nsided"
+    lines = [" ".join(re.sub(rf"^{_MARK}", "", line).split()) for line in raw]
     *others, last = [line for line in lines if line] or [""]
     return " ".join([*(line if line[-1] in ".!?:;," else f"{line}." for line in others), last])

@@ -104,8 +104,8 @@ def _compile() -> tuple[re.Pattern[str], list[tuple[str, str]]]:
     groups = (_expression(phrase) for _, _, phrase in entries)
     # The groups are empty and stand behind the phrases: so `re` skips a phrase by its first letter (25 times as fast).
     signs = r",()|;()|\?()|[(\[](?:\+|pos)[)\]]()|[(\[](?:-|neg)[)\]]()"
-    pattern = rf"(?<![a-z0-9])(?:{'()|'.join(groups)}())(?![a-z0-9])|{signs}"
-    return re.compile(pattern), [*((kind, value) for kind, value, _ in entries), *_SIGNS]
+    pattern = rf"{signs}|(?<![a-z0-9])(?:{'()|'.join(groups)}())(?![a-z0-9])"
+    return re.compile(pattern), [*_SIGNS, *((kind, value) for kind, value, _ in entries)]
 
 
 _PATTERN, _KINDS = _compile()

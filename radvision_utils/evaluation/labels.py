@@ -6,8 +6,8 @@ the same figures with uncertain as negative stand beside it. It is called rule-l
 Conventions of the labels, after the CheXpert labeler (Irvin et al., AAAI 2019) unless said otherwise:
 
 * Of several mentions present beats uncertain, and uncertain beats absent. No Finding is present where the text
-  denies something, or calls it normal, and nothing but Support Devices is present or uncertain; findings outside the 14 (scoliosis, emphysema,
-  granuloma) speak against it too. It is never absent or uncertain.
+  denies something, or calls it normal, and nothing but Support Devices is present or uncertain; findings outside the
+  14 (scoliosis, emphysema, granuloma) speak against it too. It is never absent or uncertain.
 * Uncertain: may, possible, probable, suspicious for, cannot exclude, "A versus B", an asserted "A or B", "no new A"
   (an old A is not denied), a borderline heart, vascular congestion, and, ours, a blunted costophrenic angle and a
   compression deformity, which have other causes too. "Likely" and "consistent with" count as present.
@@ -57,7 +57,7 @@ Flags = NDArray[np.bool_]
 _MIDLINE = ("Cardiomegaly", "Enlarged Cardiomediastinum")
 # For untouched text, with stops without a blank behind them; reports.split_sentences cuts cleaned text.
 _END = re.compile(
-    r"(?<!\bvs)(?<!\bVs)(?<!\b[DdLlRr][rt])(?<!\bs/p)(?:\.|(?<=\w)[!?])(?=\s|$|[A-Z])(?!(?<=\b[LRlr]\.)\s[a-z])|\.(?=\d{1,2}[.)] )"
+    r"(?<!\b(?i:vs|dr|lt|rt))(?:\.|(?<=\w)[!?])(?=\s|$|[A-Z])(?!(?<=\b[lrLR]\.)\s[a-z])|\.(?=\d{1,2}[.)] )"
 )
 
 # What was asked, and not what is seen; it ends at the next heading or blank line.
