@@ -7,6 +7,7 @@ of them through these two functions.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 _LINE_END = re.compile(r"\r\n?|[\n\v\f\x1c-\x1e\x85\u2028\u2029]")
 _MARK = r"\s*(?:[-*\u2013\u2014](?=\s)|[\u2022\u00b7\u25aa\u25e6\u25cf\u25a0])\s*"
@@ -47,7 +48,7 @@ def _joined(text: str, lines: list[tuple[int, int]]) -> list[tuple[int, int]]:
         return []
     raw = [text[start:end].rstrip() for start, end in lines]
     width = max(map(len, raw))
-    pairs = list(zip(raw[:-1], raw[1:], strict=True))
+    pairs = list(pairwise(raw))
     filled = (len(a) + 1 + len(b.split(maxsplit=1)[0]) > width for a, b in pairs)
     # Where the last sentence has a stop the others have too, unless "Clear" follows a line without one.
     listed = any(a[-1] not in ".!?" and b.split(maxsplit=1)[0].istitle() and not a.isupper() for a, b in pairs)

@@ -193,8 +193,9 @@ def _clauses(items: Sequence[_Item]) -> Iterator[list[_Item]]:
     """Cuts where a statement begins: at "but", ";" and "there is", and at commas and "and" where one follows."""
     clause: list[_Item] = []
     for i, item in enumerate(items):
-        # "In the left base there is an opacity" stays whole.
-        begins = item.kind == "existential" and any(c.kind in ("mentions", "states", *_SAID) for c in clause)
+        # "In the left base there is an opacity" stays whole; "no prior, there is an opacity" does not.
+        ended = ("mentions", "states", *_SAID, *(["absent before"] if clause and clause[-1].kind == "comma" else []))
+        begins = item.kind == "existential" and any(c.kind in ended for c in clause)
         follows = item.kind in _SOFT and _is_complete(clause, item, items[i + 1 : i + _LONGEST_CLAUSE])
         if begins or follows or item.kind == "breaks" or len(clause) > _LONGEST_CLAUSE:
             yield clause
@@ -215,15 +216,16 @@ def _is_complete(before: Sequence[_Item], separator: _Item, rest: Sequence[_Item
     denied = any(item.kind == "absent before" for item in before)
     if not _named(before):
         # "Without comparisons, this may", "no free air, left collapse"; but "no acute, displaced fracture is seen".
-        apart = before and separator.start - before[-1].end > 8 and first in ("degrees", "sides")
-        return denied and bool(apart or (verb is not None and "participles" not in kinds))
+        far = separator.start - before[-1].end if denied else 0
+        apart = (far > 8 and first in ("degrees", "sides")) or (far > 12 and first == "statement starters")
+        return denied and (apart or (verb is not None and "participles" not in kinds))
     if first == "alternatives" or _is_list(before, separator, rest):
         return False
     if verb is not None and separator.kind == "comma":
         # "No effusion, the heart is enlarged", "no effusion, findings may represent edema"
         if _named(segment[:verb]) or (denied and segment[verb].start - separator.end > 1 and _named(segment[verb:])):
             return True
-    elif verb is not None and first == "statement starters":  # "no effusion and the heart is enlarged"
+    elif verb is not None and denied and first == "statement starters":  # "no effusion and the heart is enlarged"
         return True
     if any(item.kind in _SAID for item in before) and (verb is not None or "participles" in kinds):
         return True
