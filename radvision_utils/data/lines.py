@@ -44,8 +44,8 @@ def statement_lines(text: str) -> list[tuple[int, int]]:
 
 def _joined(text: str, lines: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The lines of a paragraph, those that wrapping cut put together again."""
-    if not lines:
-        return []
+    if len(lines) < 2:
+        return lines
     raw = [text[start:end].rstrip() for start, end in lines]
     width = max(map(len, raw))
     pairs = list(pairwise(raw))

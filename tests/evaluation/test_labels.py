@@ -99,7 +99,22 @@ def test_any_text_is_read_and_every_key_is_there() -> None:
 
 @pytest.mark.parametrize(
     "unit",
-    ["no effusion ", "a", " ", "heart ", "no-", "may ", "pneumonia or ", "left, and ", "1. ", "?", "No effusion. "],
+    [
+        *(
+            "no effusion ",
+            "a",
+            " ",
+            "heart ",
+            "no-",
+            "may ",
+            "pneumonia or ",
+            "left, and ",
+            "1. ",
+            "?",
+            "No effusion. ",
+        ),
+        *("not a b c ", "no effusion\n", "A\n", "- \n", "History: ", "pnuemonia ", "removed tube "),
+    ],
 )
 def test_long_text_takes_linear_time(unit: str) -> None:
     text = (unit * 100_000)[:100_000]
