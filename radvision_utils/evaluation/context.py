@@ -170,7 +170,7 @@ def _spelling(word: str) -> str:
 
 @functools.lru_cache(maxsize=8192)  # two thirds of the sentences of a collection are repeats
 def _read(sentence: str) -> tuple[Claim, ...]:
-    items = []
+    items: list[_Item] = []
     for match in _PATTERN.finditer(sentence):
         kind, value = _KINDS[(match.lastindex or 0) - 1]
         if kind in ("sign", "absent either"):  # "PTX (-)" and "(-) PTX", "tube removed" and "removed tube"

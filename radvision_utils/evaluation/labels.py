@@ -22,6 +22,7 @@ Conventions of the labels, after the CheXpert labeler (Irvin et al., AAAI 2019) 
 
 from __future__ import annotations
 
+import bisect
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -168,6 +169,12 @@ def _all_mentions(text: str) -> list[Mention]:
     """Mentions, those of findings outside the 14 ("Other Finding") included."""
     spans = sentences(text)
     asked = _asked(text, spans)
+    starts = [start for start, _ in asked]
+
+    def is_asked(place: int) -> bool:
+        n = bisect.bisect_right(starts, place)
+        return n > 0 and place < asked[n - 1][1]
+
     return [
         Mention(
             claim.observation,
@@ -179,12 +186,12 @@ def _all_mentions(text: str) -> list[Mention]:
         )
         for index, (start, end) in enumerate(spans)
         for claim in read_sentence(text[start:end])
-        if not any(first <= start + claim.start < last for first, last in asked)
+        if not is_asked(start + claim.start)
     ]
 
 
 def _asked(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Spans of indication and history. Where nothing else ends one, its sentence does."""
+    """Spans of indication and history, in order. Where nothing else ends one, its sentence does."""
     found = []
     for match in _ASKED.finditer(text):
         if end := _SECTION_END.search(text, match.end()):
