@@ -31,12 +31,12 @@ _FORWARD = {
 }
 _BACKWARD = {"absent after": "absent", "uncertain after": "uncertain", "present after": "present"}
 _TABLES = ("about", "mesh", "mesh without finding", "nothing found", "long words", "other words")
-_GAP = r"(?:[ -]{1,9}(?!(?:and|or|nor|with|without|but|no)\b)[a-z0-9]{1,20}){0,4}[ -]{1,9}"
+_GAP = r"(?:[ -]{1,9}(?!(?:and|or|nor|with|without|but|no|near|from)\b)[a-z0-9]{1,20}){0,4}[ -]{1,9}"
 _LONGEST_CLAUSE = 60  # items; keeps the time linear where a model repeats itself without a full stop
 
 # One character for one, so that spans stay those of the given text (str.lower is not: the Turkish I becomes two).
 _PLAIN = {ord(c): c.lower() for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
-_PLAIN |= dict.fromkeys(map(ord, "\t\n\r\f\v\u00a0_"), " ") | dict.fromkeys(range(0x2010, 0x2015), "-")
+_PLAIN |= dict.fromkeys(map(ord, "\t\n\r\f\v\u00a0_"), " ") | {0x2019: "'"} | dict.fromkeys(range(0x2010, 0x2015), "-")
 
 
 class Claim(NamedTuple):
@@ -123,7 +123,7 @@ def _shortened(word: str) -> set[str]:
 
 
 _MISSPELT = {part: word for word in LEXICON["long words"] for part in _shortened(word)}
-_LONG_WORD = re.compile(r"(?<![a-z])[a-z]{7,20}(?![a-z])")
+_LONG_WORD = re.compile(r"(?<![a-z])(?:[a-z]{2,5}n't|[a-z]{7,20})(?![a-z])")
 
 
 def read_sentence(sentence: str) -> tuple[Claim, ...]:
@@ -162,7 +162,9 @@ def _mend(sentence: str) -> tuple[str, list[tuple[int, int]]]:
 
 @functools.lru_cache(maxsize=8192)
 def _spelling(word: str) -> str:
-    """The long word that this one was meant to be, else the word as it is."""
+    """The long word that this one was meant to be, "is not" for "isn't", else the word as it is."""
+    if word.endswith("n't"):
+        return "cannot" if word == "can't" else f"{word[:-3]} not"
     if word in LEXICON["other words"] or _PATTERN.fullmatch(word):
         return word
     return min((_MISSPELT[part] for part in _shortened(word) if part in _MISSPELT), default=word)

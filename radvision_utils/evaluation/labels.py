@@ -67,7 +67,10 @@ _ASKED = re.compile(
     r"|reason for (?:the |this )?(?:exam(?:ination)?|study|test|referral))[ \t]*:\s*",
     re.IGNORECASE,
 )
-_SECTION_END = re.compile(r"\b[A-Za-z][A-Za-z /&-]{2,40}:|\n\s*\n")
+_SECTION_END = re.compile(
+    r"\b(?i:findings?|impressions?|conclusions?|interpretation|report|comparisons?|techniques?|exam(?:ination)?|procedure"
+    r"|views?|chest|history|indications?)[ \t]*:|\n[ \t]*[A-Z][A-Za-z /&-]{2,40}:|\n\s*\n"
+)
 
 
 @dataclass(frozen=True)
