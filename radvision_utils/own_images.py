@@ -89,7 +89,10 @@ def find_images(inputs: Sequence[Path], leave_out: Path) -> list[OwnImage]:
             f"there is no image in {', '.join(map(str, inputs))}: it takes {', '.join(ENDINGS)} files."
         )
     often = Counter(image.name for image in found)
-    named = [image if often[image.name] == 1 else OwnImage(str(image.path), image.path) for image in found]
+    above = os.path.commonpath([image.path.parent.absolute() for image in found])
+    named = [
+        image if often[image.name] == 1 else OwnImage(os.path.relpath(image.path, above), image.path) for image in found
+    ]
     return list({image.name: image for image in named}.values())
 
 
@@ -203,7 +206,7 @@ class _Batch:
 
     def _skip(self, image: OwnImage, reason: str) -> None:
         logger.warning("skipped: %s", reason)
-        self.skipped[image.name] = reason
+        self.skipped[image.name] = reason.replace(str(image.path), image.name)  # the folder may be handed on
 
     def _report(self, waiting: Sequence[tuple[OwnImage, str, Image.Image]]) -> None:
         if self._reporter is None:
@@ -216,7 +219,7 @@ class _Batch:
             )
             shown = f"images/{source}.png"
             _save(square, self.folder / shown)
-            done.append(dataclasses.replace(said, image=shown, file=source, path=str(image.path), key=self.key))
+            done.append(dataclasses.replace(said, image=shown, file=source, path=image.path.name, key=self.key))
         append_json_lines(self.folder / "predictions.jsonl", *(prediction.to_json() for prediction in done))
         self.kept |= {prediction.uid: prediction for prediction in done}
         self.written += len(waiting)

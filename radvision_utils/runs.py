@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -35,6 +36,7 @@ from radvision_utils.config import (
     profile_from_dict,
     project_root,
 )
+from radvision_utils.content import checksum, source_content
 from radvision_utils.environment import process_rank
 
 _MANY = 200  # files in a folder
@@ -114,6 +116,7 @@ class RunFolder:
         if step == "data":
             facts["studies"] = record["counts"]["kept"]
         self.note(profile, step, **facts)
+        list_files(partial)
         sync_folder(partial)
         if final.is_dir():
             final.rename(self._before(step))
@@ -169,7 +172,10 @@ class RunFolder:
         """Record in `run.json` the settings in force and what a step has to say (seconds, device, versions)."""
         path = self.path / "run.json"
         known: dict[str, Any] = read_json(path) if path.is_file() else {"created": now(), "steps": {}}
-        known["profile"] = profile.to_dict()
+        known["profile"] = {key: value for key, value in profile.to_dict().items() if key != "output_root"}  # it moves
+        # The name under which the data know their source: under another it would have to be there to be known.
+        made = self.record("data") if step != "data" else None
+        known["profile"]["data"]["source"] = (made or {}).get("source", profile.data.source)
         known["steps"][step] = {"finished": now(), **facts}
         write_json(path, known)
 
@@ -266,7 +272,8 @@ def step_key(profile: Profile, step: str) -> str:
         RadVisionError: the step before it is missing, unfinished or was made with other settings.
     """
     if step == "data":
-        settings = {k: v for k, v in dataclasses.asdict(profile.data).items() if k != "workers"}
+        # The source is known by its content, see `require` and `is_current`.
+        settings = {k: v for k, v in dataclasses.asdict(profile.data).items() if k not in ("workers", "source")}
         return fingerprint([settings, profile.seed])
     data = require(profile, "data")
     if step == "evaluation":
@@ -290,16 +297,31 @@ def step_key(profile: Profile, step: str) -> str:
 
 
 def is_current(profile: Profile, step: str) -> bool:
-    """Whether the step is finished and nothing that it depends on has changed since."""
+    """Whether the step is finished and nothing that it depends on has changed since.
+
+    For the data the content of their source is looked at; one that cannot be reached has not changed.
+
+    Raises:
+        DamagedFile: what the step recorded is damaged; to make it anew without a word would cost hours.
+    """
     try:
-        require(profile, step)
+        record = require(profile, step)
+    except DamagedFile:
+        raise
     except RadVisionError:
         return False
-    return True
+    was = record.get("content") if step == "data" else None
+    if was is None or source_content(profile.data.source) in (was, None):
+        return True
+    log.info("source %s does not hold any more what the data were prepared from", profile.data.source)
+    return False
 
 
 def require(profile: Profile, step: str) -> dict[str, Any]:
     """The record of a finished step that belongs to these settings.
+
+    Prepared data stand for their source, which is not looked at unless it is asked for under another name: then it must
+    be there and hold the same. So a finished run can be used where its source is not.
 
     Raises:
         RadVisionError: it is missing, unfinished or was made with other settings; the sentence names the command.
@@ -311,7 +333,9 @@ def require(profile: Profile, step: str) -> dict[str, Any]:
         begun = where.is_dir() or folder.partial(step).is_dir()
         state = "was started but is not finished" if begun else "has not been made"
         raise RadVisionError(f"{step} of run {profile.run!r} {state} ({where}): make it with `{command}`.")
-    if record["key"] != step_key(profile, step):
+    source, known = profile.data.source, record.get("source") if step == "data" else None
+    moved = known is not None and source != known and source_content(source) != record.get("content")
+    if record["key"] != step_key(profile, step) or moved:
         raise RadVisionError(
             f"{step} of run {profile.run!r} was made with other settings or from other data ({where}): "
             f"make it again with `{command}`, or use the settings in {folder.path / 'run.json'}."
@@ -341,15 +365,80 @@ def file_hash(*paths: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def inside(folder: Path, name: str) -> Path | None:
-    """The file of that name in a folder; None where there is none, or where the name leads out of the folder."""
+class DamagedFile(RadVisionError):
+    """A file of a finished step is not what was written."""
+
+
+LIST = "files.json"
+"""Lies in the folder of a finished step or whole checkpoint: size and checksum of each of its files, by name."""
+
+
+def list_files(folder: Path) -> None:
+    """Write the list of a folder's files. What a stage's checkpoints hold has lists of its own."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != LIST and not name.startswith("checkpoints/"):
+            found[name] = [path.stat().st_size, checksum(path)]
+    write_text(folder / LIST, json.dumps(found))
+
+
+def checked(path: Path) -> Path:
+    """A file that is about to be used, if it is what was written when the folder that holds it was finished.
+
+    It is read once a process. What no list names (images of one's own, what is still being made) is taken as it is.
+
+    Raises:
+        DamagedFile: it is cut or changed, or a link that leads out of the folder; or the list is damaged.
+    """
+    folder = next((folder for folder in path.parents[:2] if (folder / LIST).is_file()), None)
+    if folder is None or not path.exists():
+        return path
+    told = _listed(folder / LIST, (folder / LIST).stat().st_mtime_ns).get(path.relative_to(folder).as_posix())
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise DamagedFile(f"{path} is a link that leads out of {folder}: put the file itself in its place.")
+    if told is not None and told != [path.stat().st_size, checksum(path)]:
+        raise DamagedFile(f"{path} is cut or damaged, it does not hold what was written: {_remedy(folder)}.")
+    return path
+
+
+@lru_cache(maxsize=64)
+def _listed(path: Path, modified: int) -> dict[str, list[Any]]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise DamagedFile(f"{path} is damaged ({first_line(error)}): {_remedy(path.parent)}.") from error
+
+
+def _remedy(folder: Path) -> str:
+    return f"bring back a whole copy, or delete {folder} and give the command that made it again"
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder has a list, and every file of it is as it was written."""
+    try:
+        names = _listed(folder / LIST, (folder / LIST).stat().st_mtime_ns)
+        return all(checked(folder / name).is_file() for name in names)
+    except (OSError, ValueError, DamagedFile):
+        return False
+
+
+def inside(folder: Path, name: str, links: bool = False) -> Path | None:
+    """The file of that name in a folder; None where there is none, or where the name leads out of the folder.
+
+    Args:
+        folder: of a run, which may come from a stranger; or of a source.
+        name: relative to the folder.
+        links: whether links may lead out of it. In a source they do often, by the will of who laid them.
+    """
     relative = PurePosixPath(name.strip().replace("\\", "/"))
     if not relative.parts or relative.is_absolute() or ".." in relative.parts or "\0" in name:
         return None
     path = folder / relative
     try:
-        return path if path.is_file() else None
-    except OSError:  # a name longer than the file system takes
+        leads_out = not links and not path.resolve().is_relative_to(folder.resolve())
+        return path if path.is_file() and not leads_out else None
+    except (OSError, RuntimeError):  # a name longer than the file system takes, links in a circle
         return None
 
 
@@ -370,7 +459,7 @@ def read_json(path: Path) -> Any:
         RadVisionError: the file is no JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(checked(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RadVisionError(f"{path} is not readable JSON ({error}): delete it and run that step again.") from error
 
@@ -386,7 +475,7 @@ def read_json_lines(path: Path, torn: bool = False) -> list[dict[str, Any]]:
         RadVisionError: a line is no JSON; the sentence names it.
     """
     lines = []
-    text = path.read_bytes()
+    text = checked(path).read_bytes()
     if torn:
         text = text[: text.rfind(b"\n") + 1]
     for number, line in enumerate(text.decode("utf-8-sig").split("\n"), start=1):

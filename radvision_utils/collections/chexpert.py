@@ -76,5 +76,7 @@ def _rows(table: Path, seed: int) -> Iterator[Row]:
 def _image(folder: Path, name: str) -> Path | None:
     # The table names JPEG files; the download has PNG files too, in a folder PNG or PNG/PNG.
     stem = name.rpartition(".")[0]
-    places = (inside(folder / root, stem + end) for root in ("", "PNG", "PNG/PNG") for end in (".jpg", ".png"))
+    places = (
+        inside(folder / root, stem + end, links=True) for root in ("", "PNG", "PNG/PNG") for end in (".jpg", ".png")
+    )
     return next((path for path in places if path), None)

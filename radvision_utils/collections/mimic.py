@@ -139,7 +139,7 @@ def _rows(folder: Path, metadata: Path, split: Path, roots: Sequence[Path]) -> I
         lines = list(group)
         patient = study_number(lines[0]["subject_id"]) or ""
         place = f"p{patient[:2]}/p{patient}/s{study}"
-        report = next((file for root in roots if (file := inside(root, f"{place}.txt"))), None)
+        report = next((file for root in roots if (file := inside(root, f"{place}.txt", links=True))), None)
         sections = dict(sections_of(report.read_text(encoding="utf-8", errors="replace"))) if report else {}
         row = make_row(
             {
@@ -168,5 +168,5 @@ def _picture(folder: Path, place: str, lines: Sequence[Mapping[str, str]]) -> tu
         for line in lines
         if line["ViewPosition"].strip().upper() == view
     ]
-    found = ((name, file) for name in named if (file := inside(folder, name)))
+    found = ((name, file) for name in named if (file := inside(folder, name, links=True)))
     return next(found, (named[0] if named else "", None))

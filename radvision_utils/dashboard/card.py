@@ -231,7 +231,7 @@ class ReportCard:
         made = "cached" if self.cached else "generated now"
         if seconds is not None:
             made += f", written in {seconds:.2f} s" if self.cached else f" in {seconds:.2f} s"
-        facts = [("Run", model.run), ("Model", stage_name(model.stage)), ("Base", model.base), ("Report", made)]
+        facts = [("Run", model.run), ("Model", stage_name(model.stage)), ("Base", model.base_name), ("Report", made)]
         return [] if self.blind else facts
 
     @property

@@ -25,7 +25,7 @@ from radvision_utils.dashboard.radiograph import jpeg_uri, open_image
 from radvision_utils.dashboard.record import Record, by_contradiction, image_path, most_samples
 from radvision_utils.evaluation.table import COLUMNS, FACTS, model_verdict
 from radvision_utils.figures import VERDICTS
-from radvision_utils.runs import write_text
+from radvision_utils.runs import checked, inside, write_text
 
 _IMAGE_BYTES = 45_000  # of each of some hundred images; a page of 600 studies stays under 40 MB
 _MAPPED = 200  # studies with evidence maps at most
@@ -130,7 +130,7 @@ def anchor(uid: str) -> str:
 def _write(studies: Sequence[Record], counted: str, heading: str, folder: Path, path: Path, **overview: Any) -> Path:
     shown, mapped = _bounded(studies)
     model, times = studies[0].model, [record.seconds for record in studies if record.seconds is not None]
-    facts = [f"base model {model.base.strip()}", stage_name(model.stage), counted]
+    facts = [f"base model {model.base_name}", stage_name(model.stage), counted]
     facts += [f"{sum(times) / len(times):.2f} s a report"] if times else []
     title = f"RadVision-7B: run {model.run.strip()}"
     judged = any(record.reference for record in studies)  # else there is one order only
@@ -296,8 +296,8 @@ def _interval(metrics: Mapping[str, Any], row: str, column: str) -> tuple[float,
 
 def _charts(folder: Path) -> list[Chart]:
     """The evaluation's figures that lie in its folder."""
-    files = {name: folder / f"{name}.svg" for name in CHARTS}
-    return [Chart(name, CHARTS[name], inline_svg(path, name)) for name, path in files.items() if path.is_file()]
+    files = {name: inside(folder, f"{name}.svg") for name in CHARTS}
+    return [Chart(name, CHARTS[name], inline_svg(path, name)) for name, path in files.items() if path]
 
 
 def inline_svg(path: Path, name: str) -> Markup:
@@ -310,7 +310,7 @@ def inline_svg(path: Path, name: str) -> Markup:
         RadVisionError: the file is no SVG.
     """
     try:
-        root = ElementTree.fromstring(path.read_text(encoding="utf-8"))
+        root = ElementTree.fromstring(checked(path).read_text(encoding="utf-8"))
     except (ElementTree.ParseError, UnicodeDecodeError) as error:
         raise RadVisionError(f"{path} is no SVG ({error}): delete it and run the evaluation again.") from error
     used = set(re.findall(r"#([\w-]+)", " ".join(value for each in root.iter() for value in each.attrib.values())))

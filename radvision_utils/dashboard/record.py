@@ -18,10 +18,11 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from radvision_utils.config import RadVisionError, load_profile
+from radvision_utils.content import public_name
 from radvision_utils.data.reports import Report
 from radvision_utils.evaluation.labels import Label, sentences
 from radvision_utils.figures import VERDICTS
-from radvision_utils.runs import redo_command
+from radvision_utils.runs import checked, redo_command
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +172,11 @@ class Model:
     run: str
     stage: int
     base: str
+
+    @property
+    def base_name(self) -> str:
+        """The base as others may know it: pages are handed around, paths of a machine are not."""
+        return public_name(self.base.strip())
 
 
 @dataclass(frozen=True)
@@ -357,17 +363,18 @@ def image_path(record: Record, root: Path) -> Path | None:
     """The file of a record's image under the run folder, or None where the record has none.
 
     Raises:
-        RadVisionError: the path leaves the run folder; a page must not embed files from elsewhere.
+        RadVisionError: the path, or a link, leaves the run folder: a page must not embed files from elsewhere. Or the
+            image is damaged.
     """
     if not record.image:
         return None
-    relative = Path(record.image)
-    if relative.is_absolute() or ".." in relative.parts:
+    relative, path = Path(record.image), root / record.image
+    if relative.is_absolute() or ".." in relative.parts or not path.resolve().is_relative_to(root.resolve()):
         raise RadVisionError(
             f"the image {str(relative)!r} of study {record.uid} lies outside the run folder: "
             "give a path relative to it."
         )
-    return root / relative
+    return checked(path)
 
 
 def by_contradiction(record: Record) -> tuple[float, ...]:
@@ -462,7 +469,7 @@ def _lines(path: Path, sign: str = "") -> Iterator[tuple[int, str]]:
         run = path.parent.parent  # outputs/<run>/evaluation/predictions.jsonl
         command = redo_command(load_profile(run=run.name, output_root=str(run.parent)), "data")
         raise RadVisionError(f"{path} does not exist: make it with `{command}`.")
-    with path.open(encoding="utf-8") as stream:
+    with checked(path).open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, start=1):
             if sign in line and line.strip():
                 yield number, line

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from radvision_utils.config import RadVisionError
+from radvision_utils.runs import checked
 
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused: a few kilobytes can claim to be gigabytes of pixels (decompression bombs). The largest
@@ -105,12 +106,12 @@ def load_image(data: bytes | Path, size: int | None = None) -> Image.Image:
 
     Raises:
         UnfitImage: it cannot be decoded, or has a size that no radiograph has.
-        RadVisionError: the file cannot be read.
+        RadVisionError: the file cannot be read, or is a prepared study's and no longer as it was written.
     """
     where = "the image" if isinstance(data, bytes) else f"image {data}"
     if not isinstance(data, bytes):
         try:
-            data = data.read_bytes()
+            data = checked(data).read_bytes()
         except OSError as error:
             raise RadVisionError(f"{where} cannot be read ({error.strerror}): check the path.") from error
     return _decode(data, where, size)[0]

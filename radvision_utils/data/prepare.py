@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from radvision_utils import runs
 from radvision_utils.config import DataSettings, Profile, RadVisionError
+from radvision_utils.content import source_content
 from radvision_utils.data.images import LATERAL_BELOW, Stored, store_squares
 from radvision_utils.data.reports import (
     DEIDENTIFIED,
@@ -78,8 +79,8 @@ def prepare_dataset(profile: Profile, progress: Progress | None = None) -> Prepa
         return open_prepared(profile)
     run = runs.RunFolder.of(profile)
     with working(run, "data"):
-        waits = runs.publish_finished(profile, "data") or runs.is_current(profile, "data")
-        if force or not waits:
+        runs.publish_finished(profile, "data")
+        if force or not runs.is_current(profile, "data"):
             source = open_source(profile.data.source, profile.data, profile.seed)
             _prepare_anew(profile, source, run, progress)
     return open_prepared(profile)
@@ -102,6 +103,7 @@ def _prepare_anew(profile: Profile, source: Source, run: runs.RunFolder, progres
 def _prepare(profile: Profile, source: Source, folder: Path, progress: Progress | None) -> None:
     """Two passes: the rows one by one, then what only all of them together tell: what two splits share, and counts."""
     started, tally, met, written = time.monotonic(), Tally(), Met(), folder / "stored.arrow"
+    content = source_content(source.name)  # before it is read: what changes meanwhile is prepared anew
     log.info("preparing %s studies of %s", "the" if source.count is None else source.count, source.name)
     with show_progress(source.count, progress) as step, (folder / REMARKS).open("w", encoding="utf-8") as listing:
         remarks = Remarks(listing)
@@ -119,6 +121,7 @@ def _prepare(profile: Profile, source: Source, folder: Path, progress: Progress 
         "key": runs.step_key(profile, "data"),
         "hash": runs.file_hash(folder / "studies.arrow"),
         "source": source.name,
+        "content": content,
         "kind": source.kind,
         "citation": source.citation,
         "license": source.license,

@@ -48,7 +48,7 @@ class Studies(Sequence[Study]):
 
     def __init__(self, folder: Path, split: str) -> None:
         self.folder, self.split = folder, split
-        with pa.memory_map(str(folder / "studies.arrow")) as source:
+        with pa.memory_map(str(runs.checked(folder / "studies.arrow"))) as source:
             self.table: pa.Table = pa.ipc.open_stream(source).read_all()
         names = self.table.column("split").to_pylist()
         self._rows = [row for row, name in enumerate(names) if name == split]

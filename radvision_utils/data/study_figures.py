@@ -11,6 +11,7 @@ from PIL import Image
 
 from radvision_utils.data.studies import SPLITS, PreparedDataset, Study
 from radvision_utils.figures import BLUE, GREEN, ORANGE, new_figure, tidy
+from radvision_utils.runs import checked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +43,7 @@ def show_studies(studies: Sequence[Study], columns: int = 3) -> Figure:
             left = column * (_SIDE + 0.15) + 0.075
             box = (left / figure.get_figwidth(), (top - _SIDE) / height, _SIDE / figure.get_figwidth(), _SIDE / height)
             axes = figure.add_axes(box)
-            with Image.open(study.image) as image:
+            with Image.open(checked(study.image)) as image:
                 axes.imshow(np.asarray(image), cmap="gray", vmin=0, vmax=255)
             axes.set_axis_off()
             axes.set_title(f"study {study.uid} ({study.split})", fontsize=9, loc="left", pad=4)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from radvision_utils.config import Profile, RadVisionError
+from radvision_utils.content import public_name
 from radvision_utils.data.reports import (
     DEIDENTIFIED,
     PRIORS,
@@ -59,7 +60,7 @@ class Prediction:
         model: `{"run", "stage", "base"}`; stage 0 is the untuned base.
         prompt: what the model was asked.
         seconds: what writing took.
-        file, path, key: of an image of one's own: hash and path of its file, and fingerprint of the model.
+        file, path, key: of an image of one's own: hash and name of its file, and fingerprint of the model.
     """
 
     uid: str
@@ -208,7 +209,7 @@ def own_prediction(
         labels={"generated": mentioned(report_labels(report))},
         mentions={"generated": mention_spans(report)},
         flags=flags_of(report, training),
-        model={"run": profile.run, "stage": stage, "base": profile.model.base},
+        model={"run": profile.run, "stage": stage, "base": public_name(profile.model.base)},
         prompt=profile.model.prompt,
         seconds=round(seconds, 4),
     )

@@ -17,7 +17,7 @@ from radvision_utils.evaluation.records import read_predictions
 from radvision_utils.evidence.pointing import not_validated
 from radvision_utils.figures import BLUE, GRAY, GREEN, ORANGE, VERMILION, new_figure, save_figure, tidy
 from radvision_utils.phantoms.phantom_accuracy import asserted_pairs
-from radvision_utils.runs import read_json_lines
+from radvision_utils.runs import checked, read_json_lines
 
 _COLORS = {"occlusion": BLUE, "gradient": ORANGE, "center": GREEN, "random": GRAY}
 _SCORES = {"calibrated": BLUE, "token probability": ORANGE, "agreement of samples": GREEN}
@@ -52,7 +52,7 @@ def show_maps(folder: Path, count: int = 3) -> Figure:
     for row, (uid, sentence) in zip(grid, found, strict=True):
         ours = predictions[uid]
         run = folder.parent if ours.split == "test" else folder.parent.parent
-        picture = np.asarray(Image.open(run / str(ours.image)).convert("L"))
+        picture = np.asarray(Image.open(checked(run / str(ours.image))).convert("L"))
         for axes, kind in zip(row, kinds, strict=True):
             axes.imshow(picture, cmap="gray", extent=(0, 1, 1, 0))
             if kind != "radiograph":

@@ -17,6 +17,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 
 from radvision_utils.config import DISCLAIMER, STAGES, Profile, RadVisionError
+from radvision_utils.content import public_name
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import Device, choose_device, memory_cap
 from radvision_utils.evaluation.table import interval_rows
@@ -84,7 +85,7 @@ def export_run(profile: Profile, to: Path) -> dict[str, Any]:
     record = {
         "run": profile.run,
         "adapter_hash": last["hash"],
-        "base": _public_name(profile),
+        "base": public_name(base_path(profile.model)),
         "tensors": {name: counts[name] for name in ("merged", "replaced", "copied")},
         "gib": round(counts["bytes"] / 2**30, 3),
         "check": check_merge(profile, collator, base, adapter, partial / "merged"),
@@ -134,7 +135,7 @@ def check_merge(profile: Profile, collator: Collator, base: Path, adapter: Path,
             f"square), and from the untuned base's by {figures['base']:.4f}; nothing was exported. Use the adapter of "
             "the run, and please report this with your library versions."
         )
-    return {"dtype": device.dtype, "studies": [study.uid for study in studies], "tolerance": TOLERANCE, **figures}
+    return {"dtype": device.dtype, "studies": len(studies), "tolerance": TOLERANCE, **figures}
 
 
 def _report_logits(model: torch.nn.Module, batch: dict[str, Any], device: Device) -> torch.Tensor:
@@ -208,12 +209,6 @@ def base_folder(profile: Profile) -> Path:
         ) from error
 
 
-def _public_name(profile: Profile) -> str:
-    """The base as others may know it: no path of this machine."""
-    path = Path(base_path(profile.model))
-    return path.name if path.is_dir() else profile.model.base
-
-
 def _require_disk(to: Path, needed: int) -> None:
     there = next(folder for folder in (to.absolute(), *to.absolute().parents) if folder.exists())
     free = shutil.disk_usage(there).free
@@ -227,8 +222,8 @@ def _require_disk(to: Path, needed: int) -> None:
 def _copy_adapter(profile: Profile, adapter: Path, to: Path) -> None:
     to.mkdir()
     shutil.copyfile(adapter / WEIGHTS, to / WEIGHTS)
-    settings = read_json(adapter / "adapter_config.json")
-    write_json(to / "adapter_config.json", {**settings, "base_model_name_or_path": _public_name(profile)})
+    settings, base = read_json(adapter / "adapter_config.json"), public_name(base_path(profile.model))
+    write_json(to / "adapter_config.json", {**settings, "base_model_name_or_path": base})
 
 
 def _copy_settings(profile: Profile, base: Path, collator: Collator, to: Path) -> None:
@@ -237,6 +232,7 @@ def _copy_settings(profile: Profile, base: Path, collator: Collator, to: Path) -
         if file.suffix in _SMALL_FILES and not file.name.endswith(".index.json"):
             shutil.copyfile(file, to / file.name)
     config = {**read_json(to / "config.json"), "use_cache": True}
+    config.pop("_name_or_path", None)  # where the base once lay
     kind = next(name for name in ("dtype", "torch_dtype", "") if name in config or not name)
     if config.get(kind) == "float32":
         config[kind] = "bfloat16"
@@ -288,7 +284,7 @@ def model_card(profile: Profile, records: Mapping[str, Any], export: Mapping[str
         disclaimer=DISCLAIMER,
         settings=profile,
         usage=USAGE.format(side=profile.data.image_size),
-        source=Path(data["source"]).name if Path(data["source"]).exists() else data["source"],
+        source=public_name(data["source"]),
         data=data,
         counted=lambda counts: ", ".join(f"{name} {count:,}" for name, count in counts.items()),
         stages=stages,

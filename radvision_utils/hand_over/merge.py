@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from radvision_utils.config import RadVisionError
 from radvision_utils.model.base import WEIGHTS
-from radvision_utils.runs import read_json
+from radvision_utils.runs import checked, read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -115,7 +115,7 @@ def _changes(adapter: Path) -> dict[str, Change]:
     if unknown:
         raise RadVisionError(f"the adapter in {adapter} uses {unknown[0]}, which this project does not merge.")
     changes = {}
-    with safe_open(str(adapter / WEIGHTS), framework="pt") as file:
+    with safe_open(str(checked(adapter / WEIGHTS)), framework="pt") as file:
         for name in file.keys():  # noqa: SIM118  (it is no dictionary)
             module = name.removeprefix(_PREFIX)
             if ".lora_A." in name:

@@ -35,10 +35,11 @@ from transformers import (
 )
 
 from radvision_utils.config import ModelSettings, Profile, RadVisionError
+from radvision_utils.content import public_name
 from radvision_utils.environment import Device, open_room, require_device
 from radvision_utils.model.faster import speed_up_vision
 from radvision_utils.progress import download_bar
-from radvision_utils.runs import first_line, write_json
+from radvision_utils.runs import checked, first_line, write_json
 
 COMPONENTS = ("vision_encoder", "projector", "language_model")
 
@@ -386,13 +387,14 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     """The base with a saved adapter.
 
     Raises:
-        RadVisionError: the folder holds no adapter, not a whole one, one for another base or one that is not ours.
+        RadVisionError: the folder holds no adapter, not a whole one or not the one that was written there, one for
+            another base or one that is not ours.
     """
     if not (folder / WEIGHTS).is_file():
         raise RadVisionError(f"{folder} holds no adapter ({WEIGHTS} is missing): run the stage that writes it.")
     try:
-        tensors = load_file(folder / WEIGHTS)
-        given = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        tensors = load_file(checked(folder / WEIGHTS))
+        given = json.loads(checked(folder / "adapter_config.json").read_text(encoding="utf-8"))
         config = _read_lora(given, folder)
         ranks = {int(value.shape[0]) for name, value in tensors.items() if name.endswith("lora_A.weight")}
         asked, there = max(config.r, *(config.rank_pattern or {}).values()), max(ranks, default=0)
@@ -441,8 +443,11 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     """Write the whole adapter as safetensors; `folder` is replaced only when the new one is complete."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
+    # The folder is handed on: no path of this machine, which PEFT also puts into a README without other content.
+    model.peft_config[model.active_adapter].base_model_name_or_path = public_name(model.get_base_model().name_or_path)
     # save_embedding_layers="auto" would look the base up on the hub; the adapter has no embeddings.
     model.save_pretrained(str(partial), safe_serialization=True, save_embedding_layers=False)
+    (partial / "README.md").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

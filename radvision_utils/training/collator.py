@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from radvision_utils.config import ModelSettings, RadVisionError
 from radvision_utils.data.reports import Report, format_report
+from radvision_utils.runs import checked
 
 IGNORED = -100  # label of a position that the loss skips
 _CACHE_BYTES = 1 << 30
@@ -192,7 +194,7 @@ class Collator:
         resized = None if key is None else self._resized.get(key)
         if resized is None:
             if not isinstance(image, Image.Image):
-                with Image.open(image) as file:
+                with Image.open(checked(Path(image))) as file:
                     image = file.convert("L")
             resized = self._resize(image.convert("L"))
             if key is not None and (len(self._resized) + 1) * resized.numel() <= _CACHE_BYTES:

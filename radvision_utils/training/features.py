@@ -28,7 +28,7 @@ from radvision_utils.environment import choose_device
 from radvision_utils.model.base import compute_device
 from radvision_utils.model.faster import computing
 from radvision_utils.progress import show_progress
-from radvision_utils.runs import Stage, fingerprint
+from radvision_utils.runs import Stage, fingerprint, is_whole, list_files
 from radvision_utils.training.collator import Collator, TrainingStudy
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,12 @@ def _inner_model(model: Any) -> Any:
 
 
 def _find(folder: Path, key: str) -> Path | None:
-    return next(folder.glob(f"{key}.*.bin"), None)
+    """The file of that key, if every byte of it is as it was written."""
+    path = next(folder.glob(f"{key}.*.bin"), None)
+    if path is not None and not is_whole(folder):
+        logger.warning("%s is damaged: the features are computed anew", path)
+        return None
+    return path
 
 
 def _compute(
@@ -205,6 +210,7 @@ def _compute(
     path = folder / f"{key}.{str(example.dtype).removeprefix('torch.')}.bin"
     if together.is_main_process:
         partial.rename(path)
+        list_files(folder)
     together.wait_for_everyone()
     return path
 

@@ -2,12 +2,12 @@
 
 A checkpoint holds what the stage trains, not the whole adapter: the rest is in the adapter that the stage began with.
 transformers writes the files of a checkpoint one after the other; killed in between, it leaves one that looks like any
-other. Here a mark with the size of every file is written last, and a checkpoint without its mark is not used.
+other. Here a list with size and checksum of every file is written last, and a checkpoint that it does not fit is not
+used, but the one before.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -32,6 +32,8 @@ from radvision_utils.runs import (
     Stage,
     first_line,
     is_current,
+    is_whole,
+    list_files,
     publish_finished,
     read_json,
     step_key,
@@ -43,38 +45,35 @@ from radvision_utils.runs import (
 
 logger = logging.getLogger(__name__)
 
-MARK = "whole.json"
 STATE = "trainer_state.json"
 TRAINED = "trained.safetensors"
+_KEPT = 2  # checkpoints
 _AGAIN = "again"
 
 
 class CheckpointMark(TrainerCallback):
-    """Marks a checkpoint as whole when every process has written its part of it."""
+    """Lists a checkpoint's files when every process has written its part; only then older ones go, but for the last.
+
+    transformers would tell by the clock which are older, and remove the newest where it was set back.
+    """
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         args.distributed_state.wait_for_everyone()
         if state.is_world_process_zero:
-            mark_whole(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            folder = Path(args.output_dir)
+            mark_whole(folder / f"checkpoint-{state.global_step}")
+            for older in sorted(folder.glob("checkpoint-*"), key=_step_of)[:-_KEPT]:
+                shutil.rmtree(older)
 
 
 def mark_whole(folder: Path) -> None:
-    """Write the mark of a checkpoint whose files are all there, once the disk holds them."""
+    """List the files of a checkpoint that are all there, once the disk holds them."""
     sync_folder(folder)
-    write_json(folder / MARK, {path.name: path.stat().st_size for path in sorted(folder.iterdir())})
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether a checkpoint was written to its end and has lost nothing since."""
-    try:
-        sizes = json.loads((folder / MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
+    list_files(folder)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint, or None."""
+    """The checkpoint of the highest step whose files are as they were written, or None."""
     return max(filter(is_whole, folder.glob("checkpoint-*")), key=_step_of, default=None)
 
 
@@ -122,7 +121,7 @@ def start_or_resume(folder: Path, key: str, force: bool) -> None:
         write_text(folder / "key.txt", " ".join(asked))
     for checkpoint in (folder / "checkpoints").glob("checkpoint-*"):
         if not is_whole(checkpoint):
-            logger.info("%s was not written to its end and is removed", checkpoint.name)
+            logger.warning("%s is damaged or was not written to its end, and is removed", checkpoint.name)
             shutil.rmtree(checkpoint)
 
 

@@ -232,7 +232,6 @@ def training_arguments(settings: StageSettings, device: Device, folder: Path, se
         use_cpu=device.kind == "cpu",
         save_strategy="steps",
         save_steps=settings.save_steps,
-        save_total_limit=2,
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to="none",

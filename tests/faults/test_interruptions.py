@@ -20,9 +20,9 @@ from radvision_utils.evaluation.writing import write_reports
 from radvision_utils.model.base import component_of
 from radvision_utils.planning.cost import disk_gib, read_shape
 from radvision_utils.report import reporter_of
-from radvision_utils.runs import RunFolder, file_hash, is_current, read_json_lines, working, write_json
+from radvision_utils.runs import LIST, RunFolder, file_hash, is_current, is_whole, read_json_lines, working, write_json
 from radvision_utils.training import train as trainer
-from radvision_utils.training.resume import MARK, TRAINED, is_whole, last_checkpoint, mark_whole
+from radvision_utils.training.resume import TRAINED, last_checkpoint, mark_whole
 
 STEPS = {"max_steps": 4, "save_steps": 1, "micro_batch": 4, "lora_dropout": 0.1}
 
@@ -86,7 +86,7 @@ def test_a_checkpoint_of_other_tensors_is_refused_and_named(fresh_run, killed):
     checkpoint = last_checkpoint(RunFolder.of(profile).partial("stage1") / "checkpoints")
     renamed = {name.replace("lora_A", "lora_a"): tensor for name, tensor in load_file(checkpoint / TRAINED).items()}
     save_file(renamed, checkpoint / TRAINED)
-    (checkpoint / MARK).unlink()
+    (checkpoint / LIST).unlink()
     mark_whole(checkpoint)
     with pytest.raises(RadVisionError, match=r"checkpoint-4 holds other tensors .* delete .*stage1\.partial and give"):
         train_stage(profile, 1)

@@ -89,7 +89,20 @@ def test_a_second_opening_reads_and_another_key_replaces(open_all, tmp_path, mon
     assert torch.equal(again.values, first.values)
     assert (first.seconds > 0, again.seconds) == (True, 0.0)
     open_all("b")
-    assert [path.name for path in (tmp_path / "features").iterdir()] == ["b.float32.bin"]
+    assert sorted(path.name for path in (tmp_path / "features").iterdir()) == ["b.float32.bin", "files.json"]
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_damaged_features_are_told_and_computed_anew(open_all, tmp_path, cut, caplog):
+    whole = open_all().values.clone()
+    path = tmp_path / "features" / "a.float32.bin"
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+        file.truncate(path.stat().st_size if cut else whole.nbytes)
+    again = open_all()
+    assert torch.equal(again.values, whole)
+    assert again.seconds > 0
+    assert "is damaged: the features are computed anew" in caplog.text
 
 
 def test_an_interrupted_computation_is_begun_anew(open_all, tmp_path, monkeypatch):
