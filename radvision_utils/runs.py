@@ -387,6 +387,7 @@ def checked(path: Path) -> Path:
     """A file that is about to be used, if it is what was written when the folder that holds it was finished.
 
     It is read once a process. What no list names (images of one's own, what is still being made) is taken as it is.
+    Reports and logs (JSON Lines) are used all the same, with a warning: people may have worked on them.
 
     Raises:
         DamagedFile: it is cut or changed, or a link that leads out of the folder; or the list is damaged.
@@ -398,7 +399,10 @@ def checked(path: Path) -> Path:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise DamagedFile(f"{path} is a link that leads out of {folder}: put the file itself in its place.")
     if told is not None and told != [path.stat().st_size, checksum(path)]:
-        raise DamagedFile(f"{path} is cut or damaged, it does not hold what was written: {_remedy(folder)}.")
+        said = f"{path} is cut or damaged, it does not hold what was written: {_remedy(folder)}."
+        if path.suffix != ".jsonl":
+            raise DamagedFile(said)
+        log.warning("%s", said)
     return path
 
 

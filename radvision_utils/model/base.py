@@ -444,7 +444,8 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     # The folder is handed on: no path of this machine, which PEFT also puts into a README without other content.
-    model.peft_config[model.active_adapter].base_model_name_or_path = public_name(model.get_base_model().name_or_path)
+    base = public_name(str(model.get_base_model().name_or_path))
+    model.peft_config[model.active_adapter].base_model_name_or_path = base
     # save_embedding_layers="auto" would look the base up on the hub; the adapter has no embeddings.
     model.save_pretrained(str(partial), safe_serialization=True, save_embedding_layers=False)
     (partial / "README.md").unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from radvision_utils import RadVisionError, predict_beautiful, prepare_dataset, 
 from radvision_utils.data.images import load_image
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.report import reporter_of
-from radvision_utils.runs import LIST, DamagedFile, RunFolder, checked, is_whole, list_files, require
+from radvision_utils.runs import LIST, DamagedFile, RunFolder, checked, is_whole, list_files, read_json_lines, require
 from radvision_utils.training import train as trainer
 from radvision_utils.training.resume import CheckpointMark, last_checkpoint
 
@@ -123,6 +123,13 @@ def test_of_an_image(run, whole, fault):
 @given(fault=FAULTS)
 def test_of_an_adapter(run, whole, name, fault):
     told(run, f"stage3/adapter/{name}", report, whole, fault)
+
+
+def test_reports_that_were_worked_on_are_shown_with_a_warning(run, tmp_path, caplog):
+    shutil.copytree(RunFolder.of(run).stage(1), tmp_path / "stage1")
+    with damaged(tmp_path / "stage1" / "log.jsonl", (0.99, 8)):
+        assert len(read_json_lines(tmp_path / "stage1" / "log.jsonl", torn=True)) > 1
+    assert "log.jsonl is cut or damaged" in caplog.text
 
 
 def test_the_adapter_of_another_stage_is_none_of_this_one(run):
