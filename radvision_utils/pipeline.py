@@ -58,7 +58,7 @@ def run_notebooks(
         check_parameters(notebook_path(step), parameters)
     for step in steps:
         executed = folder.notebooks / f"{NOTEBOOKS[step]}.ipynb"
-        if _is_shown(profile, step) and executed.is_file() and not force:
+        if not force and executed.is_file() and _is_shown(profile, step):
             logger.info("%s: finished and unchanged, skipped", NOTEBOOKS[step])
             continue
         started = time.perf_counter()
@@ -86,7 +86,7 @@ def training_processes(profile: Profile, step: str, force: bool = False) -> int:
     import torch
 
     stage = profile.stage(int(step.removeprefix("stage")))
-    if profile.model.base == "tiny" or (is_current(profile, step) and not force):
+    if profile.model.base == "tiny" or (not force and is_current(profile, step)):
         return 1
     studies = stage.micro_batch * stage.accumulation
     return max(n for n in range(1, max(torch.cuda.device_count(), 1) + 1) if studies % n == 0)

@@ -410,7 +410,7 @@ def checked(path: Path) -> Path:
 def _listed(path: Path, modified: int) -> dict[str, list[Any]]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise DamagedFile(f"{path} is damaged ({first_line(error)}): {_remedy(path.parent)}.") from error
 
 

@@ -75,7 +75,7 @@ def prepare_dataset(profile: Profile, progress: Progress | None = None) -> Prepa
         RadVisionError: the source cannot be read, or leaves a split without studies.
     """
     force = runs.asked_to_force("data")
-    if runs.is_current(profile, "data") and not force:
+    if not force and runs.is_current(profile, "data"):
         return open_prepared(profile)
     run = runs.RunFolder.of(profile)
     with working(run, "data"):

@@ -148,6 +148,14 @@ def test_a_damaged_record_is_told_before_its_step_is_made_anew(run, monkeypatch)
             make()
 
 
+def test_force_makes_anew_what_is_damaged(trained, tmp_path):
+    profile = replace(trained, output_root=str(tmp_path))
+    shutil.copytree(RunFolder.of(trained).path, RunFolder.of(profile).path)
+    before = require(profile, "stage1")["hash"]
+    RunFolder.of(profile).record_path("stage1").write_text("{}")
+    assert train_stage(profile, 1, force=True).record["hash"] == before
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_a_link_that_leads_out_of_a_run_is_refused(run, tmp_path, kind):
     study = open_prepared(run).split("test")[0]
