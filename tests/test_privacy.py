@@ -17,7 +17,14 @@ from radvision_utils.own_images import predict_files
 from radvision_utils.phantoms.phantom_rows import phantom_rows
 from radvision_utils.runs import RunFolder, write_json_lines
 
-USER = "alice.smith"
+USER, HOST = "alice.smith", "reading-room-7"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def host():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: HOST)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +50,7 @@ def run(home, small_settings):
 
 
 def names_of(home):
-    return [name.encode() for name in (USER, str(home.parent), socket.gethostname())]
+    return [name.encode() for name in (USER, str(home.parent), HOST)]
 
 
 def leaks(folder, secrets):

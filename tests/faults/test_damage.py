@@ -30,7 +30,7 @@ class damaged:
 
     def __init__(self, path, fault):
         (place, self.bit), self.path, self.whole = fault, path, path.read_bytes()
-        self.place = int(place * len(self.whole))
+        self.place = min(int(place * len(self.whole)), len(self.whole) - 1)
 
     def __enter__(self):
         data = bytearray(self.whole)
