@@ -132,7 +132,7 @@ def test_dicom_without_an_ending_is_found_and_equal_names_are_told_apart(folder)
     (folder / "README").write_text("words")
     assert "IM0001" in [image.name for image in find_images([folder], folder / "out")]
     twice = find_images([folder / "1.png", folder / "b<i>" / "1.png"], folder / "out")
-    assert [image.name for image in twice] == [str(folder / "1.png"), str(folder / "b<i>" / "1.png")]
+    assert [image.name for image in twice] == ["1.png", "b<i>/1.png"]
 
 
 @pytest.mark.parametrize(
