@@ -164,14 +164,17 @@ def _predict(options: argparse.Namespace) -> None:
 
         print(f"{told(predict_files(options.images, options.run, options.stage, options.to, root))}\n{DISCLAIMER}")
         return
+    from radvision_utils.evaluation.records import flags_of
     from radvision_utils.report import load_reporter
 
     for image in options.images:
         if not image.is_file():
             raise RadVisionError(f"image {image} does not exist: give paths of PNG, JPEG or DICOM files.")
     reporter = load_reporter(options.run, options.stage, root)
-    for image, report in zip(options.images, reporter.report(options.images), strict=True):
-        print(f"{image}\n  Findings: {report.findings}\n  Impression: {report.impression}\n")
+    for image, written in zip(options.images, reporter.write(options.images), strict=True):
+        report, flags = written.report, flags_of(written.report, set(), written.finished)
+        told = [f"Findings: {report.findings}", f"Impression: {report.impression}"]
+        print("\n  ".join([str(image), *told, *(f"Flag: {flag}" for flag in flags)]), end="\n\n")
     print(DISCLAIMER)
 
 

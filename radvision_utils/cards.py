@@ -14,7 +14,7 @@ from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.dashboard import browser
 from radvision_utils.dashboard.card import ReportCard
 from radvision_utils.dashboard.record import Record, find_prediction, image_path, read_predictions
-from radvision_utils.data.images import letterbox, load_image
+from radvision_utils.data.images import load_square
 from radvision_utils.data.studies import Studies, Study, open_prepared
 from radvision_utils.environment import open_room
 from radvision_utils.runs import RunFolder, is_current
@@ -108,11 +108,8 @@ def _generate(profile: Profile, studies: Studies, position: int, stage: int) -> 
     from radvision_utils.report import reporter_of
 
     study, training = studies[position], training_forms(profile)
-    [ours] = reporter_of(profile, stage).write([study])
-    said = study_prediction(
-        profile, stage, study, position, ours.report, training=training, seconds=ours.seconds, scores={}
-    )
-    return Record.read(said.to_json())
+    [written] = reporter_of(profile, stage).write([study])
+    return Record.read(study_prediction(profile, stage, study, position, written, training, scores={}).to_json())
 
 
 def _explain(profile: Profile, study: Study, record: Record, stage: int) -> dict[str, Any]:
@@ -131,11 +128,9 @@ def _report_on(profile: Profile, name: str, image: bytes | Path, stage: int) -> 
 
     if isinstance(image, Path) and not image.is_file():
         raise RadVisionError(f"image {image} does not exist: give the path of a PNG, JPEG or DICOM file.")
-    size = profile.data.image_size
-    square = letterbox(load_image(image, size), size)
+    square = load_square(image, profile.data.image_size)
     [written] = reporter_of(profile, stage).write([square])
     shown = io.BytesIO()
     square.save(shown, "PNG")
-    training = training_forms(profile)
-    said = own_prediction(profile, stage, name, written.report, training=training, seconds=written.seconds)
+    said = own_prediction(profile, stage, name, written, training_forms(profile))
     return ReportCard(Record.read(said.to_json()), shown.getvalue(), cached=False)

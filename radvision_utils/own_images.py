@@ -18,8 +18,8 @@ from PIL import Image
 
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.data.cells import csv_columns, csv_lines, given, study_number
-from radvision_utils.data.images import is_dicom, letterbox, load_image
-from radvision_utils.evaluation.records import Prediction, own_prediction, training_forms
+from radvision_utils.data.images import is_dicom, load_square
+from radvision_utils.evaluation.records import CUT, REPEATS, Prediction, own_prediction, training_forms
 from radvision_utils.progress import show_progress
 from radvision_utils.report import Reporter, reporter_of
 from radvision_utils.runs import (
@@ -56,12 +56,14 @@ class BatchResult:
         written: reports written now.
         kept: reports that were there already.
         skipped: why an image has no report, by its name.
+        doubted: reports, of all there are, that were cut at the token limit or repeat themselves.
     """
 
     folder: Path
     written: int
     kept: int
     skipped: dict[str, str]
+    doubted: int
 
 
 def find_images(inputs: Sequence[Path], leave_out: Path) -> list[OwnImage]:
@@ -159,7 +161,8 @@ def predict_files(
     write_json(folder / "skipped.json", batch.skipped)
     write_own_page([Record.read(record) for record in records], folder, folder / "index.html")
     there = len(images) - batch.written - len(batch.skipped)
-    return BatchResult(folder, batch.written, there, batch.skipped)
+    doubted = sum(bool({CUT, REPEATS}.intersection(ours.flags)) for ours in kept.values())
+    return BatchResult(folder, batch.written, there, batch.skipped, doubted)
 
 
 class _Batch:
@@ -199,7 +202,7 @@ class _Batch:
         self.kept.pop(image.name, None)  # its report was on another file of that name
         size = self.profile.data.image_size
         try:
-            return source, letterbox(load_image(image.path, size), size)
+            return source, load_square(image.path, size)
         except RadVisionError as error:
             self._skip(image, str(error))
             return None
@@ -214,9 +217,7 @@ class _Batch:
         written = self._reporter.write([square for _, _, square in waiting], progress=lambda done, total: None)
         done = []
         for (image, source, square), ours in zip(waiting, written, strict=True):
-            said = own_prediction(
-                self.profile, self.stage, image.name, ours.report, training=self._training, seconds=ours.seconds
-            )
+            said = own_prediction(self.profile, self.stage, image.name, ours, self._training)
             shown = f"images/{source}.png"
             _save(square, self.folder / shown)
             done.append(dataclasses.replace(said, image=shown, file=source, path=image.path.name, key=self.key))
@@ -262,6 +263,7 @@ def told(result: BatchResult) -> str:
     """The result in lines for people: counts, and where the reports and the page lie."""
     counts = [f"{result.written} reports written", f"{result.kept} were there already"]
     counts += [f"{len(result.skipped)} skipped (see {result.folder / 'skipped.json'})"] if result.skipped else []
+    counts += [f"{result.doubted} with the flag '{CUT}' or '{REPEATS}'"] if result.doubted else []
     paths = (
         f"{title}  {result.folder / name}"
         for title, name in (("Reports", "predictions.jsonl"), ("Page   ", "index.html"))

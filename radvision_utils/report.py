@@ -22,7 +22,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from radvision_utils.config import STAGE_LABELS, Profile, RadVisionError
-from radvision_utils.data.images import letterbox, load_image
+from radvision_utils.data.images import letterbox, load_image, load_square
 from radvision_utils.data.reports import Report, parse_report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import Device, choose_device
@@ -104,7 +104,7 @@ class Reporter:
         Where the model was trained with indications, only a study can give one.
 
         Raises:
-            RadVisionError: an image cannot be read; the sentence names it.
+            RadVisionError: an image cannot be read, or shows nothing; the sentence names it.
         """
         if isinstance(images, (Image.Image, Path, str, bytes, Study)):
             return next(self.write([images])).report
@@ -114,7 +114,7 @@ class Reporter:
         """Reports in the order of the images, a batch at a time; `progress` is told what would be shown otherwise.
 
         Raises:
-            RadVisionError: an image cannot be read, or not even one fits in the memory.
+            RadVisionError: an image cannot be read or shows nothing, or not even one fits in the memory.
         """
         done = 0
         with show_progress(len(images), progress) as step:
@@ -178,13 +178,17 @@ class Reporter:
         return torch.stack(list(found)).float().view(len(images), -1, found[0].shape[-1])
 
     def prepare(self, image: ImageLike) -> Image.Image:
-        """An image as the model was trained on them: read, gray, letterboxed to `data.image_size`."""
+        """An image as the model was trained on them: read, gray, letterboxed to `data.image_size`.
+
+        Of a study it is taken as it was prepared.
+
+        Raises:
+            RadVisionError: an image cannot be read or shows nothing.
+        """
         size = self.profile.data.image_size
         if isinstance(image, Study):
-            image = image.image
-        if not isinstance(image, Image.Image):
-            image = load_image(image if isinstance(image, bytes) else Path(image), size)
-        return letterbox(image, size)
+            return letterbox(load_image(image.image, size), size)
+        return load_square(Path(image) if isinstance(image, str) else image, size)
 
     def prompt(self, image: ImageLike) -> list[int]:
         """Token numbers of the prompt for an image; a study brings its indication."""

@@ -1,5 +1,6 @@
 """Reports: the same for one image and for many, in this process and in a fresh one; bad images are named."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -51,7 +52,17 @@ def test_path_bytes_and_picture_give_the_same_report(reporter, images):
 
 
 def test_a_picture_of_any_size_and_mode_is_letterboxed(reporter):
-    assert reporter.report(Image.new("RGB", (900, 300), "gray")).findings
+    assert reporter.report(Image.linear_gradient("L").resize((900, 300)).convert("RGB")).findings
+
+
+def test_an_image_that_shows_nothing_is_refused_by_name_but_a_prepared_one_is_taken(reporter, dataset, tmp_path):
+    black = tmp_path / "black.png"
+    Image.new("L", (300, 300)).save(black)
+    with pytest.raises(RadVisionError, match=r"black\.png shows nothing"):
+        reporter.report(black)
+    with pytest.raises(RadVisionError, match="the image shows nothing"):
+        reporter.report(Image.new("L", (300, 300), "white"))
+    assert reporter.prepare(dataclasses.replace(dataset.split("test")[0], image=black)).getextrema() == (0, 0)
 
 
 def test_a_report_ends_by_itself_or_is_marked_unfinished(reporter, images):

@@ -67,6 +67,26 @@ def test_reports_are_those_of_one_image_at_a_time(run, trained, folder, tmp_path
         assert record["generated"]["findings"] == reporter.report(folder / record["uid"]).findings
 
 
+def test_an_image_that_shows_nothing_is_named_and_the_others_are_reported_on(run, folder, tmp_path):
+    Image.new("L", (300, 300), 255).save(folder / "white.png")
+    result = predict_files([folder], to=tmp_path / "to", **run)
+    assert (result.written, list(result.skipped)) == (4, ["broken.png", "white.png"])
+    assert "shows nothing" in result.skipped["white.png"]
+
+
+def test_reports_that_were_cut_say_so_in_record_card_page_and_result(run, trained, folder, tmp_path, monkeypatch):
+    short = dataclasses.replace(trained, generation=dataclasses.replace(trained.generation, max_new_tokens=3))
+    monkeypatch.setattr(RunFolder, "profile", lambda _: short)
+    result = predict_files([folder], to=tmp_path / "to", **run)
+    assert result.doubted == 4
+    assert "4 with the flag 'cut at the token limit'" in own_images.told(result)
+    records = records_of(tmp_path / "to")
+    assert all("cut at the token limit" in record["flags"] for record in records)
+    assert "cut off at the longest allowed length" in ReportCard(Record.read(records[0])).text()
+    page = (tmp_path / "to" / "index.html").read_text(encoding="utf-8")
+    assert '<option value="cut at the token limit">' in page
+
+
 def test_it_goes_on_where_it_was_interrupted(run, trained, folder, tmp_path, monkeypatch):
     to, written = tmp_path / "to", []
     two = dataclasses.replace(trained, generation=dataclasses.replace(trained.generation, batch_size=2))

@@ -63,6 +63,8 @@ FLAGS = {
     "prior study": "mentions a prior study that was not given",
     "de-identification token": "contains XXXX, a de-identification token",
     "findings against impression": "findings and impression contradict each other",
+    "cut at the token limit": "cut off at the longest allowed length, not ended by the model",
+    "repeats itself": "says the same again and again",
     "copied from training": "copied from a training report",
 }
 MEANING = (

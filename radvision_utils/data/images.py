@@ -33,6 +33,8 @@ MAX_PIXELS = 50_000_000
 detectors have some 20 million."""
 MIN_SIDE = 32
 """Pixels; a picture with a shorter side is a thumbnail or a placeholder, and no radiograph."""
+LEAST_GRAYS = 8
+"""Gray levels that a picture must have and span, black left aside, for something to be seen; a radiograph has 100."""
 PNG_LEVEL = 1  # of zlib: on Open-I five times faster than the default 6, for files a sixth larger
 LATERAL_BELOW = 0.6
 """Mirror symmetry under which a picture counts as lateral: below it are 0.7 % of 1,338 frontal images of Open-I (some
@@ -398,6 +400,42 @@ def _distinct(ordered: NDArray[np.float32]) -> int:
     return 1 + int(np.count_nonzero(np.diff(ordered)))
 
 
+def load_square(image: bytes | Path | Image.Image, size: int) -> Image.Image:
+    """What a model is shown of a radiograph: gray, upright, letterboxed. The square of a square is the same.
+
+    Args:
+        image: as for `load_image`, or a picture of any mode.
+        size: side of the square in pixels.
+
+    Raises:
+        UnfitImage: it cannot be decoded, has a size that no radiograph has, or shows nothing.
+        RadVisionError: the file cannot be read.
+    """
+    if isinstance(image, Image.Image):
+        return _square(_to_gray(image, False), size, "the image")
+    return _square(load_image(image, size), size, "the image" if isinstance(image, bytes) else f"image {image}")
+
+
+def _square(picture: Image.Image, size: int, where: str) -> Image.Image:
+    square = letterbox(picture, size)
+    # Reducing blends the few levels of a picture into many, and averages noise away.
+    if _shows_nothing(picture) or _shows_nothing(square):
+        raise UnfitImage(
+            f"{where} shows nothing, nearly all its pixels are alike: export it again and look at it first.",
+            "image shows nothing",
+        )
+    return square
+
+
+def _shows_nothing(picture: Image.Image) -> bool:
+    """Whether hardly any pixel is other than black, or 98 % of those that are have nearly the same level."""
+    counts = np.array(picture.histogram())[1:]  # black is what lies around a picture, too
+    up_to = counts.cumsum()
+    first, last = np.searchsorted(up_to, [0.01 * up_to[-1], 0.99 * up_to[-1]])
+    few = np.count_nonzero(counts[first : last + 1]) < LEAST_GRAYS  # a span of fewer holds fewer
+    return bool(few or up_to[-1] < 0.01 * picture.width * picture.height)
+
+
 def letterbox(image: Image.Image, size: int) -> Image.Image:
     """The picture in a black square: scaled by one factor to fit (LANCZOS), centered.
 
@@ -464,10 +502,7 @@ def store_square(data: bytes, path: Path, size: int) -> Stored:
         UnfitImage: the picture cannot be decoded, has a size that no radiograph has, or shows nothing.
     """
     picture, oddities = _decode(data, "the image", size)
-    low, high = picture.getextrema()
-    if low == high:
-        raise UnfitImage("the image is blank, all its pixels are alike: export it again.", "image is blank")
-    square = letterbox(picture, size)
+    square = _square(picture, size, "the image")
     partial = path.with_name(f".{path.name}.partial")
     square.save(partial, format="PNG", compress_level=PNG_LEVEL)
     os.replace(partial, path)

@@ -7,10 +7,12 @@ finding labels and text metrics are made for English, so there is also a test of
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections import Counter
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from radvision_utils.data.lines import join_lines
 
@@ -28,6 +30,35 @@ _TAG = re.compile(
 )
 
 _HEADING = re.compile(r"[*_#]{0,9}\b(findings?|impressions?|conclusions?)\b[ \t*_]*:[ \t*_]*", re.IGNORECASE)
+
+# In texts of any model. What it thought is marked, or ends where its answer begins.
+_THOUGHT = re.compile(
+    r"(?P<opened><(?:think|thinking|thought|reasoning)>|<unused94>)"
+    r"|(?P<closed></(?:think|thinking|thought|reasoning)>|<unused95>)"
+    r"|(?P<answer><answer>|<\|channel\|>final<\|message\|>)",
+    re.IGNORECASE,
+)
+_TOKEN = re.compile(
+    r"<\|[\w ]{1,40}\|>(?:(?:assistant|user|system)\b)?|</?s>|</?answer>|\[/?INST\]"
+    r"|<(?:bos|eos|pad|unk|end_of_turn|start_of_turn)>(?:model\b)?|```(?:(?:json|markdown|md|html|xml|te?xt)\b)?",
+    re.IGNORECASE,
+)
+_SECTION_TAG = re.compile(r"<(/?)(findings?|impressions?|conclusions?)>", re.IGNORECASE)
+_BLOCK_TAG = re.compile(r"</?(?:p|br|hr|div|ul|ol|li|h[1-6]|tr|t[dh]|pre)(?:\s[^<>]{0,500})?/?>", re.IGNORECASE)
+_BOLD_TAG = re.compile(r"</?(?:b|strong|em|u|i)>", re.IGNORECASE)
+# A word for a section, with the marks around it that may make it a heading.
+_CANDIDATE = re.compile(
+    r"""(?P<before>(?:^\d{1,2}[.)]\s)?[*_#"'`~=|\[\]{}>\s\u2022-]{0,9}) (?<![^\W_])
+    (?:(?:key|main|final|overall|clinical|diagnostic|imaging|radiographic|radiologic|radiological|chest|x-ray)\s){0,2}
+    (?P<name>findings?|impressions?|conclusions?)
+    (?:\s?(?:and|&|/)\s?(?:(?P<second>findings?|impressions?|conclusions?)|recommendations?))?
+    (?![^\W_]) (?P<after>[*_#"'`~=|\[\]{}>\ :.\uff1a\u2022\u2013\u2014-]{0,9}\n?)""",
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+)
+_BULLET = re.compile(r"^(?:[-*+\u2013\u2014]\s|[\u2022\u00b7\u2023\u25aa\u25e6\u25cf>]\s?){1,3}")
+# Of a list with a line for each point, not of "1. Small heart. 2. Clear lungs."
+_LINE_NUMBER = re.compile(r"^\d{1,2}[.)]\s(?!.*\s\d{1,2}[.)]\s)")
+_LINE_ENDS = ".!?:;,-/"
 
 # The number of a point in a list: "1. ", "2.No", "3) ". What stands before it rules out "T12." and "2.5".
 _NUMBER = re.compile(r"(?<![\w.,/-])(\d{1,2})\s?[.)](?!\d)\s*(?=[\w(])")
@@ -211,25 +242,110 @@ def format_report(report: Report) -> str:
 
 
 def parse_report(text: str) -> Report:
-    """The report in a text that a model wrote; the inverse of `format_report`.
+    """The report in a text that any model wrote; the inverse of `format_report`, and tolerant of much else.
 
-    Tolerates any case, order, line breaks and Markdown marks, a heading that is missing (what stands before
-    "Impression:" is then the findings) and one that comes twice (its texts are joined). Words before "Findings:",
-    such as "Here is the report:", are left out. Braces, as in the prompt's "Findings: {}", are taken off.
+    What a model thought before its answer, marks of chat formats, HTML and Markdown are taken off, JSON is unfolded.
+    Headings may be in any case and order, marked or on a line of their own without a colon; one may be missing (what
+    stands before "Impression:" is then the findings) or come twice (its texts are joined). Words before "Findings:",
+    such as "Here is the report:", are left out, as are braces and the empty "Findings: {}" of a prompt that is echoed.
+    Lines of a list become sentences.
     """
-    matches = list(_HEADING.finditer(text))
-    if not matches:
-        return Report(_tidy(text), "", headed=False)
+    text = _as_lines(_unfolded(_answer(text)))
+    headings = [found for found in _CANDIDATE.finditer(text) if _is_heading(found)]
+    has_lines, first = "\n" in text, headings[0].start() if headings else len(text)
     sections: dict[str, list[str]] = {"findings": [], "impression": []}
-    for match, after in zip(matches, [*matches[1:], None], strict=True):
-        name = "findings" if match[1].lower().startswith("finding") else "impression"
-        sections[name].append(_tidy(text[match.end() : after.start() if after else len(text)]))
-    if not any(m[1].lower().startswith("finding") for m in matches):
-        sections["findings"].append(_tidy(text[: matches[0].start()]))
+    for found, after in zip_longest(headings, headings[1:]):
+        body = text[found.end() : after.start() if after else len(text)]
+        sections[_section(found)].append(_tidy(body, has_lines))
     findings, impression = (" ".join(filter(None, parts)) for parts in sections.values())
-    return Report(findings, impression)
+    before = _tidy(text[:first], has_lines)
+    if before and not (findings or impression):
+        return Report(_tidy(text, has_lines), "", headed=False)
+    if not any(_section(found) == "findings" for found in headings):
+        findings = before
+    # Under "Findings and Impression" nothing tells the two apart.
+    return Report(findings, impression, any(not found["second"] for found in headings) or bool(impression))
 
 
-def _tidy(text: str) -> str:
-    text = re.sub(r"\s+", " ", text.replace("**", " ")).strip(" *_#")
-    return text[1:-1].strip() if text.startswith("{") and text.endswith("}") else text
+def _answer(text: str) -> str:
+    """What a model answered, without what it thought before."""
+    kept, end, thinking = [], 0, False
+    for mark in _THOUGHT.finditer(text):
+        if not thinking:
+            kept.append(text[end : mark.start()])
+        if mark.lastgroup == "answer" or (mark.lastgroup == "closed" and not thinking):  # opened in the prompt
+            kept.clear()
+        thinking, end = mark.lastgroup == "opened", mark.end()
+    return " ".join(kept if thinking else [*kept, text[end:]])
+
+
+def _unfolded(text: str) -> str:
+    """JSON that holds a report as lines of "key: value"; any other text as it is."""
+    start, end = text.find("{"), text.rfind("}") + 1
+    try:
+        values = json.loads(text[start:end], strict=False)
+        lines = "\n".join(_json_lines(values))
+    except (ValueError, RecursionError):  # cut off, or no JSON: its keys are headings all the same
+        return text
+    return f"{text[:start]}\n{lines}\n{text[end:]}" if _CANDIDATE.search(lines) else text
+
+
+def _json_lines(value: object) -> Iterator[str]:
+    pairs = value.items() if isinstance(value, dict) else [("", inner) for inner in value]  # type: ignore[attr-defined]
+    for key, inner in pairs:
+        name = f"{key.replace('_', ' ')}: " if key else ""
+        if isinstance(inner, dict | list):
+            yield name
+            yield from _json_lines(inner)
+        else:
+            yield f"- {name}{'' if inner is None else inner}"
+
+
+def _as_lines(text: str) -> str:
+    """A text without marks of chat formats and HTML, bold type as in Markdown; no line is empty."""
+    text = html.unescape(_TOKEN.sub("\n", _UNSEEN.sub(" ", text.replace("\\n", "\n"))))
+    text = _SECTION_TAG.sub(lambda tag: "\n" if tag[1] else f"\n{tag[2]}:\n", text)
+    text = _TAG.sub(" ", _BOLD_TAG.sub("**", _BLOCK_TAG.sub("\n", text)))
+    return "\n".join(filter(None, (" ".join(line.split()) for line in text.splitlines())))
+
+
+def _is_heading(found: re.Match[str]) -> bool:
+    """Whether one of the words for a section is its heading, not a word of a sentence."""
+    text, before, after = found.string, found["before"], found["after"]
+    if ":" in after or "\uff1a" in after:
+        return True
+    near = text[max(0, found.start() - 2) : found.start()].rstrip(" ")
+    starts_line = not near or near.endswith("\n") or "\n" in before
+    capital, marked = text[found.end("before")].isupper(), bool(before.strip())
+    if marked and after.strip(" \n.\"'") and not after.startswith((" -", "-")):
+        return True  # "**Findings**", "[FINDINGS]"
+    if starts_line and (after.endswith("\n") or found.end() == len(text)):
+        return capital or marked or not near.strip()
+    if starts_line and after.startswith((" - ", " \u2013 ", " \u2014 ")):
+        return True
+    goes_on = re.match(r"[A-Z](?:[a-z]|\s)|\d", text[found.end() : found.end() + 2])  # "FINDINGS The lungs are clear."
+    return capital and after in (" ", " {") and bool(goes_on) and (starts_line or near.endswith((".", "!", "?")))
+
+
+def _section(found: re.Match[str]) -> str:
+    return "findings" if "finding" in f"{found['name']} {found['second']}".lower() else "impression"
+
+
+def _tidy(text: str, has_lines: bool) -> str:
+    """A section in one line, without the marks of Markdown, JSON and lists; with lines, each ends a sentence where the
+    next does not go on with it.
+    """
+    tidied: list[str] = []
+    for line in re.sub(r"\*\*|`|\{\s*\}\.?", " ", text).splitlines():
+        bare = _BULLET.sub("", line.strip())
+        bare = _LINE_NUMBER.sub("", bare) if has_lines else bare
+        is_point = bare != line.strip()
+        bare = " ".join(bare.split()).strip(" *_#\"'{},|")
+        if not re.search(r"\w", bare):
+            continue
+        if tidied and tidied[-1][-1] not in _LINE_ENDS and (is_point or bare[0].isupper()):
+            tidied[-1] += "."
+        tidied.append(bare)
+    if tidied and has_lines and tidied[-1][-1] not in _LINE_ENDS:
+        tidied[-1] += "."
+    return " ".join(tidied)

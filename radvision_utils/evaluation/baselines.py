@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +16,7 @@ from radvision_utils.evaluation.labels import ASSERTED, label
 from radvision_utils.evaluation.text_metrics import PROTOCOLS, score_texts
 
 if TYPE_CHECKING:  # whose module imports torch, which a score does without
-    from radvision_utils.report import Reporter
+    from radvision_utils.report import ImageLike, Reporter
 
 CONSTANT = "constant report"
 BEST_CONSTANT = "best constant"
@@ -102,11 +101,11 @@ def neighbor_reports(base: Reporter, train: Sequence[Study], studies: Sequence[S
         studies: to report on.
     """
     known = list(train)
-    vectors = [image_vectors(base, [study.image for study in group]) for group in (known, studies)]
+    vectors = [image_vectors(base, group) for group in (known, studies)]
     return [known[i].report for i in nearest(*vectors)]
 
 
-def image_vectors(base: Reporter, images: Sequence[Path]) -> NDArray[np.float32]:
+def image_vectors(base: Reporter, images: Sequence[ImageLike]) -> NDArray[np.float32]:
     """(n, hidden size) the mean of an image's visual tokens, as they enter the language model."""
     means = base.in_batches(images, lambda batch: base.visual_tokens(batch).mean(1).cpu().numpy())
     vectors: NDArray[np.float32] = np.concatenate(list(means))

@@ -24,6 +24,7 @@ from radvision_utils.evaluation.bootstrap import RESAMPLES
 from radvision_utils.evaluation.charts import save_figures
 from radvision_utils.evaluation.labels import mesh_agreement
 from radvision_utils.evaluation.records import (
+    CUT,
     Prediction,
     check_texts,
     read_predictions,
@@ -175,6 +176,7 @@ class _Evaluation:
         losses = image_use.study_losses(reporter, self.studies)
         scored = self.scorer.score([w.report for w in written])
         scored.facts.update(_effort(written), loss=round(float(losses[:, 0].sum() / losses[:, 1].sum()), 4))
+        scored.facts["flags"][CUT] = sum(not w.finished for w in written)
         own = losses[self.chosen]
         if reporter.stage in (0, LAST):
             self.use["gap"][row] = image_use.exchanged_gap(reporter, self.some, own, self.seed)
@@ -263,9 +265,8 @@ class _Evaluation:
                 stage,
                 study,
                 index,
-                ours.report,
-                training=self.scorer.training,
-                seconds=ours.seconds,
+                ours,
+                self.scorer.training,
                 scores={name: round(each[index][name], 4) for name in CARD_SCORES},
             )
             for index, (study, ours) in enumerate(zip(self.studies, written, strict=True))
@@ -294,7 +295,6 @@ def _effort(written: Sequence[WrittenReport]) -> dict[str, Any]:
     seconds, tokens = sum(w.seconds for w in written), sum(w.tokens for w in written)
     return {
         "tokens_per_report": round(tokens / len(written), 1),
-        "unfinished": sum(not w.finished for w in written),
         "seconds_per_report": round(seconds / len(written), 4),
         "tokens_per_second": round(tokens / seconds, 1),
     }

@@ -6,11 +6,13 @@ A `Prediction` is one line of `predictions.jsonl`, the seam between the evaluati
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.content import public_name
@@ -23,15 +25,22 @@ from radvision_utils.data.reports import (
     format_report,
     is_english,
     parse_report,
+    split_sentences,
 )
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import open_room
 from radvision_utils.evaluation.labels import Label, compare, find_mentions, label, study_f1
 from radvision_utils.runs import RunFolder, read_json_lines
 
-FLAGS = ("prior study", "de-identification token", "findings against impression", "copied from training")
+if TYPE_CHECKING:  # whose module imports torch, which a score does without
+    from radvision_utils.report import WrittenReport
+
+CUT, REPEATS, COPIED = "cut at the token limit", "repeats itself", "copied from training"
+FLAGS = ("prior study", "de-identification token", "findings against impression", CUT, REPEATS, COPIED)
 VERDICTS = ("agree", "missed", "unsupported", "contradiction")
 Labels = Mapping[str, Label]
+_TIMES = 3  # that a sentence, or the words at the end, must stand there
+_LATEST = 300  # words at the end in which a loop is looked for
 _IF_EMPTY = {
     "reference": "a study without a true report cannot be scored; leave it out knowingly.",
     "prediction": "write the report, or a word such as 'None' where the system wrote nothing.",
@@ -87,7 +96,8 @@ class Prediction:
     @property
     def stage(self) -> int | None:
         """The stage whose report it is; None where another system wrote it."""
-        return self.model.get("stage")
+        stage = self.model.get("stage")
+        return stage if isinstance(stage, int) else None
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any], where: str) -> Prediction:
@@ -102,6 +112,8 @@ class Prediction:
         """
         if not isinstance(record, Mapping) or "uid" not in record or "generated" not in record:
             raise RadVisionError(f"{where} lacks uid or generated: see the README for the schema of a prediction.")
+        if not isinstance(record["uid"], str | int | float):
+            raise RadVisionError(f"{where} has a uid that is neither a text nor a number: give the study's own.")
         names = [each.name for each in dataclasses.fields(cls)]
         known = {name: record[name] for name in names if record.get(name) is not None}
         known |= {"uid": str(record["uid"]), "generated": _read_report(record["generated"], where)}
@@ -149,21 +161,38 @@ def training_forms(profile: Profile) -> set[str]:
     return {normal_form(study.report) for study in open_prepared(profile).split("train")}
 
 
-def flags_of(report: Report, training: set[str]) -> list[str]:
+def flags_of(report: Report, training: set[str], finished: bool = True) -> list[str]:
     """Which of `FLAGS` a generated report earns.
 
     Args:
         report: what the model wrote.
         training: the training reports, each in `normal_form`.
+        finished: False where the longest allowed report ended it, not the model.
     """
     sections = [clean_section(text) for text in (report.findings, report.impression)]
     found = {
         "prior study": any(drop_sentences(text, {PRIORS})[1] for text in sections),
         "de-identification token": any(drop_sentences(text, {DEIDENTIFIED})[1] for text in sections),
         "findings against impression": _contradicts_itself(report),
-        "copied from training": normal_form(report) in training,
+        CUT: not finished,
+        REPEATS: _repeats_itself(report),
+        COPIED: normal_form(report) in training,
     }
     return [name for name in FLAGS if found[name]]
+
+
+def _repeats_itself(report: Report) -> bool:
+    """Whether a sentence stands in a section three times, or the end goes round and round."""
+    sections = [text.lower() for text in (report.findings, report.impression)]
+    if any(max(Counter(split_sentences(text)).values(), default=0) >= _TIMES for text in sections):
+        return True
+    words = " ".join(sections).split()[-_LATEST:]
+    return _ends_in_loop(words) or _ends_in_loop(words[:-1])  # the last word may be cut off
+
+
+def _ends_in_loop(words: list[str]) -> bool:
+    turns = range(1, len(words) // _TIMES + 1)
+    return any(words[-_TIMES * turn : -turn] == words[-(_TIMES - 1) * turn :] for turn in turns)
 
 
 def _contradicts_itself(report: Report) -> bool:
@@ -190,28 +219,26 @@ def mention_spans(report: Report) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def own_prediction(
-    profile: Profile, stage: int, uid: str, report: Report, *, training: set[str], seconds: float
-) -> Prediction:
+def own_prediction(profile: Profile, stage: int, uid: str, written: WrittenReport, training: set[str]) -> Prediction:
     """A report without a reference: what it says, by the rules.
 
     Args:
         profile: the run's settings.
         stage: whose report.
         uid: the study, or the name of an image of one's own.
-        report: what the model wrote.
+        written: what the model wrote.
         training: see `training_forms`.
-        seconds: what writing took.
     """
+    report = written.report
     return Prediction(
         uid=uid,
         generated=report,
         labels={"generated": mentioned(report_labels(report))},
         mentions={"generated": mention_spans(report)},
-        flags=flags_of(report, training),
+        flags=flags_of(report, training, written.finished),
         model={"run": profile.run, "stage": stage, "base": public_name(profile.model.base)},
         prompt=profile.model.prompt,
-        seconds=round(seconds, 4),
+        seconds=round(written.seconds, 4),
     )
 
 
@@ -220,18 +247,16 @@ def study_prediction(
     stage: int,
     study: Study,
     index: int,
-    report: Report,
-    *,
+    written: WrittenReport,
     training: set[str],
-    seconds: float,
     scores: Mapping[str, float],
 ) -> Prediction:
     """A report beside the reference of its study; `index` is its place in the split, `scores` what only that can tell.
 
     The other arguments are those of `own_prediction`.
     """
-    said = own_prediction(profile, stage, study.uid, report, training=training, seconds=seconds)
-    ours, true = report_labels(report), report_labels(study.reference)
+    said = own_prediction(profile, stage, study.uid, written, training)
+    ours, true = report_labels(written.report), report_labels(study.reference)
     return dataclasses.replace(
         said,
         split=study.split,
@@ -243,7 +268,7 @@ def study_prediction(
         labels={**said.labels, "reference": mentioned(true)},
         verdicts=compare(ours, true),
         mentions={**said.mentions, "reference": mention_spans(study.reference)},
-        findings=open_room("phantoms.phantom_accuracy").verdicts(report, study.truth) if study.truth else [],
+        findings=open_room("phantoms.phantom_accuracy").verdicts(written.report, study.truth) if study.truth else [],
         scores={"label_f1": study_f1(ours, true), **scores},
     )
 
@@ -274,9 +299,14 @@ def _read_report(text: object, where: str) -> Report:
     if isinstance(text, str):
         return parse_report(text)
     if isinstance(text, Mapping):
-        findings, impression = (str(text.get(section) or "") for section in ("findings", "impression"))
-        return Report(findings, impression, bool(text.get("headed", True)))
-    raise RadVisionError(f"{where} has a report that is neither a text nor findings and impression.")
+        findings, impression = (text.get(section, "") for section in ("findings", "impression"))
+        if isinstance(findings, str) and isinstance(impression, str) and (findings or impression or "findings" in text):
+            return Report(findings, impression, bool(text.get("headed", True)))
+        if (report := parse_report(json.dumps(text))).headed:  # other keys, or lists of sentences
+            return report
+    raise RadVisionError(
+        f"{where} has a report that is neither a text nor findings and impression: give it as one of these."
+    )
 
 
 def check_texts(reports: Mapping[str, Report], what: str) -> None:

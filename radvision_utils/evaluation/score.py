@@ -124,7 +124,8 @@ def _read_systems(path: Path) -> dict[str, Pairs]:
     systems: dict[str, Pairs] = {}
     for number, ours in enumerate(read_predictions(path), start=1):
         name = path.stem if ours.stage is None else STAGE_LABELS.get(ours.stage, path.stem)
-        _add(systems.setdefault(name, {}), ours.uid, (ours.generated, ours.reference), f"line {number} of {path}")
+        pair, where = (ours.generated, ours.reference), f"line {number} of {path}"
+        _add(systems.setdefault(name, {}), study_number(ours.uid), pair, where)
     return systems or {path.stem: {}}
 
 
@@ -133,14 +134,16 @@ def _read_csv(path: Path) -> Pairs:
     columns = csv_columns(path)
     if missing := {"uid", "prediction"} - set(columns):
         raise RadVisionError(f"{path} has no column {', '.join(sorted(missing))}: it needs uid, prediction, reference.")
-    for row in csv_lines(path):
-        uid = study_number(row["uid"]) or ""
+    for number, row in enumerate(csv_lines(path), start=1):
+        uid = study_number(row["uid"])
         reference = parse_report(given(row["reference"]) or "") if "reference" in columns else None
-        _add(pairs, uid, (parse_report(given(row["prediction"]) or ""), reference), f"study {uid} in {path}")
+        _add(pairs, uid, (parse_report(given(row["prediction"]) or ""), reference), f"row {number} of {path}")
     return pairs
 
 
-def _add(pairs: Pairs, uid: str, pair: tuple[Report, Report | None], where: str) -> None:
+def _add(pairs: Pairs, uid: str | None, pair: tuple[Report, Report | None], where: str) -> None:
+    if uid is None:
+        raise RadVisionError(f"{where} names no study: give its number as uid.")
     if uid in pairs:
         raise RadVisionError(f"{where}: study {uid} is there twice; keep one prediction a study.")
     pairs[uid] = pair

@@ -31,7 +31,7 @@ from radvision_utils.evaluation.labels import (
     observation_scores,
     says_nothing,
 )
-from radvision_utils.evaluation.records import FLAGS, VERDICTS, flags_of, normal_form, report_labels
+from radvision_utils.evaluation.records import COPIED, CUT, FLAGS, VERDICTS, flags_of, normal_form, report_labels
 from radvision_utils.evaluation.text_metrics import (
     NEEDS_JAVA,
     PROTOCOLS,
@@ -170,8 +170,9 @@ class Scorer:
         counts = Counter[str]()
         for report, times in Counter(reports).items():
             counts.update(dict.fromkeys(flags_of(report, self.training), times))
-        known = FLAGS if self.training else FLAGS[:-1]  # copies can be told only where the training reports are known
-        return {name: counts[name] if name in known else None for name in FLAGS}
+        # Who only reads a report cannot tell whether it was cut, nor a copy without the training reports.
+        unknown = {CUT} if self.training else {CUT, COPIED}
+        return {name: None if name in unknown else counts[name] for name in FLAGS}
 
 
 def variety(reports: Sequence[Report]) -> dict[str, Any]:
@@ -332,7 +333,7 @@ def _error_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         for name, row in rows.items()
     ]
     return markdown_table(["reports by", *VERDICTS, *FLAGS], lines) + (
-        "\nThe first four count findings against the reference, the last four reports.\n"
+        "\nThe first four count findings against the reference, the others reports.\n"
     )
 
 
@@ -397,6 +398,8 @@ def _faults_of_texts(row: Mapping[str, Any], n: int) -> list[str]:
         faults.append(f"wrote the same report for {same} of {n} studies")
     if repeated > HALF:
         faults.append(f"repeats itself ({repeated:.0%} of a report stood in it before)")
+    if (cut := row["flags"].get(CUT) or 0) > HALF * n:
+        faults.append(f"reaches the token limit in {cut} of {n} reports")
     if unnamed > HALF * n:
         faults.append(f"names no observation that the rules know in {unnamed} of {n} reports")
     elif not any(found["asserted"] for found in row["observations"].values()):

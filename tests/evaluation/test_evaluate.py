@@ -69,6 +69,13 @@ def test_differences_are_to_every_other_row(result):
     assert set(result.metrics["differences"]["after stage 3"]) == set(ROWS) - {"after stage 3"}
 
 
+def test_the_table_counts_the_flags_of_the_records(result):
+    for stage, row in ((0, "base, untuned"), (3, "after stage 3")):
+        ours = [flag for prediction in result.predictions if prediction.stage == stage for flag in prediction.flags]
+        assert result.metrics["rows"][row]["flags"] == {flag: ours.count(flag) for flag in FLAGS}
+    assert "cut at the token limit" in (result.folder / "table.md").read_text()
+
+
 def test_a_prediction_says_what_both_texts_claim_and_where(result):
     for ours in result.predictions:
         assert set(ours.flags) <= set(FLAGS)

@@ -28,11 +28,18 @@ TRAINING = {normal_form(Report("The lungs are clear.", "No acute disease."))}
         ("Left pleural effusion.", "Right pleural effusion.", ["findings against impression"]),
         ("Possible effusion.", "Effusion.", []),
         ("The lungs are  clear.", "NO acute disease.", ["copied from training"]),
+        ("The lungs are clear. " * 3, "", ["repeats itself"]),
+        ("No effusion and no effusion and no effusion and no eff", "", ["repeats itself"]),
+        ("No effusion. No edema.", "No effusion. No edema. No effusion.", []),
         ("", "", []),
     ],
 )
 def test_errors_that_a_report_shows_by_itself_are_flagged(findings, impression, flags):
     assert flags_of(Report(findings, impression), TRAINING) == flags
+
+
+def test_a_report_that_was_cut_is_flagged():
+    assert flags_of(Report("The lungs are", ""), TRAINING, finished=False) == ["cut at the token limit"]
 
 
 def test_labels_of_a_record_name_only_what_the_text_mentions():

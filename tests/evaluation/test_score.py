@@ -78,12 +78,25 @@ def test_what_cannot_be_scored_is_refused_in_one_sentence(text, sentence, write)
         ('{"uid": "1"}\n', "line 1 of .* lacks uid or generated"),
         ('{"uid": "1", "generated": 5, "reference": "Clear."}\n', "neither a text nor findings and impression"),
         ("[1]\n", "lacks uid or generated"),
+        ('{"uid": [1], "generated": "Clear."}\n', "line 1 of .* a uid that is neither a text nor a number"),
+        ('{"uid": "", "generated": "Clear."}\n', "line 1 of .* names no study"),
+        ('{"uid": 1, "generated": {"text": "Clear."}}\n', "line 1 of .* neither a text nor findings and impression"),
+        ('{"uid": 1, "generated": "Clear.", "reference": []}\n', "neither a text nor findings and impression"),
         ("no json\n", "line 1 of .* is not JSON"),
     ],
 )
 def test_a_bad_line_is_named(text, sentence, write):
     with pytest.raises(RadVisionError, match=sentence):
         score_file(write(text, "theirs.jsonl"))
+
+
+@pytest.mark.parametrize("model", ["lingshu-7b", None, ["a"], 3, {"stage": [1]}, {"stage": "3"}, {"stage": 1e400}])
+@pytest.mark.parametrize("report", ["Clear.", {"Findings": ["Clear."], "IMPRESSION": None}, {"findings": "Clear."}])
+def test_records_of_other_shapes_are_one_system_of_the_files_name(model, report, write):
+    line = {"uid": 1.0, "generated": report, "reference": report, "model": model}
+    metrics, _ = score_file(write(json.dumps(line) + "\n", "theirs.jsonl"))
+    assert (list(metrics["rows"]), metrics["n"]) == (["theirs"], 1)
+    assert metrics["rows"]["theirs"]["words_per_report"] == 1
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from radvision_utils.__main__ import parse_settings
 from radvision_utils.collections.mimic import sections_of
-from radvision_utils.config import PROFILES, Profile, RadVisionError, load_profile, settings_of
+from radvision_utils.config import PROFILES, PROMPT, Profile, RadVisionError, load_profile, settings_of
 from radvision_utils.data.reports import (
     DEIDENTIFIED,
     PRIORS,
@@ -124,6 +124,74 @@ def test_a_cleaned_report_written_and_read_back_is_the_same(findings, impression
 def _as_read(text: str) -> str:
     """What reading takes off the ends and out of a text: the marks of Markdown and a pair of braces around all."""
     return parse_report(f"Findings: {text}").findings
+
+
+BOLD = ["**{}**\n{}", "**{}:** {}", "__{}__: {}", "***{}*** {}", "<b>{}:</b> {}<br>", "<strong>{}</strong><p>{}</p>"]
+LINES = ["{}\n{}", "{}:\n{}", "## {}\n{}", "# {}:\n\n{}", "[{}]\n{}", "<h2>{}</h2>\n{}", "=== {} ===\n{}", "{}.\n{}"]
+INLINE = ["{}: {}", "{} : {}", "{}\uff1a{}", "{} - {}", "1. {}: {}", "- {}: {}", "> {}: {}", '"{}": "{}",', "{} {}"]
+HEADINGS = [
+    ("Findings", "Impression"),
+    ("FINDINGS", "IMPRESSION"),
+    ("Finding", "Impressions"),
+    ("FINDING", "CONCLUSION"),
+]
+HEADINGS += [("Radiographic Findings", "Final Impression"), ("Key findings", "Impression and Recommendations")]
+BODIES = [
+    " ".join,
+    "\n".join,
+    *(lambda points, mark=mark: "".join(f"\n{mark} {each}" for each in points) for mark in "-*+•"),
+]
+BODIES += [lambda points: "".join(f"\n{number}. {each}" for number, each in enumerate(points, start=1))]
+BODIES += [
+    lambda points: "\n".join(f"- {each.rstrip('.')}" for each in points),
+    lambda points: f"{{{' '.join(points)}}}",
+]
+AROUND = [
+    "{}",
+    "  {}\n\n",
+    "<|im_start|>assistant\n{}<|im_end|>",
+    "<s>{}</s>",
+    "Here is the report:\n{}",
+    "```\n{}\n```",
+]
+AROUND += ["<think>Findings: an effusion? Impression: not sure.</think>\n{}", "Findings: look.\n</think>\n\n{}"]
+AROUND += ["<think>Hm.</think><answer>{}</answer>", PROMPT.replace("{", "{{").replace("}", "}}") + "\n{}"]
+POINTS = st.lists(
+    st.sampled_from(["The heart is normal.", "No effusion.", "2.5 cm nodule (new).", "These findings are old."]),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(
+    *(POINTS, POINTS, st.sampled_from(HEADINGS), st.sampled_from(BOLD + LINES + INLINE), st.booleans()),
+    *(st.sampled_from(BODIES), st.sampled_from(BODIES), st.sampled_from(AROUND)),
+)
+def test_a_report_is_read_whatever_its_headings_order_and_marks(ours, true, names, style, turned, body, other, around):
+    written = [style.format(names[0], body(ours)), style.format(names[1], other(true))]
+    text = around.format("\n".join(written[::-1] if turned else written))
+    assert parse_report(text) == Report(" ".join(ours), " ".join(true)), text
+
+
+@given(POINTS, POINTS, st.booleans(), st.booleans(), st.booleans())
+def test_a_report_in_json_is_read(ours, true, turned, nested, listed):
+    both = {"Findings": ours if listed else " ".join(ours), "impression": true if listed else " ".join(true)}
+    both = dict(reversed(both.items())) if turned else both
+    for text in (json.dumps({"report": both} if nested else both), json.dumps(both, indent=2)):
+        assert parse_report(f"```json\n{text}\n```") == Report(" ".join(ours), " ".join(true))
+        if not (listed or turned):
+            assert parse_report(text[:-20]).findings == " ".join(ours)  # cut at the token limit
+
+
+@given(st.text("aeno -*.,;:!?()\n\t", max_size=80), st.text("aeno -*.,;:!?()\n\t", max_size=80))
+def test_reading_a_report_loses_no_letter(ours, true):
+    def letters(*texts):
+        return [character for text in texts for character in text if character.isalpha()]
+
+    for text in (ours, f"Findings: {ours}\nImpression: {true}", f"{ours}\n**Impression**\n{true}"):
+        report = parse_report(text)
+        wanted = [*ours] if text is ours else [*ours, *true]
+        assert letters(report.findings, report.impression) == letters(*wanted)
 
 
 @given(st.one_of(TEXTS, st.text()))
