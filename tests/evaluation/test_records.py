@@ -5,7 +5,9 @@ import json
 import pytest
 
 from radvision_utils import Report
+from radvision_utils.dashboard import card
 from radvision_utils.evaluation.records import (
+    FLAGS,
     Prediction,
     flags_of,
     mention_spans,
@@ -40,6 +42,10 @@ def test_errors_that_a_report_shows_by_itself_are_flagged(findings, impression, 
 
 def test_a_report_that_was_cut_is_flagged():
     assert flags_of(Report("The lungs are", ""), TRAINING, finished=False) == ["cut at the token limit"]
+
+
+def test_a_card_has_words_for_every_flag():
+    assert set(card.FLAGS) == set(FLAGS)
 
 
 def test_labels_of_a_record_name_only_what_the_text_mentions():
