@@ -112,8 +112,6 @@ class Prediction:
         """
         if not isinstance(record, Mapping) or "uid" not in record or "generated" not in record:
             raise RadVisionError(f"{where} lacks uid or generated: see the README for the schema of a prediction.")
-        if not isinstance(record["uid"], str | int | float):
-            raise RadVisionError(f"{where} has a uid that is neither a text nor a number: give the study's own.")
         names = [each.name for each in dataclasses.fields(cls)]
         known = {name: record[name] for name in names if record.get(name) is not None}
         known |= {"uid": str(record["uid"]), "generated": _read_report(record["generated"], where)}
