@@ -10,9 +10,10 @@ import html
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Any
 
 from radvision_utils.data.lines import join_lines
 
@@ -290,8 +291,8 @@ def _unfolded(text: str) -> str:
     return f"{text[:start]}\n{lines}\n{text[end:]}" if _CANDIDATE.search(lines) else text
 
 
-def _json_lines(value: object) -> Iterator[str]:
-    pairs = value.items() if isinstance(value, dict) else [("", inner) for inner in value]  # type: ignore[attr-defined]
+def _json_lines(value: dict[str, Any] | list[Any]) -> Iterator[str]:
+    pairs: Iterable[tuple[str, Any]] = value.items() if isinstance(value, dict) else (("", inner) for inner in value)
     for key, inner in pairs:
         name = f"{key.replace('_', ' ')}: " if key else ""
         if isinstance(inner, dict | list):
