@@ -173,8 +173,8 @@ def _predict(options: argparse.Namespace) -> None:
     reporter = load_reporter(options.run, options.stage, root)
     for image, written in zip(options.images, reporter.write(options.images), strict=True):
         report, flags = written.report, flags_of(written.report, set(), written.finished)
-        told = [f"Findings: {report.findings}", f"Impression: {report.impression}"]
-        print("\n  ".join([str(image), *told, *(f"Flag: {flag}" for flag in flags)]), end="\n\n")
+        sections = [f"Findings: {report.findings}", f"Impression: {report.impression}"]
+        print("\n  ".join([str(image), *sections, *(f"Flag: {flag}" for flag in flags)]), end="\n\n")
     print(DISCLAIMER)
 
 

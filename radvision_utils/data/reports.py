@@ -260,10 +260,10 @@ def parse_report(text: str) -> Report:
         sections[_section(found)].append(_tidy(body, has_lines))
     findings, impression = (" ".join(filter(None, parts)) for parts in sections.values())
     before = _tidy(text[:first], has_lines)
-    if before and not (findings or impression):
-        return Report(_tidy(text, has_lines), "", headed=False)
     if not any(_section(found) == "findings" for found in headings):
         findings = before
+    if before and not (findings or impression):
+        return Report(_tidy(text, has_lines), "", headed=False)
     # Under "Findings and Impression" nothing tells the two apart.
     return Report(findings, impression, any(not found["second"] for found in headings) or bool(impression))
 
