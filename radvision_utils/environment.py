@@ -145,6 +145,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+def conditions(device: Device) -> dict[str, Any]:
+    """Under what a step computes: where all of it is the same, so is the result, bit for bit on a CPU."""
+    import torch
+
+    named = {"device": device.title, "dtype": device.dtype}
+    return {**named, "threads": torch.get_num_threads(), "versions": versions()}
+
+
 def forget_peak_memory(device: Device) -> None:
     """Let the peak of the card begin anew; that of a process cannot."""
     if device.kind == "cuda":

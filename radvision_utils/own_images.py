@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
@@ -27,6 +29,7 @@ from radvision_utils.runs import (
     append_json_lines,
     file_hash,
     fingerprint,
+    holding,
     read_json_lines,
     require,
     write_json,
@@ -45,6 +48,19 @@ class OwnImage:
 
     name: str
     path: Path
+
+    @property
+    def place(self) -> str:
+        """Stands for where the file lies, and does not tell it."""
+        return fingerprint(str(self.path.resolve()))
+
+    @cached_property
+    def hash(self) -> str:
+        """Of the file's content; "" where it cannot be read."""
+        try:
+            return file_hash(self.path) if self.path.is_file() else ""
+        except OSError:
+            return ""
 
 
 @dataclass(frozen=True)
@@ -134,12 +150,14 @@ def predict_files(
         inputs: see `find_images`.
         run: whose model.
         stage: 1, 2 or 3; 0 is the untuned base.
-        to: where to write; default: `outputs/<run>/own/<name of the first input>`. What is there of the same model and
-            the same files is kept.
+        to: where to write; what is there of the same model and the same files is kept. Default:
+            `outputs/<run>/own/<name of the first input>-<hash of the model and of all names and contents>`; reports
+            of this model on the same content that stand beside it are taken over.
         output_root: the folder that holds the run.
 
     Raises:
-        RadVisionError: no such run, stage or input; no image could be read; or `to` holds reports of another model.
+        RadVisionError: no such run, stage or input; no image could be read; another process writes there; or `to` holds
+            reports of another model, or of another image of one's name.
     """
     # The page is the dashboard's, which this module's other half must not need.
     from radvision_utils.dashboard.page import write_own_page
@@ -147,19 +165,25 @@ def predict_files(
 
     home = RunFolder(run, output_root)
     profile = home.profile()
-    folder = to or home.path / "own" / (inputs[0].resolve().stem or "images")
-    images = find_images(inputs, folder)
+    own = home.path / "own"
+    images = find_images(inputs, to or own)
+    # By what is in it: two folders of one name are two, and one that was moved is the same.
     key = _model_key(profile, stage)
-    kept = _kept(folder / "predictions.jsonl", key)
-    batch = _Batch(profile, stage, folder, key, kept)
-    batch.write(images)
-    if not kept:
-        name, reason = next(iter(batch.skipped.items()))
-        raise RadVisionError(f"none of the {len(images)} images could be read; the first, {name}: {reason}")
-    records = [dataclasses.replace(ours, index=index).to_json() for index, ours in enumerate(kept.values())]
-    write_json_lines(folder / "predictions.jsonl", records)
-    write_json(folder / "skipped.json", batch.skipped)
-    write_own_page([Record.read(record) for record in records], folder, folder / "index.html")
+    content = fingerprint([key, sorted((image.name, image.hash) for image in images)])
+    folder = to or own / f"{inputs[0].resolve().stem or 'images'}-{content}"
+    with holding(folder, "predict", f"folder {folder}", "give another folder with --to"):
+        kept = _kept(folder, key, images)
+        if to is None:
+            kept |= _written_beside(folder, key, [image for image in images if image.name not in kept])
+        batch = _Batch(profile, stage, folder, key, kept)
+        batch.write(images)
+        if not kept:
+            name, reason = next(iter(batch.skipped.items()))
+            raise RadVisionError(f"none of the {len(images)} images could be read; the first, {name}: {reason}")
+        records = [dataclasses.replace(ours, index=index).to_json() for index, ours in enumerate(kept.values())]
+        write_json_lines(folder / "predictions.jsonl", records)
+        write_json(folder / "skipped.json", batch.skipped)
+        write_own_page([Record.read(record) for record in records], folder, folder / "index.html")
     there = len(images) - batch.written - len(batch.skipped)
     doubted = sum(bool({CUT, REPEATS}.intersection(ours.flags)) for ours in kept.values())
     return BatchResult(folder, batch.written, there, batch.skipped, doubted)
@@ -175,11 +199,11 @@ class _Batch:
         self._training: set[str] = set()
 
     def write(self, images: Sequence[OwnImage]) -> None:
-        waiting: list[tuple[OwnImage, str, Image.Image]] = []
+        waiting: list[tuple[OwnImage, Image.Image]] = []
         with show_progress(len(images)) as step:
             for done, image in enumerate(images):
-                if read := self._read(image):
-                    waiting.append((image, *read))
+                if square := self._read(image):
+                    waiting.append((image, square))
                 if len(waiting) == self.profile.generation.batch_size:
                     self._report(waiting)
                     waiting = []
@@ -188,21 +212,17 @@ class _Batch:
                 self._report(waiting)
             step(len(images))
 
-    def _read(self, image: OwnImage) -> tuple[str, Image.Image] | None:
-        """Hash and square of an image that has no report yet, or None; a bad one is named."""
-        try:
-            if not image.path.is_file():
-                raise FileNotFoundError(2, "there is no such file")
-            source = file_hash(image.path)
-        except OSError as error:
-            self._skip(image, f"image {image.path} cannot be read ({error.strerror}).")
+    def _read(self, image: OwnImage) -> Image.Image | None:
+        """The square of an image that has no report yet, or None; a bad one is named."""
+        if not image.hash:
+            self._skip(image, f"image {image.path} cannot be read: it does not exist, or you may not read it.")
             return None
-        if image.name in self.kept and self.kept[image.name].file == source:
+        if image.name in self.kept and self.kept[image.name].file == image.hash:
             return None
         self.kept.pop(image.name, None)  # its report was on another file of that name
         size = self.profile.data.image_size
         try:
-            return source, load_square(image.path, size)
+            return load_square(image.path, size)
         except RadVisionError as error:
             self._skip(image, str(error))
             return None
@@ -211,16 +231,17 @@ class _Batch:
         logger.warning("skipped: %s", reason)
         self.skipped[image.name] = reason.replace(str(image.path), image.name)  # the folder may be handed on
 
-    def _report(self, waiting: Sequence[tuple[OwnImage, str, Image.Image]]) -> None:
+    def _report(self, waiting: Sequence[tuple[OwnImage, Image.Image]]) -> None:
         if self._reporter is None:
             self._reporter, self._training = reporter_of(self.profile, self.stage), training_forms(self.profile)
-        written = self._reporter.write([square for _, _, square in waiting], progress=lambda done, total: None)
+        written = self._reporter.write([square for _, square in waiting], progress=lambda done, total: None)
         done = []
-        for (image, source, square), ours in zip(waiting, written, strict=True):
+        for (image, square), ours in zip(waiting, written, strict=True):
             said = own_prediction(self.profile, self.stage, image.name, ours, self._training)
-            shown = f"images/{source}.png"
+            shown = f"images/{image.hash}.png"
             _save(square, self.folder / shown)
-            done.append(dataclasses.replace(said, image=shown, file=source, path=image.path.name, key=self.key))
+            said = dataclasses.replace(said, image=shown, file=image.hash, key=self.key)
+            done.append(dataclasses.replace(said, path=image.path.name, place=image.place))
         append_json_lines(self.folder / "predictions.jsonl", *(prediction.to_json() for prediction in done))
         self.kept |= {prediction.uid: prediction for prediction in done}
         self.written += len(waiting)
@@ -234,28 +255,59 @@ def _model_key(profile: Profile, stage: int) -> str:
     return fingerprint([settings, adapter])
 
 
-def _kept(path: Path, key: str) -> dict[str, Prediction]:
+def _kept(folder: Path, key: str, images: Sequence[OwnImage]) -> dict[str, Prediction]:
     """The predictions of an earlier call by name, the latest of each; a line torn by its interruption is dropped.
 
     Raises:
-        RadVisionError: they are another model's.
+        RadVisionError: they are another model's, or one is of another image than ours of its name.
     """
-    if not path.is_file():
-        return {}
-    records = read_json_lines(path, torn=True)
-    kept = {ours.uid: ours for ours in (Prediction.from_json(record, str(path)) for record in records)}
+    path = folder / "predictions.jsonl"
+    kept = {ours.uid: ours for ours in _predictions(path)}
     if any(ours.key != key for ours in kept.values()):
         raise RadVisionError(
             f"{path} holds reports of another model or other settings: give another folder with --to, or delete it."
         )
-    write_json_lines(path, (ours.to_json() for ours in kept.values()))
+    for image in images:
+        ours = kept.get(image.name)
+        if ours and image.hash not in ("", ours.file) and ours.place not in (None, image.place):
+            raise RadVisionError(
+                f"{path} holds a report on another folder's image of the name {image.name}, which that on {image.path} "
+                "would replace: give another folder with --to."
+            )
+    if kept:
+        write_json_lines(path, (ours.to_json() for ours in kept.values()))
     return kept
 
 
-def _save(square: Image.Image, path: Path) -> None:
+def _predictions(path: Path) -> Iterator[Prediction]:
+    for record in read_json_lines(path, torn=True) if path.is_file() else ():
+        yield Prediction.from_json(record, str(path))
+
+
+def _written_beside(folder: Path, key: str, images: Sequence[OwnImage]) -> dict[str, Prediction]:
+    """Reports of this model on the same content in other folders: the image was moved, or had others beside it."""
+    there = {
+        ours.file: (ours, path.parent / ours.image)
+        for path in sorted(folder.parent.glob("*/predictions.jsonl"))
+        for ours in _predictions(path)
+        if ours.key == key and ours.image and (path.parent / ours.image).is_file()
+    }
+    found = {}
+    for image in images:
+        if image.hash in there:
+            ours, square = there[image.hash]
+            _save(square, folder / "images" / square.name)
+            found[image.name] = dataclasses.replace(ours, uid=image.name, path=image.path.name, place=image.place)
+    return found
+
+
+def _save(square: Image.Image | Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    square.save(partial, "PNG")
+    if isinstance(square, Path):
+        shutil.copyfile(square, partial)
+    else:
+        square.save(partial, "PNG")
     os.replace(partial, path)
 
 

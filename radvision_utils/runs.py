@@ -1,9 +1,10 @@
 """A run's folder: where each artefact lies, whether it still belongs to the settings at hand, and who works on it.
 
-Every step (data, stage1, stage2, stage3, evaluation) ends by writing a record that holds its `key`: a fingerprint of
-its settings and of its parent's `hash`. A step whose record is there and whose key is unchanged is current. One process
-at a time works on a run: the lock is `outputs/<run>/lock.json`, which names its holder; the operating system's lock on
-that file ends with the process however it ends, so a lock left by a killed process is seen to be stale.
+Every step (data, stage1, stage2, stage3, evaluation) ends by writing a record that holds what it was `made_from`, its
+settings and its parents' `hash` by name, and the `key`, a fingerprint of that. A step whose record is there and whose
+key is unchanged is current. One process at a time works on a folder: the lock is its `lock.json`, which names the
+holder; the operating system's lock on that file ends with the process however it ends, so a lock left by a killed
+process is seen to be stale.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -35,14 +36,17 @@ from radvision_utils.config import (
     load_profile,
     profile_from_dict,
     project_root,
+    settings_of,
 )
 from radvision_utils.content import checksum, source_content
 from radvision_utils.environment import process_rank
 
-_MANY = 200  # files in a folder
+log = logging.getLogger(__name__)
+
 STEPS = ("data", "stage1", "stage2", "stage3", "evaluation")
 # Settings of a stage that change how it gets to its result, not the result.
-NO_RESULT = ("save_steps", "max_minutes", "checkpointed_layers", "cache_features")
+NO_RESULT = ("save_steps", "max_minutes", "validation_studies", "checkpointed_layers", "cache_features")
+_SPLIT = ("micro_batch", "accumulation")  # only their product changes the result, but for the masks of dropout
 # What each stage trains, and how; the first is the untuned base.
 _STAGES = (
     ("", ""),
@@ -57,6 +61,12 @@ NOTEBOOKS = {
     "stage3": "04_stage3_language_model",
     "evaluation": "05_inference_dashboard",
 }
+FORCE_VARIABLE = "RADVISION_FORCE"
+_MANY = 200  # files in a folder
+_LONG = 60  # characters of a setting that stands in a sentence
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# safetensors and torch report a failed write as errors of their own; only their words tell.
+_FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing")
 
 
 class RunFolder:
@@ -102,44 +112,46 @@ class RunFolder:
         return self.path / "notebooks"
 
     def partial(self, step: str) -> Path:
-        """Where data or a stage is made; it becomes visible by `publish`, whole."""
+        """Where a step is made; it becomes visible by `publish`, whole."""
         return self.path / f"{step}.partial"
+
+    def before(self, step: str) -> Path:
+        """Where an older result waits while a new one takes its place."""
+        return self.path / f"{step}.before"
 
     def publish(self, profile: Profile, step: str) -> None:
         """Put the finished folder `partial(step)` in the place of an older one, and note in `run.json` what it says.
 
         Killed in between, one of the two is whole: `publish_finished` or `settle` takes the exchange up again.
         """
-        final, partial = self.path / step, self.partial(step)
+        final, partial, before = self.path / step, self.partial(step), self.before(step)
         record = read_json(partial / self.record_path(step).name)
         facts = {key: record[key] for key in ("seconds", "device", "versions") if key in record}
         if step == "data":
             facts["studies"] = record["counts"]["kept"]
-        self.note(profile, step, **facts)
+        if step in STEPS:
+            self.note(profile, step, **facts)
         list_files(partial)
         sync_folder(partial)
         if final.is_dir():
-            final.rename(self._before(step))
+            final.rename(before)
         partial.rename(final)
-        sync_folder(self.path, deep=False)
-        shutil.rmtree(self._before(step), ignore_errors=True)
+        sync_folder(final.parent, deep=False)
+        shutil.rmtree(before, ignore_errors=True)
 
     def settle(self) -> None:
         """End an exchange that was killed between its two renames or while it removed the older result."""
-        for step in STEPS:
-            final, partial, before = self.path / step, self.partial(step), self._before(step)
-            if before.is_dir():
+        for folder in (self.path, self.evaluation):
+            for before in folder.glob("*.before"):
+                final, partial = before.with_suffix(""), before.with_suffix(".partial")
                 if not final.is_dir():
                     (partial if partial.is_dir() else before).rename(final)
                 shutil.rmtree(before, ignore_errors=True)
 
-    def _before(self, step: str) -> Path:
-        return self.path / f"{step}.before"
-
     def record_path(self, step: str) -> Path:
         """The file that a step writes last."""
-        names = {"data": "data/summary.json", "evaluation": "evaluation/metrics.json"}
-        return self.path / names.get(step, f"{step}/stage.json")
+        names = {"data": "summary.json", "evaluation": "metrics.json"}
+        return self.path / step / names.get(step.split("/")[0], "stage.json")
 
     def record(self, step: str) -> dict[str, Any] | None:
         """What the finished step recorded, or None.
@@ -256,54 +268,75 @@ class Stage:
 
 
 def publish_finished(profile: Profile, step: str) -> bool:
-    """Whether data or a stage with these settings was whole but not yet in its place; it is now."""
+    """Whether a step with these settings was whole but not yet in its place; it is now."""
     folder = RunFolder.of(profile)
     record = folder.partial(step) / folder.record_path(step).name
-    if not record.is_file() or read_json(record)["key"] != step_key(profile, step):
+    if not record.is_file() or read_json(record).get("key") != step_key(profile, step):
         return False
     folder.publish(profile, step)
     return True
 
 
 def step_key(profile: Profile, step: str) -> str:
-    """Fingerprint of everything that the step's result depends on.
+    """Fingerprint of `made_from`."""
+    return fingerprint(made_from(profile, step))
+
+
+def made_from(profile: Profile, step: str) -> dict[str, Any]:
+    """Everything that the step's result depends on: settings by the names that `--set` takes, steps by their hashes.
+
+    Beside `STEPS` there may be "evaluation/validation" and "evaluation/train", of other splits.
 
     Raises:
         RadVisionError: the step before it is missing, unfinished or was made with other settings.
     """
+    settings, seed = settings_of(profile), {"seed": profile.seed}
     if step == "data":
-        # The source is known by its content, see `require` and `is_current`.
-        settings = {k: v for k, v in dataclasses.asdict(profile.data).items() if k not in ("workers", "source")}
-        return fingerprint([settings, profile.seed])
-    data = require(profile, "data")
-    if step == "evaluation":
-        parent = require(profile, "stage3")
-        made = [profile.generation.max_new_tokens, profile.evaluation.stages]  # a batch's size changes no report
-        return fingerprint([data["hash"], parent["hash"], *made])
-    number = int(step.removeprefix("stage"))
-    parent = require(profile, f"stage{number - 1}") if number > 1 else data
+        unlike = ("data.workers", "data.source")  # the source is known by its content, see `require` and `is_current`
+        return seed | {name: settings[name] for name in settings_of(profile.data, "data.") if name not in unlike}
+    made = {"dataset": require(profile, "data")["hash"]}
+    if step.startswith("evaluation"):
+        names = ["generation.max_new_tokens", "evaluation.stages"]  # a batch's size changes no report
+        return made | {"stage3": require(profile, "stage3")["hash"]} | {name: settings[name] for name in names}
+    stage = Stage(profile, int(step.removeprefix("stage")))
+    if stage.parent is not None:
+        made[stage.parent.step] = stage.parent.record()["hash"]
+    names = [f"{step}.{name}" for name in settings_of(stage.settings) if name not in (*NO_RESULT, *_SPLIT)]
     # The one adapter is shaped at stage 1, by the ranks of both its LoRA components.
-    ranks = [[s.lora_rank, s.lora_alpha] for s in (profile.stage1, profile.stage3)] if number == 1 else []
-    return fingerprint(
-        [
-            dataclasses.asdict(profile.model),
-            {k: v for k, v in dataclasses.asdict(profile.stage(number)).items() if k not in NO_RESULT},
-            ranks,
-            profile.seed,
-            data["hash"],
-            parent["hash"],
-        ]
-    )
+    names += ["stage3.lora_rank", "stage3.lora_alpha"] if stage.number == 1 else []
+    made |= seed | settings_of(profile.model, "model.") | {name: settings[name] for name in names}
+    made[f"{step}.micro_batch x {step}.accumulation"] = stage.settings.micro_batch * stage.settings.accumulation
+    return made
+
+
+def differences(before: Mapping[str, Any] | None, now: Mapping[str, Any], word: str = "you ask for") -> str:
+    """How a step or its conditions were, in words: "stage1.learning_rate 0.0001 (you ask for 0.0002)".
+
+    Without `before`, which earlier versions did not record, it names nothing; where nothing differs it is "".
+    """
+    if before is None:
+        return "other settings or other data"
+    parts = []
+    for name in dict.fromkeys([*before, *now]):
+        old, new = before.get(name), now.get(name)
+        if old == new:
+            continue
+        told = [json.dumps(value, ensure_ascii=False) for value in (old, new)]
+        plain = name not in ("dataset", *STEPS) and max(map(len, told)) <= _LONG
+        parts.append(f"{name} {told[0]} ({word} {told[1]})" if plain else f"another {name}")
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
 
 def is_current(profile: Profile, step: str) -> bool:
-    """Whether the step is finished and nothing that it depends on has changed since.
+    """Whether the step is finished, in its place, and nothing that it depends on has changed since.
 
     For the data the content of their source is looked at; one that cannot be reached has not changed.
 
     Raises:
         DamagedFile: what the step recorded is damaged; to make it anew without a word would cost hours.
     """
+    if RunFolder.of(profile).before(step).is_dir():
+        return False  # as far as can be seen: whoever takes the lock ends the exchange
     try:
         record = require(profile, step)
     except DamagedFile:
@@ -328,16 +361,18 @@ def require(profile: Profile, step: str) -> dict[str, Any]:
     """
     folder = RunFolder.of(profile)
     record = folder.record(step)
-    where, command = folder.record_path(step).parent, redo_command(profile, step)
+    where, command = folder.record_path(step).parent, redo_command(profile, step.split("/")[0])
     if record is None:
         begun = where.is_dir() or folder.partial(step).is_dir()
         state = "was started but is not finished" if begun else "has not been made"
         raise RadVisionError(f"{step} of run {profile.run!r} {state} ({where}): make it with `{command}`.")
     source, known = profile.data.source, record.get("source") if step == "data" else None
     moved = known is not None and source != known and source_content(source) != record.get("content")
-    if record["key"] != step_key(profile, step) or moved:
+    made = made_from(profile, step)
+    if record.get("key") != fingerprint(made) or moved:
+        told = differences(record.get("made_from"), made) or "other data"
         raise RadVisionError(
-            f"{step} of run {profile.run!r} was made with other settings or from other data ({where}): "
+            f"{step} of run {profile.run!r} was made with {told}, in {where}: "
             f"make it again with `{command}`, or use the settings in {folder.path / 'run.json'}."
         )
     return record
@@ -558,19 +593,9 @@ def _sync(path: str | Path) -> None:
         os.close(handle)
 
 
-FORCE_VARIABLE = "RADVISION_FORCE"
-
-
 def asked_to_force(step: str) -> bool:
     """Whether `run --force` had the notebook that is executed here make the step anew; true once a process."""
     return os.environ.get(FORCE_VARIABLE) == step and bool(os.environ.pop(FORCE_VARIABLE))
-
-
-log = logging.getLogger(__name__)
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# safetensors and torch report a failed write as errors of their own; only their words tell.
-_FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing")
 
 
 @contextmanager
@@ -580,34 +605,41 @@ def working(run: RunFolder, step: str) -> Iterator[None]:
     Raises:
         RadVisionError: another process works on the run; the sentence names it. Or the disk is full.
     """
-    with _told_if_full(run), _locked(run, step):
+    with holding(run.path, step, f"run {run.run!r}", "use another name with --run"):
+        if not process_rank():
+            for leftover in run.path.glob(".run.json.*"):  # of a process killed as it wrote
+                leftover.unlink(missing_ok=True)
+            run.settle()
         yield
 
 
 @contextmanager
-def _locked(run: RunFolder, step: str) -> Iterator[None]:
-    if process_rank():
+def holding(folder: Path, step: str, name: str, otherwise: str) -> Iterator[None]:
+    """Hold a folder, by its name for people, while a step writes to it.
+
+    Raises:
+        RadVisionError: another process holds it: wait, or do `otherwise`. Or the disk is full.
+    """
+    with _told_if_full(folder), nullcontext() if process_rank() else _locked(folder, step, name, otherwise):
         yield
-        return
-    path = run.path / "lock.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = _acquire(path, run.run)
+
+
+@contextmanager
+def _locked(folder: Path, step: str, name: str, otherwise: str) -> Iterator[None]:
+    path = folder / "lock.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = _acquire(path, name, otherwise)
     try:
         holder = {"process": os.getpid(), "host": socket.gethostname(), "step": step, "since": now()}
-        for leftover in run.path.glob(
-            ".run.json.*"
-        ):  # of a process killed as it wrote: whoever holds the run writes it
-            leftover.unlink(missing_ok=True)
         os.ftruncate(handle, 0)
         os.pwrite(handle, (json.dumps(holder) + "\n").encode(), 0)
-        run.settle()
         yield
     finally:
         path.unlink(missing_ok=True)  # while it is still held: nobody else's lock can be removed
         os.close(handle)
 
 
-def _acquire(path: Path, run: str) -> int:
+def _acquire(path: Path, name: str, otherwise: str) -> int:
     """An open, locked handle of the lock file.
 
     Raises:
@@ -632,12 +664,10 @@ def _acquire(path: Path, run: str) -> int:
         what = f"{holder.get('step', 'a step')} since {holder.get('since', 'just now')}"
         if free:
             raise RadVisionError(
-                f"run {run!r} was being worked on by {who} ({what}), which cannot be seen from "
+                f"{name} was being worked on by {who} ({what}), which cannot be seen from "
                 f"{socket.gethostname()}: if it is no more, delete {path} and give the same command again."
             )
-        raise RadVisionError(
-            f"run {run!r} is being worked on by {who} ({what}): wait until it ends, or use another name with --run."
-        )
+        raise RadVisionError(f"{name} is being worked on by {who} ({what}): wait until it ends, or {otherwise}.")
 
 
 def _flock(handle: int) -> bool | None:
@@ -675,16 +705,16 @@ def _alive(process: Any) -> bool:
 
 
 @contextmanager
-def _told_if_full(run: RunFolder) -> Iterator[None]:
+def _told_if_full(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
         if not is_disk_full(error):
             raise
-        there = next(folder for folder in (run.path, *run.path.parents) if folder.is_dir())
+        there = next(path for path in (folder, *folder.parents) if path.is_dir())
         free = shutil.disk_usage(there).free / 2**30
         raise RadVisionError(
-            f"a file in {run.path} could not be written to its end ({first_line(error)}; {free:.1f} GiB are free): "
+            f"a file in {folder} could not be written to its end ({first_line(error)}; {free:.1f} GiB are free): "
             "make room and give the same command again; what was finished before is whole."
         ) from error
 

@@ -65,7 +65,7 @@ def test_a_changed_stage_is_named_with_the_command_when_a_later_notebook_is_run_
     result = radvision("run", *words, "--set", "stage1.learning_rate=0.1", "--from", "3")
     assert result.returncode == 1
     assert "notebook 03_stage2_projector stopped" in result.stderr
-    assert "stage1 of run 'chain' was made with other settings" in result.stderr
+    assert "stage1 of run 'chain' was made with stage1.learning_rate 0.002 (you ask for 0.1)" in result.stderr
     assert "--from 3" in result.stderr
     assert "stage1.learning_rate=0.1" in result.stderr
 

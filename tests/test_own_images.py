@@ -13,7 +13,7 @@ from radvision_utils.dashboard.card import ReportCard
 from radvision_utils.dashboard.record import Record
 from radvision_utils.own_images import find_images, predict_files
 from radvision_utils.report import Reporter
-from radvision_utils.runs import RunFolder
+from radvision_utils.runs import RunFolder, holding
 
 
 @pytest.fixture
@@ -123,6 +123,57 @@ def test_a_finished_folder_loads_no_model_and_a_changed_file_is_reported_anew(
     again = predict_files([folder], to=tmp_path / "to", **run)
     assert (again.written, again.kept) == (1, 3)
     assert len(records_of(tmp_path / "to")) == 4
+
+
+@pytest.fixture
+def namesakes(dataset, tmp_path):
+    """Folders of one name; of their images some share a name, some their content, some both."""
+    sources = [study.image for study in dataset.split("train")[:3]]
+    contents = {"a": {"x.png": 0, "y.png": 1}, "b": {"x.png": 1, "z.png": 2}, "c": {"x.png": 0, "y.png": 1}}
+    folders = {}
+    for parent, images in contents.items():
+        folders[parent] = tmp_path / parent / "images"
+        folders[parent].mkdir(parents=True)
+        for name, number in images.items():
+            shutil.copy(sources[number], folders[parent] / name)
+    return folders
+
+
+def test_folders_of_one_name_have_each_their_page_by_what_is_in_them(run, trained, namesakes):
+    results = {parent: predict_files([folder], **run) for parent, folder in namesakes.items()}
+    for parent, folder in namesakes.items():
+        found = {record["uid"]: record["file"] for record in records_of(results[parent].folder)}
+        assert found == {image.name: image.hash for image in find_images([folder], folder / "to")}
+        assert (results[parent].folder / "index.html").read_text(encoding="utf-8").count("<article") == 2
+    assert results["a"].folder == results["c"].folder != results["b"].folder
+    # What has a report of this model is not reported on again: of b one image is a's.
+    assert [(ours.written, ours.kept) for ours in results.values()] == [(2, 0), (1, 1), (0, 2)]
+    shutil.copy(namesakes["b"] / "z.png", namesakes["a"] / "new.png")
+    grown = predict_files([namesakes["a"]], **run)
+    assert (grown.written, grown.kept) == (0, 3)
+
+
+def test_two_at_once_lose_nothing(run, trained, namesakes):
+    first = predict_files([namesakes["a"]], **run)
+    before = (first.folder / "predictions.jsonl").read_bytes()
+    with holding(first.folder, "predict", "", ""):
+        assert predict_files([namesakes["b"]], **run).folder != first.folder
+        for to in (None, first.folder):
+            with pytest.raises(
+                RadVisionError, match=r"is being worked on by process \d+ .*or give another folder with"
+            ):
+                predict_files([namesakes["c"]], to=to, **run)
+    assert (first.folder / "predictions.jsonl").read_bytes() == before
+
+
+def test_a_report_is_not_replaced_by_that_on_another_folders_image_of_its_name(run, trained, namesakes, tmp_path):
+    predict_files([namesakes["a"]], to=tmp_path / "to", **run)
+    before = records_of(tmp_path / "to")
+    with pytest.raises(
+        RadVisionError, match=r"holds a report on another folder's image of the name x\.png, .*with --to"
+    ):
+        predict_files([namesakes["b"]], to=tmp_path / "to", **run)
+    assert records_of(tmp_path / "to") == before
 
 
 def test_reports_of_another_model_are_not_mixed_in(run, folder, tmp_path):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from radvision_utils.config import RadVisionError, load_profile
-from radvision_utils.runs import RunFolder, is_current, read_json, require, step_key, write_json
+from radvision_utils.config import PROMPT, RadVisionError, load_profile, settings_of
+from radvision_utils.runs import STEPS, RunFolder, fingerprint, is_current, made_from, read_json, require, write_json
 
 
 @pytest.fixture
@@ -14,7 +14,9 @@ def profile(tmp_path):
 
 
 def finish(profile, step, content="1"):
-    write_json(RunFolder.of(profile).record_path(step), {"key": step_key(profile, step), "hash": content})
+    made = made_from(profile, step)
+    record = {"key": fingerprint(made), "made_from": made, "hash": content}
+    write_json(RunFolder.of(profile).record_path(step), record)
 
 
 def test_a_step_is_current_only_after_its_record_was_written(profile):
@@ -70,12 +72,63 @@ def test_an_unfinished_stage_is_told_from_a_missing_one(profile):
         require(profile, "stage1")
 
 
-def test_a_stage_made_with_other_settings_is_refused(profile):
-    for step in ("data", "stage1"):
+# What changes no step: how a step gets to its result, and what is added to an evaluation.
+WITHOUT_RESULT = {"data.workers", "data.source", "generation.batch_size", "evaluation.evidence", "evaluation.samples"}
+WITHOUT_RESULT |= {f"stage{n}.{name}" for n in (1, 2, 3) for name in ("save_steps", "max_minutes", "cache_features")}
+WITHOUT_RESULT |= {f"stage{n}.{name}" for n in (1, 2, 3) for name in ("validation_studies", "checkpointed_layers")}
+SETTINGS = {name: value for name, value in settings_of(load_profile()).items() if "." in name or name == "seed"}
+
+
+def another(name, value):
+    """A valid value of a setting that is not the one it has."""
+    choices = {"hospital": "A", "required": "either", "deidentified": "keep", "priors": "keep", "quantization": "none"}
+    choices |= {"stages": "ends", "schedule": "linear", "optimizer": "adamw_torch"}
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, str):
+        return choices.get(name.rpartition(".")[2], f"{value}x")
+    return 7 if value is None else 0.25 if isinstance(value, float) else value + 1
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_for_any_one_setting_changed_a_step_is_current_or_the_sentence_names_the_setting(profile, name):
+    for step in STEPS:
         finish(profile, step)
-    other = load_profile("tiny", {"stage1.epochs": 9}, run="r", output_root=profile.output_root)
-    with pytest.raises(RadVisionError, match="stage1 of run 'r' was made with other settings"):
-        require(other, "stage1")
+    value = another(name, SETTINGS[name])
+    changed = load_profile("tiny", {name: value}, run="r", output_root=profile.output_root)
+    if name in WITHOUT_RESULT:
+        assert all(is_current(changed, step) for step in STEPS)
+        return
+    told = f"{name} {json.dumps(SETTINGS[name])} (you ask for {json.dumps(value)})"
+    if name.endswith((".micro_batch", ".accumulation")):  # by their product
+        told = f"{name.partition('.')[0]}.accumulation 8 (you ask for {16 if name.endswith('accumulation') else 9})"
+    with pytest.raises(RadVisionError, match="of run 'r' was made with") as error:
+        require(changed, "evaluation")
+    assert (f"another {name}" if SETTINGS[name] == PROMPT else told) in str(error.value)
+
+
+def test_a_step_of_micro_batches_is_known_by_its_studies(profile):
+    for step in STEPS:
+        finish(profile, step)
+    for micro, times in ((1, 8), (2, 4), (4, 2)):
+        split = {}
+        for stage in ("stage1", "stage2", "stage3"):
+            split |= {f"{stage}.micro_batch": micro, f"{stage}.accumulation": times}
+        assert is_current(load_profile("tiny", split, run="r", output_root=profile.output_root), "evaluation")
+
+
+def test_all_that_differs_is_named_and_a_record_without_names_is_answered_too(profile):
+    for step in ("data", "stage1", "stage2"):
+        finish(profile, step)
+    finish(profile, "stage1", content="2")
+    other = load_profile("tiny", {"stage2.epochs": 9, "seed": 23}, run="r", output_root=profile.output_root)
+    with pytest.raises(
+        RadVisionError, match=r"stage2 .* with another stage1 and stage2\.epochs 1\.0 \(you ask for 9\.0\)"
+    ):
+        require(other, "stage2")
+    write_json(RunFolder.of(profile).record_path("stage1"), {"key": "of an earlier version", "hash": "1"})
+    with pytest.raises(RadVisionError, match="stage1 of run 'r' was made with other settings or other data, in"):
+        require(profile, "stage1")
 
 
 def test_a_run_that_does_not_exist_is_answered_with_those_that_do(profile, tmp_path):

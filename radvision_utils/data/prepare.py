@@ -117,8 +117,10 @@ def _prepare(profile: Profile, source: Source, folder: Path, progress: Progress 
     _check_splits(tally, remarks, source, profile.data)
     runs.write_json(folder / "split.json", tally.splits)
     seconds = time.monotonic() - started
+    made = runs.made_from(profile, "data")
     summary = {
-        "key": runs.step_key(profile, "data"),
+        "key": runs.fingerprint(made),
+        "made_from": made,
         "hash": runs.file_hash(folder / "studies.arrow"),
         "source": source.name,
         "content": content,

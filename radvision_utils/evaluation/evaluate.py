@@ -1,13 +1,13 @@
 """Judge a run: reports of the base and of every stage, beside rows that need no model, and whether the image is used.
 
 Writes `evaluation/predictions.jsonl` (the seam to the dashboard), `rexrank.json`, `table.md`, pictures and, last,
-`metrics.json`. Another split than test gets a folder of its own below `evaluation/`.
+`metrics.json`, beside an older evaluation, whose place they take when all are whole. Another split than test gets a
+folder of its own below `evaluation/`.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -49,9 +49,11 @@ from radvision_utils.runs import (
     RunFolder,
     asked_to_force,
     fingerprint,
+    is_current,
+    made_from,
     now,
+    publish_finished,
     read_json,
-    step_key,
     working,
     write_json,
     write_json_lines,
@@ -100,31 +102,27 @@ def evaluate(
         RadVisionError: data or a stage is missing or stale, the split has no studies, or a reference is empty or not
             English; the sentence says what to do.
     """
-    run = RunFolder.of(profile)
-    folder = run.evaluation if split == "test" else run.evaluation / split
-    key = step_key(profile, "evaluation")
-    path = folder / "metrics.json"
-    force = asked_to_force("evaluation") or force
-    metrics = read_json(path) if path.is_file() and not force else None
-    if metrics is None or metrics["key"] != key:
+    run, step = RunFolder.of(profile), "evaluation" if split == "test" else f"evaluation/{split}"
+    made, force = made_from(profile, step), asked_to_force("evaluation") or force
+    if force or not is_current(profile, step):
         with working(run, "evaluation"):
             if process_rank():
-                metrics = help_first_process(profile, split, profile.evaluation.judged, folder, key)
-            else:
-                metrics = _Evaluation(profile, split, folder, key).run()
-                shutil.rmtree(folder / "reports", ignore_errors=True)
+                help_first_process(profile, split, profile.evaluation.judged, step)
+            elif force or not (publish_finished(profile, step) or is_current(profile, step)):
+                _Evaluation(profile, split, step, made).run()
     if (evidence or samples) and not process_rank():
         with working(run, "evaluation"):
-            metrics = read_json(path)  # another process may have added to it meanwhile
-            open_room("evidence.study_maps").add_to_evaluation(metrics, profile, folder, evidence, samples)
-    return EvaluationResult(folder, metrics)
+            open_room("evidence.study_maps").add_to_evaluation(profile, step, evidence, samples)
+    return EvaluationResult(run.path / step, read_json(run.record_path(step)))
 
 
 class _Evaluation:
     """What the steps of one evaluation share."""
 
-    def __init__(self, profile: Profile, split: str, folder: Path, key: str) -> None:
-        self.profile, self.split, self.folder, self.key, self.seed = profile, split, folder, key, profile.seed
+    def __init__(self, profile: Profile, split: str, step: str, made: dict[str, Any]) -> None:
+        self.profile, self.split, self.step, self.made, self.seed = profile, split, step, made, profile.seed
+        run = RunFolder.of(profile)
+        self.folder, self.partial = run.path / step, run.partial(step)
         self.dataset = open_prepared(profile)
         self.studies = list(self.dataset.split(split))
         if not self.studies:
@@ -144,8 +142,10 @@ class _Evaluation:
         self.some = [self.studies[i] for i in self.chosen]
         self.use: dict[str, Any] = {"gap": {}}
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> None:
         started = time.perf_counter()
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.mkdir(parents=True)
         blind = blind_reports(
             [study.report for study in self.train],
             [study.reference for study in self.dataset.split("validation")],
@@ -168,11 +168,10 @@ class _Evaluation:
         metrics["memory"] = {"reports": memory}
         metrics["seconds"] = round(time.perf_counter() - started, 1)
         self._write(metrics, scored, predictions)
-        return metrics
 
     def _stage(self, reporter: Reporter, row: str) -> tuple[ScoredRow, list[WrittenReport]]:
         """Reports and loss of a stage; of the base and the last stage also how they depend on the image."""
-        written = write_reports(reporter, self.studies, self.folder / "reports" / self.key)
+        written = write_reports(reporter, self.studies, self.folder / "reports" / fingerprint(self.made))
         losses = image_use.study_losses(reporter, self.studies)
         scored = self.scorer.score([w.report for w in written])
         scored.facts.update(_effort(written), loss=round(float(losses[:, 0].sum() / losses[:, 1].sum()), 4))
@@ -182,7 +181,7 @@ class _Evaluation:
             self.use["gap"][row] = image_use.exchanged_gap(reporter, self.some, own, self.seed)
         if reporter.stage == LAST:
             reports = [scored.reports[i] for i in self.chosen]
-            empty = image_use.empty_images(self.train, self.folder, self.seed)
+            empty = image_use.empty_images(self.train, self.partial, self.seed)
             self.use["without its image"] = image_use.without_image(reporter, self.some, reports, own, empty, self.seed)
             self.use["mirrored"] = image_use.mirrored(reporter, self.some, reports, self.seed)
             if self.profile.model.indication:
@@ -204,7 +203,8 @@ class _Evaluation:
         add_meteor(rows, {name: row.reports for name, row in scored.items()}, self.scorer.references)
         last = STAGE_LABELS[LAST]
         return {
-            "key": self.key,
+            "key": fingerprint(self.made),
+            "made_from": self.made,
             "split": self.split,
             "n": len(self.studies),
             "seed": self.seed,
@@ -277,18 +277,16 @@ class _Evaluation:
     ) -> None:
         metrics["hash"] = fingerprint([vars(ours.generated) for ours in predictions])
         metrics["finished"] = now()
-        write_json_lines(self.folder / "predictions.next.jsonl", (ours.to_json() for ours in predictions))
-        # Figures of other reports must not stand beside these, however this process ends.
-        (self.folder / "metrics.json").unlink(missing_ok=True)
-        os.replace(self.folder / "predictions.next.jsonl", self.folder / "predictions.jsonl")
-        write_json(self.folder / "rexrank.json", rexrank_submission(ours for ours in predictions if ours.stage == LAST))
-        write_text(self.folder / "table.md", page(f"{self.split.capitalize()} split", metrics, scored))
-        save_figures(metrics, predictions, self.folder)
-        for name in ("evidence.jsonl", "confidence.jsonl"):  # of other reports
-            (self.folder / name).unlink(missing_ok=True)
-        if self.split == "test":
-            RunFolder.of(self.profile).note(self.profile, "evaluation", seconds=metrics["seconds"])
-        write_json(self.folder / "metrics.json", metrics)
+        folder = self.partial
+        write_json_lines(folder / "predictions.jsonl", (ours.to_json() for ours in predictions))
+        write_json(folder / "rexrank.json", rexrank_submission(ours for ours in predictions if ours.stage == LAST))
+        write_text(folder / "table.md", page(f"{self.split.capitalize()} split", metrics, scored))
+        save_figures(metrics, predictions, folder)
+        for split in SPLITS:  # whose evaluations lie within that of the test split
+            if (self.folder / split).is_dir():
+                shutil.copytree(self.folder / split, folder / split)
+        write_json(folder / "metrics.json", metrics)
+        RunFolder.of(self.profile).publish(self.profile, self.step)
 
 
 def _effort(written: Sequence[WrittenReport]) -> dict[str, Any]:

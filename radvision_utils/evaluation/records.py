@@ -70,6 +70,7 @@ class Prediction:
         prompt: what the model was asked.
         seconds: what writing took.
         file, path, key: of an image of one's own: hash and name of its file, and fingerprint of the model.
+        place: fingerprint of where that file lay.
     """
 
     uid: str
@@ -92,6 +93,7 @@ class Prediction:
     file: str | None = None
     path: str | None = None
     key: str | None = None
+    place: str | None = None
 
     @property
     def stage(self) -> int | None:

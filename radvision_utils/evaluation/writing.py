@@ -17,7 +17,14 @@ from radvision_utils.data.reports import format_report, parse_report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import process_count, process_rank
 from radvision_utils.report import Reporter, WrittenReport, reporter_of
-from radvision_utils.runs import append_json_lines, read_json, read_json_lines, write_json_lines
+from radvision_utils.runs import (
+    RunFolder,
+    append_json_lines,
+    is_current,
+    read_json_lines,
+    step_key,
+    write_json_lines,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -61,16 +68,12 @@ def write_reports(reporter: Reporter, studies: Sequence[Study], folder: Path) ->
     return [placed[number] for number in sorted(placed)]
 
 
-def help_first_process(profile: Profile, split: str, stages: Iterable[int], folder: Path, key: str) -> dict[str, Any]:
+def help_first_process(profile: Profile, split: str, stages: Iterable[int], step: str) -> None:
     """What every process but the first does in an evaluation: its share of the reports, then wait for the figures."""
-    studies = list(open_prepared(profile).split(split))
+    studies, folder = list(open_prepared(profile).split(split)), RunFolder.of(profile).path / step
     for stage in stages:
-        write_reports(reporter_of(profile, stage), studies, folder / "reports" / key)
-    while True:
-        path = folder / "metrics.json"
-        metrics: dict[str, Any] = read_json(path) if path.is_file() else {}
-        if metrics.get("key") == key:
-            return metrics
+        write_reports(reporter_of(profile, stage), studies, folder / "reports" / step_key(profile, step))
+    while not is_current(profile, step):
         time.sleep(0.5)
 
 

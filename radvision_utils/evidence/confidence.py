@@ -9,7 +9,6 @@ reports have no others, nothing can be calibrated, and no sentence has one.
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from radvision_utils.evaluation.writing import write_reports
 from radvision_utils.evidence.passage import Part, parts_of, token_places
 from radvision_utils.phantoms.phantom_accuracy import Pairs, asserted_pairs, common_name, drawn_pairs
 from radvision_utils.report import Reporter, Sampling, reporter_of
-from radvision_utils.runs import fingerprint, write_json_lines
+from radvision_utils.runs import fingerprint
 
 TEMPERATURE = 1.0  # the model's own distribution
 CALIBRATED = 200  # validation studies at most: few sentences are wrong, and only these teach what to doubt
@@ -96,7 +95,7 @@ class JudgedSentence:
 
 def add_confidence(
     metrics: dict[str, Any], predictions: Sequence[Prediction], profile: Profile, folder: Path, samples: int
-) -> bool:
+) -> list[dict[str, Any]] | None:
     """Samples reports of the last stage and puts the section `confidence` into `metrics`, in place.
 
     Args:
@@ -107,21 +106,21 @@ def add_confidence(
         samples: reports to draw for each study, and for at most `CALIBRATED` validation studies.
 
     Returns:
-        Whether there was something to do: False where the same was computed before.
+        The lines of `confidence.jsonl`; None where the same was computed before.
 
     Raises:
         RadVisionError: called in several processes.
     """
     key = fingerprint([metrics["key"], metrics["hash"], samples, TEMPERATURE, CALIBRATED])
     if metrics.get("confidence", {}).get("key") == key and (folder / "confidence.jsonl").is_file():
-        return False
+        return None
     if process_count() > 1:
         raise RadVisionError("confidence is computed by one process: run `evaluate --samples` again without torchrun.")
     started = time.perf_counter()
     dataset = open_prepared(profile)
     reporter = reporter_of(profile, STAGES[-1])
     forget_peak_memory(reporter.device)
-    kept = folder / "samples" / key
+    kept = folder / f"confidence.{key}"
     validation = list(dataset.split("validation"))
     validation = [validation[i] for i in sample(len(validation), profile.seed)[:CALIBRATED]]
     greedy = [w.report for w in write_reports(reporter, validation, kept / "validation")]
@@ -132,9 +131,6 @@ def add_confidence(
     judged = judge_sentences(reporter, studies, [own[study.uid] for study in studies], samples, kept)
     shown = [dataclasses.replace(study, report=own[study.uid]) for study in studies]
     metrics.setdefault("memory", {})["samples"] = open_room("planning.judging").reports_beside(reporter, shown)
-    lines = _lines(studies, judged, model, samples)
-    write_json_lines(folder / "confidence.jsonl", lines)
-    shutil.rmtree(folder / "samples", ignore_errors=True)
     metrics["confidence"] = {
         "key": key,
         "samples": samples,
@@ -145,7 +141,7 @@ def add_confidence(
         ),
         "seconds": round(time.perf_counter() - started, 1),
     }
-    return True
+    return _lines(studies, judged, model, samples)
 
 
 def judge_sentences(

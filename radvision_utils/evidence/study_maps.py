@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -44,8 +45,11 @@ from radvision_utils.phantoms.phantom_rows import drawn_regions
 from radvision_utils.progress import show_progress
 from radvision_utils.report import Reporter, reporter_of
 from radvision_utils.runs import (
+    LIST,
+    RunFolder,
     append_json_lines,
     fingerprint,
+    read_json,
     read_json_lines,
     write_json,
     write_json_lines,
@@ -57,25 +61,49 @@ MAPS = ("occlusion", "gradient")
 _HEADING, _NEXT = "## Evidence and confidence", "## Text metrics"
 
 
-def add_to_evaluation(metrics: dict[str, Any], profile: Profile, folder: Path, evidence: int, samples: int) -> None:
+def add_to_evaluation(profile: Profile, step: str, evidence: int, samples: int) -> None:
     """Maps for `evidence` studies and `samples` drawn reports for each study, where they are not there yet.
 
-    Puts the sections into `metrics` and `metrics.json`, two lines into `table.md`, and draws the figures. 0 asks for
-    nothing and leaves what is there.
+    Each puts its lines and its section of `metrics.json`, a sentence of `table.md` and its figures into a copy of the
+    evaluation, which takes its place when it is whole. 0 asks for nothing and leaves what is there.
+
+    Args:
+        profile: the run's settings.
+        step: "evaluation", or "evaluation/validation" for that of another split.
+        evidence: studies, the worst first.
+        samples: reports for each study.
 
     Raises:
         RadVisionError: the data or the last stage are missing, or several processes are to sample.
     """
+    folder = RunFolder.of(profile).path / step
     predictions = [ours for ours in read_predictions(folder / "predictions.jsonl") if ours.stage == STAGES[-1]]
-    changed = bool(samples) and add_confidence(metrics, predictions, profile, folder, samples)
-    if changed:
-        write_json(folder / "metrics.json", metrics)  # what comes next may be interrupted
-    changed |= bool(evidence) and add_evidence(metrics, predictions, profile, folder, evidence)
-    if changed:
-        table = folder / "table.md"
-        write_text(table, with_sentences(table.read_text(encoding="utf-8"), metrics))
-        save_evidence_figures(metrics, folder)
-        write_json(folder / "metrics.json", metrics)
+    for add, name, asked in ((add_confidence, "confidence", samples), (add_evidence, "evidence", evidence)):
+        metrics = read_json(folder / "metrics.json")
+        lines = add(metrics, predictions, profile, folder, asked) if asked else None
+        if lines is not None:
+            _publish_with(profile, step, metrics, name, lines)
+
+
+def _publish_with(
+    profile: Profile, step: str, metrics: dict[str, Any], name: str, lines: Iterable[Mapping[str, Any]]
+) -> None:
+    """Put a copy of the evaluation with these lines and metrics in its place, without what they were made from."""
+    run = RunFolder.of(profile)
+    final, folder, table = run.path / step, run.partial(step), run.partial(step) / "table.md"
+
+    def left_out(path: str, names: list[str]) -> list[str]:
+        return (
+            [n for n in names if n.startswith(f"{name}.") or n in ("metrics.json", LIST)] if Path(path) == final else []
+        )
+
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(final, folder, ignore=left_out)
+    write_json_lines(folder / f"{name}.jsonl", lines)
+    write_text(table, with_sentences(table.read_text(encoding="utf-8"), metrics))
+    save_evidence_figures(metrics, folder)
+    write_json(folder / "metrics.json", metrics)
+    run.publish(profile, step)
 
 
 def with_sentences(page: str, metrics: dict[str, Any]) -> str:
@@ -149,7 +177,7 @@ def rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> fl
 
 def add_evidence(
     metrics: dict[str, Any], predictions: Sequence[Prediction], profile: Profile, folder: Path, count: int
-) -> bool:
+) -> list[dict[str, Any]] | None:
     """Explains the reports of the last stage and puts the section `evidence` into `metrics`, in place.
 
     Args:
@@ -160,23 +188,20 @@ def add_evidence(
         count: how many studies to explain, the worst first; phantoms drawn by lot come on top.
 
     Returns:
-        Whether there was something to do: False where the same maps were made before.
+        The lines of `evidence.jsonl`; None where the same maps were made before.
     """
     key = fingerprint([metrics["key"], metrics["hash"], count, VALIDATED])
     if metrics.get("evidence", {}).get("key") == key and (folder / "evidence.jsonl").is_file():
-        return False
+        return None
     started = time.perf_counter()
     work = _Work(profile, metrics["split"], predictions, count)
     lines, figures = work.run(folder / f"evidence.{key}.jsonl")
-    write_json_lines(folder / "evidence.jsonl", lines)
     seconds = round(time.perf_counter() - started, 1)
     figures["sentence"] = _sentence(figures, not_validated(metrics))
     if work.memory:
         metrics.setdefault("memory", {})["maps"] = work.memory
     metrics["evidence"] = {"key": key, "asked": count, "studies": len(lines), "seconds": seconds, **figures}
-    for partial in folder.glob("evidence.*.jsonl"):
-        partial.unlink()
-    return True
+    return lines
 
 
 class _Work:

@@ -156,8 +156,8 @@ def check_ledger(before: dict[str, str], after: dict[str, str], stage: Stage) ->
     if not moved:
         raise RadVisionError(
             f"stage {stage.number} has changed nothing, and its result is not kept. If it had a single optimizer step, "
-            f"the learning rate of its warm-up was still 0: train longer, or set {stage.step}.warmup_ratio=0. "
-            "Otherwise please report this with your library versions."
+            f"the learning rate of its warm-up was still 0: train longer, or set {stage.step}.warmup_ratio=0, with "
+            "--force. Otherwise please report this with your library versions."
         )
     if moved != expected:
         raise RadVisionError(

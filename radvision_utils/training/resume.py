@@ -26,21 +26,23 @@ from torch import nn
 from transformers import TrainerCallback, TrainerState
 
 from radvision_utils.config import RadVisionError, RunPaused, StageSettings
-from radvision_utils.environment import choose_device, open_room, process_count
+from radvision_utils.environment import choose_device, conditions, open_room, process_count
 from radvision_utils.model.base import is_out_of_memory, trained_tensors
 from radvision_utils.runs import (
     Stage,
+    differences,
     first_line,
     is_current,
     is_whole,
     list_files,
+    made_from,
     publish_finished,
     read_json,
-    step_key,
+    read_json_lines,
+    redo_command,
     sync_folder,
     working,
     write_json,
-    write_text,
 )
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,6 @@ logger = logging.getLogger(__name__)
 STATE = "trainer_state.json"
 TRAINED = "trained.safetensors"
 _KEPT = 2  # checkpoints
-_AGAIN = "again"
 
 
 class CheckpointMark(TrainerCallback):
@@ -87,11 +88,10 @@ def being_made(stage: Stage, force: bool) -> Iterator[bool]:
 
     Gives whether there is something to do: not where a killed process had finished the stage but for its name.
     """
-    key, run = step_key(stage.profile, stage.step), stage.run
     together = PartialState(cpu=choose_device().kind == "cpu")  # of the processes that `accelerate launch` started
-    with working(run, stage.step):
+    with working(stage.run, stage.step):
         if together.is_main_process and not _waits(stage, force):
-            start_or_resume(stage.work, key, force)
+            _start_or_resume(stage, force)
         together.wait_for_everyone()
         yield stage.work.is_dir()
         together.wait_for_everyone()
@@ -99,30 +99,74 @@ def being_made(stage: Stage, force: bool) -> Iterator[bool]:
 
 def _waits(stage: Stage, force: bool) -> bool:
     """Whether there is a whole result already: in its place, or ready to be put there."""
-    if force and _attempt(stage.work) != [step_key(stage.profile, stage.step), _AGAIN]:
+    if force and not _goes_on(stage, force):
         return False
     return publish_finished(stage.profile, stage.step) or (not force and is_current(stage.profile, stage.step))
 
 
-def _attempt(folder: Path) -> list[str]:
-    """The key of what is being made in a folder and, if it shall replace a result that is current, `_AGAIN`."""
-    marker = folder / "key.txt"
-    return marker.read_text(encoding="utf-8").split() if marker.is_file() else []
+def _begun(stage: Stage) -> dict[str, Any]:
+    """What is known of the attempt in the folder where the stage is made: `made_from`, its conditions, `forced`."""
+    path = stage.work / "begun.json"
+    return read_json(path) if path.is_file() else {}
 
 
-def start_or_resume(folder: Path, key: str, force: bool) -> None:
+def _goes_on(stage: Stage, force: bool) -> bool:
+    """Whether what is there is an attempt at this very result; with `force` only one that was forced too."""
+    begun = _begun(stage)
+    return begun.get("made_from") == made_from(stage.profile, stage.step) and (begun["forced"] or not force)
+
+
+def _start_or_resume(stage: Stage, force: bool) -> None:
     """Leave whole checkpoints of this very stage in the folder where it is made, and nothing of another.
 
-    With `force` only those of an attempt that was forced too: the same command goes on from them.
+    Raises:
+        RadVisionError: checkpoints of another stage are there, and `force` does not give them up.
     """
-    found, asked = _attempt(folder), [key, _AGAIN] if force else [key]
-    if found[: len(asked)] != asked:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_text(folder / "key.txt", " ".join(asked))
-    for checkpoint in (folder / "checkpoints").glob("checkpoint-*"):
+    before, now = _begun(stage), conditions(choose_device())
+    if _goes_on(stage, force):
+        force = before["forced"]
+        _tell_conditions(stage, before["conditions"], now)
+    else:
+        if not force:
+            _check_changes(stage, before.get("made_from"))
+        shutil.rmtree(stage.work, ignore_errors=True)
+    made = made_from(stage.profile, stage.step)
+    write_json(stage.work / "begun.json", {"made_from": made, "forced": force, "conditions": now})
+    for checkpoint in (stage.work / "checkpoints").glob("checkpoint-*"):
         if not is_whole(checkpoint):
             logger.warning("%s is damaged or was not written to its end, and is removed", checkpoint.name)
             shutil.rmtree(checkpoint)
+
+
+def _tell_conditions(stage: Stage, before: dict[str, Any], now: dict[str, Any]) -> None:
+    was, are = ({**each, **each["versions"], "versions": None} for each in (before, now))
+    told = differences(was, are, "now")
+    if told and last_checkpoint(stage.work / "checkpoints"):
+        unlike = "its weights will be those of an uninterrupted stage to rounding, not bit for bit"
+        logger.warning("%s goes on under other conditions, %s: %s", stage.step, told, unlike)
+
+
+def _check_changes(stage: Stage, before: dict[str, Any] | None) -> None:
+    """Say what differs from the finished stage, which stays until the new one is whole, or from the one begun.
+
+    Raises:
+        RadVisionError: the one begun has checkpoints.
+    """
+    made, checkpoint = made_from(stage.profile, stage.step), last_checkpoint(stage.work / "checkpoints")
+    if checkpoint is not None:
+        log = stage.work / "log.jsonl"
+        lines = read_json_lines(log, torn=True) if log.is_file() else []
+        seconds = sum(line.get("seconds", 0.0) for line in lines)
+        took = f"{seconds / 3600:.1f} hours" if seconds >= 360 else f"{seconds:.0f} seconds"
+        raise RadVisionError(
+            f"{stage.step} of run {stage.profile.run!r} was begun with {differences(before, made)} and stopped at step "
+            f"{_step_of(checkpoint)}: to give up these steps ({took}) and begin anew, give "
+            f"`{redo_command(stage.profile, stage.step)} --force`; with what it was begun with it goes on."
+        )
+    older = stage.run.record(stage.step)
+    if older is not None:
+        told = differences(older.get("made_from"), made)
+        logger.info("%s was made with %s: it is made anew and takes the older one's place", stage.step, told)
 
 
 def finished_state(checkpoint: Path | None) -> TrainerState | None:

@@ -16,12 +16,12 @@ from radvision_utils.data.studies import PreparedDataset, open_prepared
 from radvision_utils.environment import (
     Device,
     choose_device,
+    conditions,
     forget_peak_memory,
     open_room,
     peak_memory_gib,
     process_rank,
     seed_everything,
-    versions,
 )
 from radvision_utils.figures import draw_losses
 from radvision_utils.model.base import (
@@ -41,10 +41,11 @@ from radvision_utils.runs import (
     Stage,
     asked_to_force,
     file_hash,
+    fingerprint,
     is_current,
+    made_from,
     now,
     read_json_lines,
-    step_key,
     write_json,
 )
 from radvision_utils.training.collator import Collator
@@ -97,13 +98,14 @@ def train_stage(profile: Profile, stage: int, force: bool = False, model: PeftMo
     Args:
         profile: the run's settings.
         stage: 1, 2 or 3.
-        force: also where nothing has changed.
+        force: also where nothing has changed, or where checkpoints of other settings are there, which it gives up.
         model: the base with the adapter of the stage before, as `stage_model` gives it; loaded if there is none.
 
     Raises:
         RunPaused: `max_minutes` are used up; the same call goes on.
-        RadVisionError: the stage before is missing or stale, the machine cannot run the profile, another process works
-            on the run, the disk or the memory is full, or the loss or the gradient norm stopped being a number.
+        RadVisionError: the stage before is missing or stale, checkpoints of other settings are there, the machine
+            cannot run the profile, another process works on the run, the disk or the memory is full, or the loss or
+            the gradient norm stopped being a number.
     """
     profile.stage(stage)  # there is no training of stage 0
     this, watch = Stage(profile, stage), Stopwatch()
@@ -188,23 +190,22 @@ def _tell(stage: Stage, model: PeftModel, names: list[str], device: Device) -> N
 
 def _publish(stage: Stage, facts: dict[str, Any], device: Device, watch: Stopwatch) -> None:
     """Write `stage.json`, which makes the stage whole, and put the stage in its place."""
-    profile = stage.profile
+    profile, made = stage.profile, made_from(stage.profile, stage.step)
     record = {
         "stage": stage.number,
         "component": stage.component,
-        "key": step_key(profile, stage.step),
+        "key": fingerprint(made),
+        "made_from": made,
         "hash": file_hash(stage.work / "adapter" / WEIGHTS),
         "parent_hash": stage.parent.record()["hash"] if stage.parent else None,
         **facts,
         "prompt": profile.model.prompt,
         "settings": profile.to_dict()[stage.step],
         "seed": profile.seed,
-        "device": device.title,
-        "dtype": device.dtype,
+        **conditions(device),
         "peak_memory_gib": round(peak_memory_gib(device), 3),
         "seconds": watch.seconds,
         "seconds_by_part": watch.record(),
-        "versions": versions(),
         "finished": now(),
     }
     logger.info("%s", open_room("planning.tables").beside_measured(record, card=device.kind == "cuda"))

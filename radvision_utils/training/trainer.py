@@ -66,7 +66,7 @@ class GuardedTrainer(Trainer):
         uids = gather_object(list(self.uids)) if process_count() > 1 else self.uids
         raise RadVisionError(
             f"the gradient norm is {norm} at step {step} on studies {', '.join(uids)}: training stops and keeps the "
-            "last checkpoint; try half the learning rate, or look at these studies."
+            "last checkpoint; try half the learning rate with --force, or look at these studies."
         )
 
 
@@ -161,7 +161,7 @@ class ReportTrainer(GuardedTrainer):
             raise RadVisionError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1} on studies "
                 f"{', '.join(inputs['uids'])}: training stops and keeps the last checkpoint; "
-                "try half the learning rate, or look at these studies."
+                "try half the learning rate with --force, or look at these studies."
             )
         # Gradients are averaged over processes, tokens were counted over all of them.
         return loss * self.accelerator.num_processes

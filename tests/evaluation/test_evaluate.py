@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shutil
 
 import pytest
 
@@ -18,7 +20,7 @@ from radvision_utils.evaluation.charts import (
 from radvision_utils.evaluation.records import FLAGS
 from radvision_utils.evaluation.table import left_out
 from radvision_utils.evaluation.text_metrics import PROTOCOLS
-from radvision_utils.runs import RunFolder
+from radvision_utils.runs import RunFolder, is_current
 
 LABELS, DRAWN = "rule labels, findings + impression", "drawn truth"
 ROWS = [
@@ -145,6 +147,45 @@ def test_another_split_has_a_folder_of_its_own(result, trained, dataset):
     assert other.folder == result.folder / "validation"
     assert other.metrics["n"] == len(dataset.split("validation"))
     assert (result.folder / "metrics.json").read_bytes() == before
+
+
+def test_a_killed_one_leaves_the_older_whole_and_its_reports_are_not_written_again(
+    result, trained, monkeypatch, caplog
+):
+    validation = evaluate(trained, split="validation").metrics["hash"]
+    before = {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_figures", stop)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(trained, force=True)
+    assert {path: path.read_bytes() for path in before} == before
+    assert is_current(trained, "evaluation")
+    with caplog.at_level("INFO"):
+        again = evaluate(trained, force=True)
+    found = re.findall(r"the reports of (\d+) of (\d+) batches were there", caplog.text)
+    assert [done == batches for done, batches in found] == [True] * 4  # the base and three stages
+    assert again.metrics["hash"] == result.metrics["hash"]
+    assert evaluate(trained, split="validation").metrics["hash"] == validation
+    assert not (again.folder / "reports").exists()
+    assert not RunFolder.of(trained).partial("evaluation").exists()
+
+
+@pytest.mark.parametrize("killed_at", ["evaluation.before", "evaluation.partial", "while it was removed"])
+def test_one_that_is_whole_but_not_in_its_place_is_put_there_and_not_made_again(
+    result, trained, monkeypatch, killed_at
+):
+    known, run = evaluate(trained).metrics, RunFolder.of(trained)
+    if killed_at == "while it was removed":
+        shutil.copytree(result.folder, run.before("evaluation"))
+    else:
+        result.folder.rename(result.folder.with_name(killed_at))
+    monkeypatch.setattr(module, "reporter_of", lambda *_: pytest.fail("evaluated again"))
+    assert evaluate(trained).metrics == known
+    assert not run.before("evaluation").exists()
 
 
 def test_a_split_without_studies_is_refused(trained, monkeypatch):

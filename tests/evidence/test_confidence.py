@@ -183,6 +183,32 @@ def test_an_interrupted_explanation_goes_on_where_it_was(result, trained, monkey
     assert len(done) == len(set(done)) == again.metrics["evidence"]["studies"] == 3
 
 
+@pytest.mark.parametrize("added", [{"samples": 3}, {"evidence": 4}])
+def test_killed_while_they_are_added_the_evaluation_is_as_it_was_and_the_same_command_adds_them(
+    result, trained, monkeypatch, added
+):
+    monkeypatch.setattr(study_maps, "VALIDATED", 0)
+    monkeypatch.setattr(confidence, "CALIBRATED", 4)
+    known = evaluate(trained)
+    before = {path: path.read_bytes() for path in known.folder.iterdir() if path.is_file()}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study_maps, "save_evidence_figures", stop)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(trained, **added)
+    assert {path: path.read_bytes() for path in before} == before
+    assert evaluate(trained).metrics == known.metrics
+    metrics = evaluate(trained, **added).metrics
+    assert metrics.get("evidence", {}).get("asked") == 4 or metrics["confidence"]["samples"] == 3
+    kept = "confidence" if "evidence" in added else "evidence"
+    assert metrics[kept] == known.metrics[kept]
+    kinds = {path.suffix for path in known.folder.glob("*.*")}
+    assert kinds <= {".json", ".jsonl", ".md", ".png", ".svg"}  # nothing that they were made from
+
+
 def test_shuffled_weights_are_the_same_numbers_elsewhere(trained):
     import torch
 

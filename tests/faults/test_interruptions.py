@@ -14,13 +14,24 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from radvision_utils import RadVisionError, train_stage
-from radvision_utils.config import project_root
+from radvision_utils.config import RunPaused, project_root, settings_of
 from radvision_utils.data.reports import format_report
 from radvision_utils.evaluation.writing import write_reports
 from radvision_utils.model.base import component_of
 from radvision_utils.planning.cost import disk_gib, read_shape
 from radvision_utils.report import reporter_of
-from radvision_utils.runs import LIST, RunFolder, file_hash, is_current, is_whole, read_json_lines, working, write_json
+from radvision_utils.runs import (
+    LIST,
+    NO_RESULT,
+    RunFolder,
+    file_hash,
+    is_current,
+    is_whole,
+    read_json,
+    read_json_lines,
+    working,
+    write_json,
+)
 from radvision_utils.training import train as trainer
 from radvision_utils.training.resume import TRAINED, last_checkpoint, mark_whole
 
@@ -131,11 +142,8 @@ def test_an_older_stage_stays_until_the_new_one_is_whole(fresh_run, killed):
     assert train_stage(other, 1).record["hash"] != old
 
 
-@pytest.mark.parametrize("number", range(6))
-def test_an_exchange_killed_before_any_of_its_changes_leaves_a_whole_result(fresh_run, monkeypatch, number):
-    profile = fresh_run(stage1=STEPS)
-    run, old = RunFolder.of(profile), train_stage(profile, 1).record
-    shutil.copytree(run.stage(1), run.partial("stage1"))
+def killed_before_change(patch, number):
+    """Interrupt before the change of that number, from 0, to a folder's files."""
     changes = []
 
     def counted(true):
@@ -147,16 +155,46 @@ def test_an_exchange_killed_before_any_of_its_changes_leaves_a_whole_result(fres
 
         return change
 
+    patch.setattr(Path, "rename", counted(Path.rename))
+    patch.setattr("os.rmdir", counted(os.rmdir))
+    patch.setattr("os.unlink", counted(os.unlink))
+    patch.setattr("radvision_utils.runs.write_json", counted(write_json))
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_an_exchange_killed_before_any_of_its_changes_leaves_a_whole_result(fresh_run, monkeypatch, number):
+    profile = fresh_run(stage1=STEPS)
+    run, old = RunFolder.of(profile), train_stage(profile, 1).record
+    shutil.copytree(run.stage(1), run.partial("stage1"))
     with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
-        patch.setattr(Path, "rename", counted(Path.rename))
-        patch.setattr("os.rmdir", counted(os.rmdir))
-        patch.setattr("os.unlink", counted(os.unlink))
-        patch.setattr("radvision_utils.runs.write_json", counted(write_json))
+        killed_before_change(patch, number)
         run.publish(profile, "stage1")
-    with working(run, "stage1"):
-        pass
-    assert is_current(profile, "stage1")
+    assert train_stage(profile, 1).record["finished"] == old["finished"]
+    assert not run.before("stage1").exists()
     assert file_hash(run.adapter(1) / "adapter_model.safetensors") == old["hash"]
+
+
+@pytest.mark.parametrize("step", ["evaluation", "evaluation/validation"])
+@pytest.mark.parametrize("number", range(8))
+def test_so_does_that_of_an_evaluation_and_those_of_other_splits_stay(fresh_run, monkeypatch, step, number):
+    profile = fresh_run()
+    run = RunFolder.of(profile)
+    for name, path in (("evaluation", run.evaluation), ("evaluation/validation", run.evaluation / "validation")):
+        write_json(path / "metrics.json", {"of": f"{name}, old"})
+        (path / "predictions.jsonl").write_text("old")
+    shutil.copytree(run.path / step, run.partial(step))
+    write_json(run.partial(step) / "metrics.json", {"of": f"{step}, new"})
+    (run.partial(step) / "predictions.jsonl").write_text("new")
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        killed_before_change(patch, number)
+        run.publish(profile, step)
+    with working(run, "evaluation"):
+        pass
+    for name in ("evaluation", "evaluation/validation"):
+        content = (run.path / name / "predictions.jsonl").read_text()
+        assert run.record(name)["of"] == f"{name}, {content}"
+        assert content == "old" or name == step
+    assert not list(run.path.rglob("*.before"))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RadVisionError])
@@ -175,6 +213,108 @@ def test_a_forced_attempt_that_ends_early_leaves_the_result_and_the_same_command
     again = train_stage(profile, 1, force=True).record
     assert (again["resumed_from"], again["hash"]) == ("checkpoint-4", old["hash"])
     assert train_stage(profile, 1, force=True).record["resumed_from"] is None
+
+
+def of_four_steps(small_profile, root):
+    # Masks of dropout would depend on the micro-batches.
+    stage = replace(small_profile.stage1, **{**STEPS, "accumulation": 2, "lora_dropout": 0.0})
+    profile = replace(small_profile, output_root=str(root), stage1=stage)
+    shutil.copytree(RunFolder.of(small_profile).data, RunFolder.of(profile).data)
+    return profile
+
+
+@pytest.fixture(scope="module")
+def whole(small_profile, dataset, tmp_path_factory):
+    """Stage 1, uninterrupted."""
+    return train_stage(of_four_steps(small_profile, tmp_path_factory.mktemp("whole")), 1)
+
+
+@pytest.fixture(scope="module")
+def begun(small_profile, dataset, tmp_path_factory):
+    """The profile of a run whose stage 1 was interrupted after two of its four steps."""
+    profile = of_four_steps(small_profile, tmp_path_factory.mktemp("begun"))
+    for _ in range(2):
+        with pytest.raises(RunPaused):
+            train_stage(replace(profile, stage1=replace(profile.stage1, max_minutes=0.0)), 1)
+    return profile
+
+
+class TestChangedSettings:
+    @pytest.fixture
+    def cut(self, begun, tmp_path):
+        shutil.copytree(begun.output_root, tmp_path / "cut")
+        return replace(begun, output_root=str(tmp_path / "cut"))
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"save_steps": 3, "max_minutes": 9.0, "cache_features": False},
+            {"validation_studies": 2},
+            {"checkpointed_layers": 0},
+            {"micro_batch": 2, "accumulation": 4},
+            {"micro_batch": 8, "accumulation": 1},
+        ],
+    )
+    def test_without_effect_on_the_weights_go_on_to_the_same_losses(self, whole, cut, change):
+        result = train_stage(replace(cut, stage1=replace(cut.stage1, **change)), 1)
+        assert result.record["resumed_from"] == "checkpoint-2"
+        logs = [[line["loss"] for line in each.log if "loss" in line] for each in (result, whole)]
+        assert logs[0] == pytest.approx(logs[1], rel=1e-3)
+        if "validation_studies" not in change:
+            expected = pytest.approx(whole.record["validation_loss"], abs=1e-3)
+            assert result.record["validation_loss"] == expected
+
+    def test_any_one_of_them_keeps_the_checkpoint_or_is_named(self, begun, monkeypatch):
+        class Trains(Exception):
+            pass
+
+        def reached(stage, *_):
+            raise Trains(last_checkpoint(stage.work / "checkpoints").name)
+
+        monkeypatch.setattr(trainer, "_train", reached)
+        kept = set()
+        other = {"schedule": "linear", "optimizer": "adamw_torch", "cache_features": False}
+        for name, value in settings_of(begun.stage1).items():
+            stage = replace(begun.stage1, **{name: other[name] if name in other else (value or 0) + 1})
+            with pytest.raises((Trains, RadVisionError)) as told:
+                train_stage(replace(begun, stage1=stage), 1)
+            kept |= {name} if told.type is Trains else set()
+            assert "checkpoint-2" in str(told.value) or (
+                f"stage1.{name}" in str(told.value) and "to give up these steps (" in str(told.value)
+            )
+        assert kept == set(NO_RESULT)
+        assert last_checkpoint(RunFolder.of(begun).partial("stage1") / "checkpoints").name == "checkpoint-2"
+
+    def test_that_cost_checkpoints_are_told_with_steps_and_time_and_asked_for(self, cut):
+        other = replace(cut, stage1=replace(cut.stage1, learning_rate=2e-4))
+        told = (
+            r"stage1 of run 'small' was begun with stage1\.learning_rate 0\.002 \(you ask for 0\.0002\) and stopped at "
+            r"step 2: to give up these steps \(\d+ seconds\) and begin anew, give `python -m .* --from 2 --force`"
+        )
+        for _ in range(2):
+            with pytest.raises(RadVisionError, match=told):
+                train_stage(other, 1)
+        assert train_stage(other, 1, force=True).record["resumed_from"] is None
+
+    def test_of_an_attempt_that_recorded_none_are_asked_for_too(self, cut):
+        begun = RunFolder.of(cut).partial("stage1") / "begun.json"
+        begun.rename(begun.with_name("key.txt"))
+        with pytest.raises(
+            RadVisionError, match="was begun with other settings or other data and stopped at step 2: to"
+        ):
+            train_stage(cut, 1)
+
+    def test_of_the_machine_are_told_since_the_weights_then_agree_only_to_rounding(self, whole, cut, caplog):
+        begun = RunFolder.of(cut).partial("stage1") / "begun.json"
+        known = read_json(begun)
+        assert known["conditions"]["threads"] == whole.record["threads"] == torch.get_num_threads()
+        known["conditions"]["threads"] = 7
+        known["conditions"]["versions"]["torch"] = "1.0"
+        write_json(begun, known)
+        assert train_stage(cut, 1).record["resumed_from"] == "checkpoint-2"
+        assert f"threads 7 (now {torch.get_num_threads()})" in caplog.text
+        assert f'torch "1.0" (now "{torch.__version__.partition("+")[0]}' in caplog.text
+        assert "not bit for bit" in caplog.text
 
 
 def test_8_bit_optimizer_state_resumes_to_the_same_weights(fresh_run, killed):

@@ -160,7 +160,7 @@ def test_a_stage_without_its_parent_is_refused_with_the_command(small_profile, d
     with pytest.raises(RadVisionError, match=r"data of run 'lonely' has not been made .*: make it with `python -m"):
         train_stage(lonely, 1)
     changed = replace(small_profile, stage1=replace(small_profile.stage1, learning_rate=0.5))
-    with pytest.raises(RadVisionError, match=r"stage1 of run 'small' (was made with other settings|has not been made)"):
+    with pytest.raises(RadVisionError, match=r"stage1 of run 'small' (was made with stage1.learning_rate|has not)"):
         train_stage(changed, 2)
 
 
@@ -198,14 +198,6 @@ def test_an_interrupted_stage_goes_on_and_ends_with_the_same_weights(small_profi
     assert [line["step"] for line in result.log if "loss" in line] == [1, 2, 3, 4]
 
 
-def test_checkpoints_of_other_settings_are_not_resumed(small_profile, dataset, tmp_path):
-    profile = copy_run(small_profile, tmp_path)
-    stale = RunFolder.of(profile).stage(1) / "checkpoints" / "checkpoint-2"
-    stale.mkdir(parents=True)
-    (stale.parent / "key.txt").write_text("another")
-    assert train_stage(profile, 1).record["resumed_from"] is None
-
-
 def test_a_loss_that_is_no_number_stops_with_step_and_studies(small_profile, dataset, tmp_path):
     wild = replace(small_profile.stage1, learning_rate=1e12, warmup_ratio=0.0, max_grad_norm=0.0, max_steps=8)
     profile = copy_run(small_profile, tmp_path, stage1=wild)
@@ -221,7 +213,7 @@ def test_a_stage_that_ends_before_its_learning_rate_begins_says_so(small_profile
     with pytest.raises(RadVisionError, match=r"stage 1 has changed nothing, .* set stage1\.warmup_ratio=0"):
         train_stage(profile, 1)
     settings = replace(profile.stage1, warmup_ratio=0.0)
-    assert train_stage(replace(profile, stage1=settings), 1).record["steps"] == 1
+    assert train_stage(replace(profile, stage1=settings), 1, force=True).record["steps"] == 1
 
 
 def test_accumulation_gives_the_same_step_as_one_large_batch(small_profile, dataset, tmp_path):
