@@ -13,17 +13,8 @@ from typing import Any
 from benchmarks.contenders import ProcessorCollator, in_our_order, load_peer
 from benchmarks.race import keep_freed_memory
 from radvision_utils.config import Profile, load_profile
-from radvision_utils.planning.cost import (
-    TYPICAL_REPORT,
-    Lengths,
-    Shape,
-    dequantization_seconds,
-    longest,
-    open_card,
-    read_shape,
-    sample_tflop,
-)
-from radvision_utils.planning.memory import ON_CPU, stage_memory
+from radvision_utils.planning.cost import TYPICAL_REPORT, Lengths, Shape, longest, open_card, read_shape
+from radvision_utils.planning.step import ON_CPU, Step
 
 _ALL = 10**6  # checkpointed layers: all there are
 
@@ -31,12 +22,11 @@ _ALL = 10**6  # checkpointed layers: all there are
 def compute_shares(profile: Profile) -> dict[str, float]:
     """Shares of a forward pass whose logits are made at every token, as the peers do."""
     shape, lengths = read_shape(profile.model), _lengths(profile)
-    rank = profile.stage3.lora_rank
     head = 2 * lengths.total * shape.language.vocabulary * shape.language.width / 1e12
-    vision = _stage3(shape, rank, lengths, cached=False) - _stage3(shape, rank, lengths, cached=True)
+    vision = _step(profile, 3).tflop() - _step(profile, 3, cached=True).tflop()
     # What checkpointing all layers but the last (whose checkpoint changes more than that) computes again.
     depth = shape.language.depth
-    again = _stage3(shape, rank, lengths, layers=depth - 1) - _stage3(shape, rank, lengths, layers=0)
+    again = _step(profile, 3, layers=depth - 1).tflop() - _step(profile, 3, layers=0).tflop()
     decoder = again * depth / (depth - 1)
     whole = vision + decoder + head
     return {"vision encoder": vision / whole, "decoder": decoder / whole, "head, logits of every token": head / whole}
@@ -51,12 +41,9 @@ def tflop(profile: Profile, stage: int, *, ours: bool, layers: int = _ALL) -> fl
         ours: with features cached in stages 2 and 3, and logits of the report alone.
         layers: checkpointed.
     """
-    shape, lengths = read_shape(profile.model), _lengths(profile)
-    rank = profile.stage3.lora_rank
-    layers = min(layers, shape.language.depth)
-    operations = sample_tflop(shape, stage, rank, lengths, layers, ours and stage > 1)
-    others = 0 if ours else lengths.total - lengths.report
-    return operations + 4 * others * shape.language.vocabulary * shape.language.width / 1e12
+    step = _step(profile, stage, cached=ours and stage > 1, layers=layers)
+    others = 0 if ours else step.lengths.total - step.lengths.report
+    return step.tflop() + 4 * others * step.shape.language.vocabulary * step.shape.language.width / 1e12
 
 
 @dataclass(frozen=True)
@@ -72,17 +59,18 @@ def t4_seconds(profile: Profile, stage: int, way: Way) -> float:
     """Seconds a study on a T4 by arithmetic: operations at the share of its peak that the planner assumes, and
     dequantization, which every micro-batch pays once."""
     shape, card = read_shape(profile.model), open_card("t4")
-    operations = tflop(profile, stage, ours=way.ours, layers=way.layers) / (card.peak_tflops * card.share)
-    return operations + dequantization_seconds(shape, card, min(way.layers, shape.language.depth)) / way.micro_batch
+    passes = 2 + min(way.layers, shape.language.depth) / shape.language.depth
+    operations = card.seconds(tflop(profile, stage, ours=way.ours, layers=way.layers))
+    return operations + passes * card.dequantizing_seconds(shape) / way.micro_batch
 
 
 def memory_shares(profile: Profile) -> dict[str, float]:
     """Shares of what a step of stage 1 keeps for its pass backward without checkpointing, logits of every token."""
     shape, lengths = read_shape(profile.model), _lengths(profile)
+    alone = replace(profile, stage1=replace(profile.stage1, micro_batch=1, checkpointed_layers=0))
 
     def kept(shape: Shape) -> float:
-        memory = stage_memory(shape, profile, 1, micro_batch=1, checkpointed_layers=0, lengths=lengths, numbers=ON_CPU)
-        return memory.activations
+        return Step(shape, alone, 1, lengths, numbers=ON_CPU).memory().parts["activations"]
 
     vision = kept(shape) - kept(replace(shape, vision=replace(shape.vision, depth=0)))
     depth = shape.language.depth
@@ -96,11 +84,9 @@ def memory_shares(profile: Profile) -> dict[str, float]:
 
 def vision_share_of_operations(profile: Profile) -> float:
     """Of a step of stage 1 as the peers take it: every layer checkpointed, logits of every token."""
-    shape, lengths = read_shape(profile.model), _lengths(profile)
-    blind = replace(shape, vision=replace(shape.vision, depth=0, whole_image=()))
-    rank, layers = profile.stage1.lora_rank, shape.language.depth
-    seeing, not_seeing = (sample_tflop(one, 1, rank, lengths, layers, False) for one in (shape, blind))
-    return (seeing - not_seeing) / tflop(profile, 1, ours=False)
+    step = _step(profile, 1)
+    blind = replace(step, shape=replace(step.shape, vision=replace(step.shape.vision, depth=0, whole_image=())))
+    return (step.tflop() - blind.tflop()) / tflop(profile, 1, ours=False)
 
 
 def vision_share_of_seconds(profile: Profile, steps: int = 5) -> float:
@@ -147,5 +133,6 @@ def _lengths(profile: Profile) -> Lengths:
     return replace(longest(profile), report=TYPICAL_REPORT)
 
 
-def _stage3(shape: Shape, rank: int, lengths: Lengths, cached: bool = False, layers: int = _ALL) -> float:
-    return sample_tflop(shape, 3, rank, lengths, min(layers, shape.language.depth), cached)
+def _step(profile: Profile, stage: int, cached: bool = False, layers: int = _ALL) -> Step:
+    changes: Any = {f"stage{stage}": replace(profile.stage(stage), checkpointed_layers=layers)}
+    return Step(read_shape(profile.model), replace(profile, **changes), stage, _lengths(profile), cached)

@@ -1,11 +1,8 @@
-"""The sizes of a Qwen2.5-VL, and what a stage costs by arithmetic: operations, hours on a card, disk. Knows no torch.
-
-A multiplication and an addition are two operations. A frozen layer costs one product forward and one backward (its
-input's gradient), a trained one two backward, a checkpointed one is computed forward twice.
-"""
+"""What a plan is made of: the sizes of a Qwen2.5-VL, the lengths of a sample, the card, the studies. Knows no torch."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,11 +22,7 @@ _PHANTOM_SPLIT = {"train": 0.75, "validation": 0.11, "test": 0.09}
 # Mean of the 3,331 Open-I reports with findings and impression, in the target's format, with Qwen's vocabulary.
 TYPICAL_REPORT = 71
 _DEQUANTIZED_BYTES = 0.53 + 2  # read in 4-bit with its scales, written in 16
-BANDWIDTH_SHARE = 0.6  # of a card's bandwidth that dequantizing reaches: assumed
-# Python launches a card's kernels one after another, and a fast card waits for it: seconds for one layer once forward,
-# backward or again, however small the micro-batch. From 6.7 and 4.0 studies/s of stages 2 and 3 at micro-batch 4 on an
-# H100's host (random weights of the 7B's shape); a slower processor takes longer.
-_LAYER_SECONDS = {1: 0.006, 2: 0.006, 3: 0.010}  # by stage: in stage 3 every layer has LoRA that trains
+_BANDWIDTH_SHARE = 0.6  # of a card's bandwidth that reading weights and dequantizing reach: assumed
 _BYTES_PER_PIXEL = 0.6  # of a stored PNG: 0.56 in a default run
 
 
@@ -256,10 +249,17 @@ class Card:
     why: str = ""
     count: int = 1
 
-    @property
-    def speed(self) -> float:
-        """TFLOP/s of products that one card is assumed to keep; 0: not known."""
-        return self.peak_tflops * self.share
+    def seconds(self, tflop: float) -> float:
+        """That products take; NaN where the card's speed is not known, as what is computed from it."""
+        return tflop / (self.peak_tflops * self.share) if self.peak_tflops else math.nan
+
+    def reading_seconds(self, gigabytes: float) -> float:
+        """That moving so much of its memory takes; NaN where its bandwidth is not known."""
+        return gigabytes / (self.bandwidth_gbs * _BANDWIDTH_SHARE) if self.bandwidth_gbs else math.nan
+
+    def dequantizing_seconds(self, shape: Shape) -> float:
+        """That all 4-bit weights take once, however many studies they are wanted for."""
+        return self.reading_seconds(shape.language.linear_weights * _DEQUANTIZED_BYTES / 1e9)
 
 
 @cache
@@ -309,95 +309,6 @@ def find_card(title: str) -> Card | None:
 def typical(longest: Lengths) -> Lengths:
     """A sample with a report of usual length, for sums over a whole run."""
     return Lengths(longest.image, longest.text, min(TYPICAL_REPORT, longest.report))
-
-
-def sample_tflop(shape: Shape, stage: int, rank: int, lengths: Lengths, layers: int, cached: bool) -> float:
-    """10^12 operations of one training sample.
-
-    Args:
-        shape: of the model.
-        stage: 1, 2 or 3.
-        rank: of the LoRA in vision encoder and language model.
-        lengths: of the sample.
-        layers: checkpointed decoder layers.
-        cached: the vision encoder's blocks are not computed.
-    """
-    language = shape.language
-    # Before stage 3 the language model's LoRA adds nothing and is not computed.
-    lora = rank * language.depth * sum(a + b for a, b in language.layer_linears()) if stage == 3 else 0
-    # Causal attention needs half of the products of queries with keys and of weights with values.
-    attention = 2 * lengths.total**2 * language.width * language.depth
-    forward = 2 * lengths.total * (language.linear_weights + lora) + attention
-    backward = 2 * lengths.total * (language.linear_weights + 2 * lora) + 2 * attention
-    again = layers / language.depth * forward
-    if layers < language.depth:  # the last feed-forward network sees the report alone (`loss.py`)
-        spared, weights = 2 * (lengths.total - lengths.report), 3 * language.width * language.inner
-        their_lora = 3 * rank * (language.width + language.inner) if stage == 3 else 0
-        forward -= spared * (weights + their_lora)
-        backward -= spared * (weights + 2 * their_lora)
-    head = 2 * 2 * lengths.report * language.vocabulary * language.width
-    projector = (2 + {1: 2, 2: 4, 3: 0}[stage]) * lengths.image * shape.projector_parameters
-    return (forward + again + backward + head + projector + _vision(shape, stage, rank, lengths, layers, cached)) / 1e12
-
-
-def language_tflop(shape: Shape, rank: int, lengths: Lengths, scored: int) -> float:
-    """10^12 operations of the language model once forward, with LoRA and with logits at `scored` tokens."""
-    language = shape.language
-    weights = language.linear_weights + rank * language.depth * sum(a + b for a, b in language.layer_linears())
-    attention = 2 * lengths.total**2 * language.width * language.depth
-    return (2 * lengths.total * weights + attention + 2 * scored * language.vocabulary * language.width) / 1e12
-
-
-def vision_tflop(shape: Shape, rank: int, lengths: Lengths) -> float:
-    """10^12 operations of vision encoder and projector once forward."""
-    projector = 2 * lengths.image * shape.projector_parameters
-    return (_vision(shape, 2, rank, lengths, 0, False) + projector) / 1e12
-
-
-def _vision(shape: Shape, stage: int, rank: int, lengths: Lengths, layers: int, cached: bool) -> float:
-    vision = shape.vision
-    patches = lengths.image * vision.merge**2
-    whole = len(vision.whole_image)
-    pairs = whole * patches**2 + (vision.depth - whole) * patches * min(patches, (vision.window // vision.patch) ** 2)
-    weights = vision.depth * sum(a * b for a, b in vision.block_linears())
-    lora = rank * vision.depth * sum(a + b for a, b in vision.block_linears())
-    forward = 2 * patches * (weights + lora + shape.patch_embedding) + 4 * pairs * vision.width
-    if stage > 1:
-        return 0.0 if cached else forward
-    backward = 2 * patches * (weights + 2 * lora) + 8 * pairs * vision.width
-    return (2 if layers else 1) * forward + backward
-
-
-def dequantization_seconds(shape: Shape, card: Card, layers: int) -> float:
-    """Of one micro-batch, whatever its size: every 4-bit weight forward, backward, and again where checkpointed."""
-    passes = 2 + layers / shape.language.depth
-    gigabytes = passes * shape.language.linear_weights * _DEQUANTIZED_BYTES / 1e9
-    return gigabytes / (card.bandwidth_gbs * BANDWIDTH_SHARE) if card.bandwidth_gbs else 0.0
-
-
-def waiting_seconds(shape: Shape, stage: int, layers: int, cached: bool) -> float:
-    """Of one micro-batch, whatever its size: what Python takes to launch it, if the card is faster."""
-    language = (2 + layers / shape.language.depth) * shape.language.depth
-    vision = shape.vision.depth * (0 if cached else 1 if stage > 1 else 3 if layers else 2)
-    return language * _LAYER_SECONDS[stage] + vision * _LAYER_SECONDS[1]
-
-
-def training_hours(
-    shape: Shape, card: Card, stage: int, layers: int, cached: bool, quantized: bool, studies: tuple[int, int, float]
-) -> float | None:
-    """Hours of a stage on a card, or on several: what it computes, or what Python takes to launch it, if that is more.
-
-    Args:
-        studies: that it trains on, those of a micro-batch, and TFLOP of one.
-
-    Returns:
-        None where the card's speed is not known.
-    """
-    if not card.speed:
-        return None
-    samples, micro, tflop = studies
-    computing = micro * tflop / card.speed + (dequantization_seconds(shape, card, layers) if quantized else 0.0)
-    return samples / micro * max(computing, waiting_seconds(shape, stage, layers, cached)) / card.count / 3600
 
 
 def study_counts(profile: Profile) -> dict[str, int]:

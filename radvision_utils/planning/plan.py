@@ -1,13 +1,16 @@
 """Before a card is spent: what each stage needs, whether it fits, how long it takes, and what to change first.
 
-All of it is arithmetic on the model's configuration (`memory.py`, `cost.py`); nothing is loaded and no card is asked.
+All of it is arithmetic on the model's configuration (`step.py`, `cost.py`); nothing is loaded and no card is asked.
 Alone: `python -m radvision_utils plan --profile lingshu-7b --gpu t4`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from radvision_utils.config import STAGES, Profile, StageSettings
@@ -19,12 +22,10 @@ from radvision_utils.planning.cost import (
     find_card,
     longest,
     read_shape,
-    sample_tflop,
     study_counts,
-    training_hours,
     typical,
 )
-from radvision_utils.planning.memory import ON_CARD, ON_CPU, Memory, stage_memory
+from radvision_utils.planning.step import ON_CARD, ON_CPU, Memory, Step
 
 MARGIN_GIB = 1.0  # that the recommended settings leave free: a plan is no measurement
 _SIDES = (1024, 896, 768, 640, 512, 448, 392, 336, 280, 224)  # pixels that a smaller image may have
@@ -32,42 +33,96 @@ _SIDES = (1024, 896, 768, 640, 512, 448, 392, 336, 280, 224)  # pixels that a sm
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage on one card.
+    """One stage as a profile sets it, on one card."""
 
-    Attributes:
-        stage: 1, 2 or 3.
-        card: the card.
-        settings: of the stage.
-        image_size: side of the stored image, pixels.
-        layers: checkpointed decoder layers.
-        memory: at the stage's fullest moment, with reports as long as the profile allows.
-        tflop: 10^12 operations of a sample with a report of usual length.
-        samples: that the stage trains on, epochs counted; what the frozen vision encoder costs once is not in it.
-        hours: at the share of the card's peak that is assumed, with dequantization, or as fast as Python launches it;
-            None: speed not known.
-        hours_at_peak: at the card's peak; None: not known.
-        change: what to change first; "" where it fits.
-        fitting: the fastest settings with the same studies an optimizer step that fit with `MARGIN_GIB` to spare;
-            with a smaller image where none does with the profile's.
-    """
-
+    shape: Shape
+    profile: Profile
     stage: int
     card: Card
-    settings: StageSettings
-    image_size: int
-    layers: int
-    memory: Memory
-    tflop: float
-    samples: int
-    hours: float | None
-    hours_at_peak: float | None
-    change: str
-    fitting: StagePlan | None
+
+    @property
+    def settings(self) -> StageSettings:
+        """Of the stage."""
+        return self.profile.stage(self.stage)
+
+    @cached_property
+    def samples(self) -> int:
+        """Studies that it trains on, each as often as it comes; what a frozen encoder costs once is not in it."""
+        settings = self.settings
+        samples = round(settings.epochs * study_counts(self.profile)["train"])
+        whole = settings.micro_batch * settings.accumulation
+        return min(samples, settings.max_steps * whole) if settings.max_steps else samples
+
+    @cached_property
+    def step(self) -> Step:
+        """A micro-batch with reports as long as the profile allows.
+
+        Features are not cached where the stage would not see every study (`features.py`).
+        """
+        cached = self.stage > 1 and self.settings.cache_features
+        cached = cached and self.samples >= study_counts(self.profile)["train"]
+        return Step(self.shape, self.profile, self.stage, longest(self.profile), cached)
+
+    @property
+    def usual(self) -> Step:
+        """A micro-batch with reports of usual length."""
+        return replace(self.step, lengths=typical(self.step.lengths))
+
+    @cached_property
+    def memory(self) -> Memory:
+        """At its fullest moment, with reports as long as the profile allows."""
+        return self.step.memory()
 
     @property
     def fits(self) -> bool:
         """Whether the card's memory is enough."""
         return self.memory.total <= self.card.usable_gib
+
+    @cached_property
+    def hours(self) -> float:
+        """As `Step.seconds` assumes, shared by the cards; NaN: the card's speed is not known."""
+        return self.samples / self.settings.micro_batch * self.usual.seconds(self.card) / self.card.count / 3600
+
+    @property
+    def hours_at_peak(self) -> float:
+        """At the cards' peak; NaN: not known."""
+        peak = self.card.peak_tflops or math.nan
+        return self.samples * self.usual.tflop() / peak / self.card.count / 3600
+
+    @property
+    def change(self) -> str:
+        """What to change first; "" where it fits."""
+        return "" if self.fits else first_change(self.profile, self.stage, self.card)
+
+    @cached_property
+    def fitting(self) -> StagePlan | None:
+        """The fastest settings with the same studies an optimizer step that fit with `MARGIN_GIB` to spare; with the
+        largest smaller image with which some do, where none does with the profile's."""
+        name = f"stage{self.stage}"
+        for image in ({}, *_smaller_images(self.shape, self.profile)):
+            plans = [
+                self.changed({**image, **split, f"{name}.checkpointed_layers": layers})
+                for split in _splits(self.settings, name)
+                if split[f"{name}.accumulation"] % self.card.count == 0  # cards share an optimizer step evenly
+                for layers in range(self.shape.language.depth + 1)
+            ]
+            fitting = [plan for plan in plans if plan.memory.total + MARGIN_GIB <= self.card.usable_gib]
+            if fitting:
+                return min(fitting, key=StagePlan._effort)
+        return None
+
+    def _effort(self) -> tuple[float, int]:
+        """Less is faster; where the card's speed is not known, fewer operations, then larger micro-batches."""
+        return (self.usual.tflop() if math.isnan(self.hours) else self.hours, -self.settings.micro_batch)
+
+    def changed(self, settings: Mapping[str, Any]) -> StagePlan:
+        """The plan with settings changed by their dotted names."""
+        profile = self.profile
+        for name, value in settings.items():
+            section, leaf = name.split(".")
+            change: Any = {section: replace(getattr(profile, section), **{leaf: value})}
+            profile = replace(profile, **change)
+        return replace(self, profile=profile)
 
 
 def plan_run(profile: Profile, card: Card) -> list[StagePlan]:
@@ -76,31 +131,12 @@ def plan_run(profile: Profile, card: Card) -> list[StagePlan]:
 
 
 def plan_stage(profile: Profile, stage: int, card: Card) -> StagePlan:
-    """One stage as the profile sets it, what to change if it does not fit, and the fastest settings that fit.
+    """One stage as the profile sets it.
 
     Raises:
-        RadVisionError: the base's configuration cannot be read, or there is no such stage.
+        RadVisionError: the base's configuration cannot be read.
     """
-    shape = read_shape(profile.model)
-    plan = _plan(shape, profile, stage, card)
-    change = "" if plan.fits else first_change(profile, stage, card)
-    return replace(plan, change=change, fitting=_fastest(shape, profile, stage, card))
-
-
-def _fastest(shape: Shape, profile: Profile, stage: int, card: Card) -> StagePlan | None:
-    """The fastest settings that fit, with the profile's image if any does, else with the largest image that does."""
-    for sized in (profile, *_smaller_images(shape, profile)):
-        plans = (
-            _plan(shape, changed, stage, card)
-            for micro, times in _splits(profile.stage(stage))
-            if times % card.count == 0  # cards share an optimizer step evenly
-            for layers in range(shape.language.depth + 1)
-            for changed in [_changed(sized, stage, micro_batch=micro, accumulation=times, checkpointed_layers=layers)]
-        )
-        fitting = [plan for plan in plans if plan.memory.total + MARGIN_GIB <= card.usable_gib]
-        if fitting:
-            return min(fitting, key=_effort)
-    return None
+    return StagePlan(read_shape(profile.model), profile, stage, card)
 
 
 def plan_record(
@@ -120,17 +156,9 @@ def plan_record(
     changes: Any = {f"stage{stage}": settings}
     image = profile.model.visual_tokens
     lengths, numbers = Lengths(image, prompt - image, report), ON_CARD if card else ON_CPU
-    memory = stage_memory(
-        read_shape(profile.model),
-        replace(profile, **changes),
-        stage,
-        checkpointed_layers=settings.checkpointed_layers,
-        cached=cached,
-        lengths=lengths,
-        numbers=numbers,
-    )
-    parts = {part: round(gib, 4) for part, gib in memory.parts.items()}
-    return {**parts, "total": round(memory.total, 4), "tensors": round(memory.tensors, 4), "moment": memory.moment}
+    memory = Step(read_shape(profile.model), replace(profile, **changes), stage, lengths, cached, numbers).memory()
+    gib = {**memory.parts, "total": memory.total, "tensors": memory.tensors}
+    return {**{part: round(each, 4) for part, each in gib.items()}, "moment": memory.moment}
 
 
 def what_to_change(profile: Profile, stage: int) -> str:
@@ -138,11 +166,8 @@ def what_to_change(profile: Profile, stage: int) -> str:
     card = find_card(choose_device().title)
     if card is None:
         return "end other programs, or train on a computer with more memory."
-    settings = profile.stage(stage)
-    one: Any = {
-        f"stage{stage}": replace(settings, micro_batch=1, accumulation=settings.micro_batch * settings.accumulation)
-    }
-    return first_change(replace(profile, **one), stage, card)
+    *_, one = _splits(profile.stage(stage), f"stage{stage}")
+    return first_change(plan_stage(profile, stage, card).changed(one).profile, stage, card)
 
 
 def first_change(profile: Profile, stage: int, card: Card) -> str:
@@ -153,14 +178,13 @@ def first_change(profile: Profile, stage: int, card: Card) -> str:
     result (a smaller image, shorter reports), another card. Where the arithmetic says that it fits, so that something
     else must use the card, the first change that frees a quarter of a GiB.
     """
-    shape = read_shape(profile.model)
-    need = _memory(shape, profile, stage).total
-    target = min(card.usable_gib, need - 0.25)
+    plan = plan_stage(profile, stage, card)
+    need = least = plan.memory.total
     said = f"stage {stage} needs {need:.1f} GiB by arithmetic, and {card.title} has {card.usable_gib:.1f}"
-    least = need
-    for words, changed in _changes(shape, profile, stage):
-        least = _memory(shape, changed, stage).total
-        if least <= target:
+    for settings in _changes(plan):
+        least = plan.changed(settings).memory.total
+        if least <= min(card.usable_gib, need - 0.25):
+            words = " and ".join(f"{name}={json.dumps(value).strip(chr(34))}" for name, value in settings.items())
             return f"{said}: set {words}, which needs {least:.1f}."
     return (
         f"{said}: it does not fit with any setting (one study at a time, the smallest image: {least:.1f} GiB); "
@@ -168,116 +192,42 @@ def first_change(profile: Profile, stage: int, card: Card) -> str:
     )
 
 
-def _changes(shape: Shape, profile: Profile, stage: int) -> Iterator[tuple[str, Profile]]:
-    """The settings to change, in order, each with the profile that they make together with those before."""
-    settings, words = profile.stage(stage), []
-    if stage > 1 and not settings.cache_features:
-        profile = _changed(profile, stage, cache_features=True)
-        words.append(f"stage{stage}.cache_features=true")
-        yield words[-1], profile
-    if profile.model.quantization != "nf4":
-        profile = replace(profile, model=replace(profile.model, quantization="nf4"))
-        words.append("model.quantization=nf4")
-        yield " and ".join(words), profile
+def _changes(plan: StagePlan) -> Iterator[dict[str, Any]]:
+    """The settings to change, in order, each together with those before, by their dotted names."""
+    settings, name, changes = plan.settings, f"stage{plan.stage}", {}
+    steps: list[dict[str, Any]] = []
+    if plan.stage > 1 and not settings.cache_features:
+        steps.append({f"{name}.cache_features": True})
+    if plan.profile.model.quantization != "nf4":
+        steps.append({"model.quantization": "nf4"})
     if settings.checkpointed_layers is not None:
-        profile = _changed(profile, stage, checkpointed_layers=None)
-        words.append(f"stage{stage}.checkpointed_layers=null")
-        yield " and ".join(words), profile
-    for micro, times in _splits(settings):
-        if micro < settings.micro_batch:
-            profile = _changed(profile, stage, micro_batch=micro, accumulation=times)
-            split = [f"stage{stage}.micro_batch={micro}", f"stage{stage}.accumulation={times}"]
-            yield " and ".join([*words, *split]), profile
-    if settings.micro_batch > 1:
-        words += split
-    images = _smaller_images(shape, profile)
-    for smaller in images:
-        image = [f"data.image_size={smaller.data.image_size}", f"model.visual_tokens={smaller.model.visual_tokens}"]
-        yield " and ".join([*words, *image]), smaller
-    if profile.model.max_report_tokens > 128:
-        profile = images[-1] if images else profile
-        shorter = replace(profile.model, max_report_tokens=128)
-        words += image if images else []
-        yield " and ".join([*words, "model.max_report_tokens=128"]), replace(profile, model=shorter)
+        steps.append({f"{name}.checkpointed_layers": None})
+    steps += [split for split in _splits(settings, name) if split[f"{name}.micro_batch"] < settings.micro_batch]
+    steps += _smaller_images(plan.shape, plan.profile)
+    if plan.profile.model.max_report_tokens > 128:
+        steps.append({"model.max_report_tokens": 128})
+    for step in steps:
+        changes = changes | step
+        yield changes
 
 
-def _smaller_images(shape: Shape, profile: Profile) -> list[Profile]:
-    """The profile with smaller and smaller images; none where the processor reduces images anyway, as the tiny one."""
+def _smaller_images(shape: Shape, profile: Profile) -> list[dict[str, Any]]:
+    """Smaller and smaller images; none where the processor reduces images anyway, as the tiny one."""
 
     def tokens(side: int) -> int:
         return round(side / (shape.vision.patch * shape.vision.merge)) ** 2
 
-    if tokens(profile.data.image_size) != profile.model.visual_tokens:
+    side = profile.data.image_size
+    if tokens(side) != profile.model.visual_tokens:
         return []
-    return [
-        replace(
-            profile,
-            data=replace(profile.data, image_size=side),
-            model=replace(profile.model, visual_tokens=tokens(side)),
-        )
-        for side in _SIDES
-        if side < profile.data.image_size
-    ]
+    return [{"data.image_size": less, "model.visual_tokens": tokens(less)} for less in _SIDES if less < side]
 
 
-def _splits(settings: StageSettings) -> list[tuple[int, int]]:
+def _splits(settings: StageSettings, name: str) -> list[dict[str, int]]:
     """Micro-batch and accumulation that make the same optimizer step, the largest micro-batch first."""
     whole = settings.micro_batch * settings.accumulation
-    return [(micro, whole // micro) for micro in range(whole, 0, -1) if whole % micro == 0]
-
-
-def _changed(profile: Profile, stage: int, **settings: Any) -> Profile:
-    changes: Any = {f"stage{stage}": replace(profile.stage(stage), **settings)}
-    return replace(profile, **changes)
-
-
-def _memory(shape: Shape, profile: Profile, stage: int) -> Memory:
-    layers = profile.stage(stage).checkpointed_layers
-    return stage_memory(shape, profile, stage, checkpointed_layers=layers, cached=_cached(profile, stage))
-
-
-def _samples(profile: Profile, stage: int) -> int:
-    """Studies that a stage trains on, each as often as it comes."""
-    settings = profile.stage(stage)
-    samples = round(settings.epochs * study_counts(profile)["train"])
-    whole = settings.micro_batch * settings.accumulation
-    return min(samples, settings.max_steps * whole) if settings.max_steps else samples
-
-
-def _cached(profile: Profile, stage: int) -> bool:
-    """Whether the stage reads features from disk; it does not where it would not see every study (`features.py`)."""
-    return (
-        stage > 1 and profile.stage(stage).cache_features and _samples(profile, stage) >= study_counts(profile)["train"]
-    )
-
-
-def _plan(shape: Shape, profile: Profile, stage: int, card: Card) -> StagePlan:
-    """One stage as it is set."""
-    settings = profile.stage(stage)
-    depth = shape.language.depth
-    layers = depth if settings.checkpointed_layers is None else min(settings.checkpointed_layers, depth)
-    rank = profile.stage1.lora_rank if stage == 1 else profile.stage3.lora_rank
-    tflop = sample_tflop(shape, stage, rank, typical(longest(profile)), layers, _cached(profile, stage))
-    samples = _samples(profile, stage)
-    cached, quantized = _cached(profile, stage), profile.model.quantization == "nf4"
-    hours = training_hours(shape, card, stage, layers, cached, quantized, (samples, settings.micro_batch, tflop))
-    at_peak = samples * tflop / card.peak_tflops / card.count / 3600 if card.peak_tflops else None
-    return StagePlan(
-        stage=stage,
-        card=card,
-        settings=settings,
-        image_size=profile.data.image_size,
-        layers=layers,
-        memory=_memory(shape, profile, stage),
-        tflop=tflop,
-        samples=samples,
-        hours=hours,
-        hours_at_peak=at_peak,
-        change="",
-        fitting=None,
-    )
-
-
-def _effort(plan: StagePlan) -> tuple[float, int]:
-    """Less is faster; where the card's speed is not known, fewer operations, then larger micro-batches."""
-    return (plan.tflop if plan.hours is None else plan.hours, -plan.settings.micro_batch)
+    return [
+        {f"{name}.micro_batch": micro, f"{name}.accumulation": whole // micro}
+        for micro in range(whole, 0, -1)
+        if whole % micro == 0
+    ]

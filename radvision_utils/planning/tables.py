@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,7 @@ from radvision_utils.planning.plan import MARGIN_GIB, StagePlan, plan_run
 def plan_table(plans: Sequence[StagePlan]) -> list[dict[str, str]]:
     """GiB by part, operations and hours of each stage as it is set: a column a stage, for `figures.text_table`."""
     columns = {f"stage {plan.stage}": _figures(plan) for plan in plans}
-    names = list(next(iter(columns.values())))
-    return [{"": name, **{stage: figures[name] for stage, figures in columns.items()}} for name in names]
+    return [{"": name, **{stage: figures[name] for stage, figures in columns.items()}} for name in _figures(plans[0])]
 
 
 def _figures(plan: StagePlan) -> dict[str, str]:
@@ -24,7 +24,7 @@ def _figures(plan: StagePlan) -> dict[str, str]:
         **{f"{part}, GiB": _number(gib) for part, gib in parts.items()},
         f"fits {plan.card.usable_gib:g} GiB": "yes" if plan.fits else "does not fit",
         "fullest at": plan.memory.moment,
-        "TFLOP a sample": _number(plan.tflop),
+        "TFLOP a sample": _number(plan.usual.tflop()),
         "samples": str(plan.samples),
         "time at the card's peak": _time(plan.hours_at_peak),
         "time likely": _time(plan.hours),
@@ -43,12 +43,12 @@ def settings_table(plans: Sequence[StagePlan]) -> list[dict[str, str]]:
 
 def _settings(plan: StagePlan) -> dict[str, str]:
     return {
-        "image": f"{plan.image_size} px",
+        "image": f"{plan.profile.data.image_size} px",
         "micro_batch": str(plan.settings.micro_batch),
         "accumulation": str(plan.settings.accumulation),
-        "checkpointed_layers": str(plan.layers),
+        "checkpointed_layers": str(plan.step.layers),
         "GiB": _number(plan.memory.total),
-        "TFLOP a sample": _number(plan.tflop),
+        "TFLOP a sample": _number(plan.usual.tflop()),
         "time likely": _time(plan.hours),
     }
 
@@ -73,13 +73,13 @@ def judging_table(parts: Sequence[JudgingPart]) -> list[dict[str, str]]:
 def total_table(plans: Sequence[StagePlan], parts: Sequence[JudgingPart]) -> list[dict[str, str]]:
     """Training and what is asked for of judging, together: the fullest moment, and the time."""
     asked = [part for part in parts if not part.setting]
-    training, likely = _sum([plan.hours for plan in plans]), _sum([part.hours for part in asked])
-    at_most = _sum([part.hours_at_most for part in asked])
-    full = [max(part.memory.total for part in those) for those in (plans, asked)]
+    training, judging = (max(part.memory.total for part in those) for those in (plans, asked))
+    hours, likely = sum(plan.hours for plan in plans), sum(part.hours for part in asked)
+    at_most = sum(part.hours_at_most for part in asked)
     rows = [
-        ("training", full[0], training, training),
-        ("judging", full[1], likely, at_most),
-        ("the whole run", max(full), _sum([training, likely]), _sum([training, at_most])),
+        ("training", training, hours, hours),
+        ("judging", judging, likely, at_most),
+        ("the whole run", max(training, judging), hours + likely, hours + at_most),
     ]
     return [
         {"in all": name, "GiB": _number(gib), "time likely": _time(hours), "at most": _time(most)}
@@ -87,17 +87,12 @@ def total_table(plans: Sequence[StagePlan], parts: Sequence[JudgingPart]) -> lis
     ]
 
 
-def _sum(hours: Sequence[float | None]) -> float | None:
-    known = [each for each in hours if each is not None]
-    return sum(known) if len(known) == len(hours) else None
-
-
 def _number(value: float) -> str:
     return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
-def _time(hours: float | None) -> str:
-    if hours is None:
+def _time(hours: float) -> str:
+    if math.isnan(hours):
         return "not known"
     return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min" if hours >= 1 / 60 else "seconds"
 

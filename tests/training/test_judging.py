@@ -21,9 +21,9 @@ from radvision_utils.model.base import attach_adapter, load_base, load_processor
 from radvision_utils.model.faster import speed_up_lora
 from radvision_utils.planning import judging
 from radvision_utils.planning.cost import Lengths, open_card, read_shape
-from radvision_utils.planning.judging import maps_memory, plan_judging, scoring_memory, writing_memory
-from radvision_utils.planning.memory import GIB, ON_CPU, Numbers
+from radvision_utils.planning.judging import JudgingStep, plan_judging
 from radvision_utils.planning.plan import plan_run
+from radvision_utils.planning.step import GIB, ON_CPU, Numbers
 from radvision_utils.report import Reporter
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import report_token_losses
@@ -59,10 +59,10 @@ def assert_planned(planned, model, inputs, work):
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         work()
     taken = peak_gib(recorded) * GIB
-    always = (planned.weights + planned.adapter) * GIB
+    always = (planned.parts["weights"] + planned.parts["trainables"]) * GIB
     assert always == pytest.approx(held_by(model), rel=0.02)
     # In a small model the weights hide much of the rest: it is held to the tolerance by itself.
-    assert (planned.cache + planned.activations + planned.logits) * GIB - inputs == pytest.approx(taken, rel=0.1)
+    assert planned.tensors * GIB - always - inputs == pytest.approx(taken, rel=0.1)
 
 
 @pytest.mark.parametrize("bits", [32, 16])
@@ -108,7 +108,7 @@ def test_planned_memory_of_writing_is_that_of_live_tensors(moment, vision, text,
             model.generate(**inputs, **length, do_sample=False, repetition_penalty=1.0, pad_token_id=0)
 
     lengths = Lengths(100, TEXT, words)
-    planned = writing_memory(read_shape(profile_.model), profile_, batch=BATCH, lengths=lengths, numbers=numbers)
+    planned = JudgingStep.of(read_shape(profile_.model), profile_, lengths, BATCH, numbers).writing()
     try:
         assert_planned(planned, model, storages(inputs.values()), write)
     finally:
@@ -128,9 +128,7 @@ def test_planned_memory_of_scoring_reports_is_that_of_live_tensors(reporter, dat
     batch = reporter.collator(studies)
     rows, report = len(studies), batch["logits_to_keep"] - 1
     lengths = Lengths(16, batch["input_ids"].shape[1] - report - 16, report)
-    planned = scoring_memory(
-        read_shape(reporter.profile.model), reporter.profile, batch=rows, lengths=lengths, numbers=ON_CPU
-    )
+    planned = JudgingStep.of(read_shape(reporter.profile.model), reporter.profile, lengths, rows, ON_CPU).scoring()
 
     def score():
         with torch.no_grad():
@@ -149,14 +147,8 @@ def test_planned_memory_of_maps_is_that_of_live_tensors(batch, reporter, dataset
     layout = passage.layout
     prompt = len(reporter.prompt(study))
     lengths = Lengths(16, prompt - 16, len(layout.ids) - prompt)
-    planned = maps_memory(
-        read_shape(reporter.profile.model),
-        reporter.profile,
-        batch=batch,
-        lengths=lengths,
-        scored=len(layout.target),
-        numbers=ON_CPU,
-    )
+    step = JudgingStep.of(read_shape(reporter.profile.model), reporter.profile, lengths, batch, ON_CPU)
+    planned = step.maps(len(layout.target))
     assert_planned(planned, reporter.model, 0, lambda: explain_passage(passage))
     assert planned.moment == ("gradient" if batch == 1 else "occlusion")
 

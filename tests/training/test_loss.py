@@ -9,7 +9,7 @@ from benchmarks.race import peak_gib
 from radvision_utils.environment import choose_device
 from radvision_utils.model.base import attach_adapter, load_base, load_processor
 from radvision_utils.model.stage import checkpoint_layers, select_stage
-from radvision_utils.planning.memory import GIB
+from radvision_utils.planning.step import GIB
 from radvision_utils.runs import Stage
 from radvision_utils.training import loss
 from radvision_utils.training.collator import IGNORED, Collator

@@ -28,17 +28,9 @@ from radvision_utils.environment import Device, choose_device
 from radvision_utils.model.base import attach_adapter, count_parameters, load_base, load_processor
 from radvision_utils.model.faster import speed_up_lora
 from radvision_utils.model.stage import checkpoint_layers, select_stage
-from radvision_utils.planning.cost import (
-    Card,
-    Lengths,
-    dequantization_seconds,
-    find_card,
-    open_card,
-    read_shape,
-    sample_tflop,
-)
-from radvision_utils.planning.memory import GIB, ON_CPU, Numbers, stage_memory
+from radvision_utils.planning.cost import Card, Lengths, find_card, longest, open_card, read_shape
 from radvision_utils.planning.plan import first_change, plan_run, plan_stage
+from radvision_utils.planning.step import GIB, ON_CPU, Numbers, Step
 from radvision_utils.planning.tables import beside_measured, plan_table
 from radvision_utils.runs import RunFolder, Stage
 from radvision_utils.training.collator import Collator
@@ -126,20 +118,14 @@ def lengths_of(profile_, batch):
 
 def assert_planned(profile_, stage, batch, layers, cached=False, device=None, numbers=ON_CPU):
     device = device or choose_device()
-    planned = stage_memory(
-        read_shape(profile_.model),
-        profile_,
-        stage,
-        micro_batch=len(batch["input_ids"]),
-        checkpointed_layers=layers,
-        cached=cached,
-        lengths=lengths_of(profile_, batch),
-        numbers=numbers,
-    )
+    settings = replace(profile_.stage(stage), micro_batch=len(batch["input_ids"]), checkpointed_layers=layers)
+    asked = replace(profile_, **{f"stage{stage}": settings})
+    lengths = lengths_of(profile_, batch)
+    planned = Step(read_shape(profile_.model), asked, stage, lengths, cached, numbers).memory()
     before, taken = measured_peak(profile_, stage, batch, layers, device, cached)
     assert planned.total * GIB == pytest.approx(before + taken, rel=0.10)
     # In a small model the weights hide much of the rest: each by itself.
-    always = (planned.weights + planned.trainables + planned.optimizer) * GIB
+    always = sum(planned.parts[part] for part in ("weights", "trainables", "optimizer")) * GIB
     inputs = storages(filter(torch.is_tensor, batch.values()))
     assert always == pytest.approx(before - inputs, rel=0.02)
     assert planned.total * GIB - always - inputs == pytest.approx(taken, rel=0.15)
@@ -242,8 +228,8 @@ def test_counts_are_those_of_the_7b_and_of_the_tiny_model():
 
 def test_weights_of_the_7b_take_the_known_gib():
     lingshu = load_profile("lingshu-7b")
-    memory = stage_memory(read_shape(lingshu.model), lingshu, 1)
-    assert memory.weights == pytest.approx(6.43, abs=0.01)
+    memory = Step(read_shape(lingshu.model), lingshu, 1, longest(lingshu)).memory()
+    assert memory.parts["weights"] == pytest.approx(6.43, abs=0.01)
     assert memory.total == pytest.approx(sum(memory.parts.values()))
 
 
@@ -252,12 +238,14 @@ def test_weights_of_the_7b_take_the_known_gib():
     [(1, 28, False, 25.3), (2, 28, False, 21.8), (3, 28, False, 21.7), (3, 0, True, 13.4)],
 )
 def test_operations_of_a_sample_of_500_tokens_are_the_known_ones(stage, layers, cached, tflop):
-    shape = read_shape(load_profile("lingshu-7b").model)
-    assert sample_tflop(shape, stage, 16, Lengths(324, 58, 118), layers, cached) == pytest.approx(tflop, rel=0.02)
+    lingshu = load_profile("lingshu-7b", {f"stage{stage}.checkpointed_layers": layers})
+    step = Step(read_shape(lingshu.model), lingshu, stage, Lengths(324, 58, 118), cached)
+    assert step.tflop() == pytest.approx(tflop, rel=0.02)
 
 
 def test_a_t4_dequantizes_for_about_a_third_of_a_second_in_every_micro_batch():
-    assert dequantization_seconds(read_shape(load_profile("lingshu-7b").model), T4, 28) == pytest.approx(0.3, abs=0.05)
+    # forward, backward, and again in the checkpointed layers
+    assert 3 * T4.dequantizing_seconds(read_shape(load_profile("lingshu-7b").model)) == pytest.approx(0.3, abs=0.05)
 
 
 def test_the_7b_fits_a_t4_as_its_profile_is_set():
@@ -279,16 +267,16 @@ def test_recommended_settings_fit_are_no_slower_and_make_the_same_optimizer_step
 
 
 def test_what_saves_memory_saves_it_in_the_plan():
-    lingshu = load_profile("lingshu-7b")
-    shape = read_shape(lingshu.model)
+    shape = read_shape(load_profile("lingshu-7b").model)
 
-    def total(**options):
-        return stage_memory(shape, lingshu, 3, **options).total
+    def total(cached=False, report=320, **settings):
+        lingshu = load_profile("lingshu-7b", {f"stage3.{name}": value for name, value in settings.items()})
+        return Step(shape, lingshu, 3, Lengths(324, 58, report), cached).memory().total
 
     assert total(checkpointed_layers=28) < total(checkpointed_layers=14) < total(checkpointed_layers=0)
     assert total(micro_batch=1) < total(micro_batch=2) < total(micro_batch=8)
     assert total(cached=True) < total(cached=False)
-    assert total(lengths=Lengths(324, 58, 71)) < total(lengths=Lengths(324, 58, 320))
+    assert total(report=71) < total(report=320)
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,19 @@
-"""How much memory a stage needs, by arithmetic: what autograd keeps of every layer, at the moment when it is most.
+"""One training step by arithmetic: its operations, its seconds on a card, and its memory when that is fullest.
 
-Each term says which tensors it counts. The tests compare the sum with the live tensors of real training steps on a CPU.
-Knows no torch.
+Memory is what autograd keeps of every layer; each term says which tensors it counts. The tests compare the sum with the
+live tensors of real training steps on a CPU. Of operations, a multiplication and an addition are two: a frozen layer
+costs one product forward and one backward (its input's gradient), a trained one two backward, and a checkpointed one is
+computed forward twice. Knows no torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from radvision_utils.config import Profile, StageSettings
-from radvision_utils.planning.cost import Lengths, Shape, longest
+from radvision_utils.planning.cost import Card, Lengths, Shape
 
 GIB = 2**30
 # Beside torch's tensors: the CUDA context with its loaded kernels (0.3 to 0.5 GiB in nvidia-smi), cuBLAS's workspace,
@@ -19,6 +23,10 @@ CONTEXT_GIB = 0.75
 _LOGIT_CHUNK_BYTES = 128 << 20
 _SMALL_TENSOR = 4096  # numbers; the 8-bit optimizer keeps the state of smaller tensors in float32
 _QUANTIZED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, an 8-bit scale for 64, a float32 scale for 256 scales
+# Python launches a card's kernels one after another, and a fast card waits for it: seconds for one layer once forward,
+# backward or again, however small the micro-batch. From 6.7 and 4.0 studies/s of stages 2 and 3 at micro-batch 4 on an
+# H100's host (random weights of the 7B's shape); a slower processor takes longer.
+_LAYER_SECONDS = {1: 0.006, 2: 0.006, 3: 0.010}  # by stage: in stage 3 every layer has LoRA that trains
 
 
 @dataclass(frozen=True)
@@ -46,22 +54,22 @@ ON_CPU = Numbers(compute=4, mask=4, context=0.0)  # float32; the process's libra
 
 
 @dataclass(frozen=True)
-class GibByPart:
-    """GiB by part at one moment; a class derived from it names the parts.
+class Memory:
+    """GiB by part, at the moment when their sum is largest.
 
     Attributes:
-        context: allowance for CUDA itself and for fragmentation.
-        moment: when it is.
+        parts: `weights` of the base, the language model's linear layers in 4-bit or not, all else in the format of
+            computation; `trainables`, the whole adapter in float32, of which a stage trains a part; `activations`, the
+            inputs, what autograd keeps and the widest tensors of a layer; `logits` of what is scored, with the loss's
+            copies; `context`, an allowance for CUDA itself and for fragmentation. In training also `gradients` in
+            float32 and AdamW's state, `optimizer`: that of `paged_adamw_8bit` may be moved to the computer's memory
+            when the card is full, so a stage that is short of less than this part still runs, slower. In judging also
+            the `cache` of keys and values.
+        moment: when it is, such as "decoder layer" or "optimizer step".
     """
 
-    context: float
+    parts: dict[str, float]
     moment: str
-
-    @property
-    def parts(self) -> dict[str, float]:
-        """GiB by part."""
-        gib = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "moment"}
-        return {**{name: value for name, value in gib.items() if name != "context"}, "context": self.context}
 
     @property
     def total(self) -> float:
@@ -71,86 +79,43 @@ class GibByPart:
     @property
     def tensors(self) -> float:
         """GiB that torch counts as allocated: all but the context."""
-        return self.total - self.context
-
-
-@dataclass(frozen=True)
-class Memory(GibByPart):
-    """GiB by part, at the moment of the stage when their sum is largest.
-
-    Attributes:
-        weights: of the base: language model's linear layers in 4-bit or not, all else in the format of computation.
-        trainables: the whole adapter, float32, of which a stage trains a part.
-        gradients: float32.
-        optimizer: state of AdamW. That of `paged_adamw_8bit` may be moved to the computer's memory when the card is
-            full, so a stage that is short of less than this part still runs, slower.
-        activations: what autograd keeps, and the widest tensors of the pass backward.
-        logits: of the report's positions, with the loss's copies.
-        moment: "loss", "decoder layer", "vision block", "vision forward" or "optimizer step".
-    """
-
-    weights: float
-    trainables: float
-    gradients: float
-    optimizer: float
-    activations: float
-    logits: float
-
-
-def stage_memory(
-    shape: Shape,
-    profile: Profile,
-    stage: int,
-    *,
-    micro_batch: int | None = None,
-    checkpointed_layers: int | None = None,
-    cached: bool = False,
-    lengths: Lengths | None = None,
-    numbers: Numbers = ON_CARD,
-) -> Memory:
-    """Memory of one stage.
-
-    Args:
-        shape: the model's sizes, from `read_shape`.
-        profile: settings of the run.
-        stage: 1, 2 or 3.
-        micro_batch: studies at once; None: the profile's.
-        checkpointed_layers: decoder layers that are computed again in the backward pass; None: all. 0 also means that
-            the vision encoder's blocks are not.
-        cached: what enters the projector comes from the disk, and the vision encoder's blocks are not on the card.
-        lengths: tokens of every study; None: the longest that the profile allows.
-        numbers: formats of the device.
-    """
-    layers = shape.language.depth if checkpointed_layers is None else min(checkpointed_layers, shape.language.depth)
-    step = Step(
-        shape=shape,
-        profile=profile,
-        stage=stage,
-        batch=profile.stage(stage).micro_batch if micro_batch is None else micro_batch,
-        layers=layers,
-        cached=cached and stage > 1,
-        lengths=longest(profile) if lengths is None else lengths,
-        numbers=numbers,
-    )
-    return max(step.moments(), key=lambda memory: memory.total)
+        return self.total - self.parts["context"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One training step; methods give bytes."""
+    """A micro-batch that trains a stage; methods that do not say otherwise give bytes.
+
+    Attributes:
+        shape: the model's sizes, from `read_shape`.
+        profile: settings of the run; the stage's own say how many studies and how many checkpointed layers.
+        stage: 1, 2 or 3.
+        lengths: tokens of every study.
+        cached: what enters the projector comes from the disk, and the vision encoder's blocks are not on the card.
+        numbers: formats of the device.
+    """
 
     shape: Shape
     profile: Profile
     stage: int
-    batch: int
-    layers: int
-    cached: bool
     lengths: Lengths
-    numbers: Numbers
+    cached: bool = False
+    numbers: Numbers = ON_CARD
 
     @property
     def settings(self) -> StageSettings:
         return self.profile.stage(self.stage)
+
+    @property
+    def batch(self) -> int:
+        """Studies at once."""
+        return self.settings.micro_batch
+
+    @property
+    def layers(self) -> int:
+        """Checkpointed decoder layers; 0: the vision encoder's blocks are not checkpointed either."""
+        depth, asked = self.shape.language.depth, self.settings.checkpointed_layers
+        return depth if asked is None else min(asked, depth)
 
     @property
     def quantized(self) -> bool:
@@ -167,35 +132,83 @@ class Step:
         """Of the whole micro-batch."""
         return self.batch * self.lengths.image * self.shape.vision.merge**2
 
-    def moments(self) -> list[Memory]:
-        """The moments that can be the fullest of a step."""
-        kept = self.vision_kept() + self.language_kept()
-        inputs, logits = self.inputs(), self.logits()
+    # Operations and seconds
+
+    def tflop(self) -> float:
+        """10^12 operations of one study."""
+        language, report = self.shape.language, self.lengths.report
+        forward, backward = self.language_operations()
+        again = self.layers / language.depth * forward
+        head = 2 * 2 * report * language.vocabulary * language.width
+        projector = (2 + {1: 2, 2: 4, 3: 0}[self.stage]) * self.lengths.image * self.shape.projector_parameters
+        whole = forward + again + backward + head + projector + self.vision_operations()
+        if self.layers < language.depth:  # the last feed-forward network sees the report alone (`loss.py`)
+            weights, rank = 3 * language.width * language.inner, self.profile.stage3.lora_rank
+            lora = 3 * rank * (language.width + language.inner) if self.stage == 3 else 0
+            whole -= 2 * (self.lengths.total - report) * (2 * weights + 3 * lora)
+        return whole / 1e12
+
+    def language_operations(self) -> tuple[int, int]:
+        """Of the decoder layers for one study, forward and backward."""
+        language, total = self.shape.language, self.lengths.total
+        products = 2 * total * language.linear_weights
+        # Before stage 3 the LoRA adds nothing and is not computed.
+        lora = 2 * total * sum(self.shape.adapter_tensors(self.profile)[3]) if self.stage == 3 else 0
+        # Causal attention needs half of the products of queries with keys and of weights with values.
+        attention = 2 * total**2 * language.width * language.depth
+        return products + lora + attention, products + 2 * lora + 2 * attention
+
+    def vision_operations(self) -> int:
+        """Of the vision encoder for one study: in stage 1 also backward, and again where it is checkpointed."""
+        vision = self.shape.vision
+        patches, whole = self.lengths.image * vision.merge**2, len(vision.whole_image)
+        windows = (vision.depth - whole) * patches * min(patches, (vision.window // vision.patch) ** 2)
+        attention = 4 * (whole * patches**2 + windows) * vision.width
+        products = 2 * patches * vision.depth * sum(a * b for a, b in vision.block_linears())
+        lora = 2 * patches * sum(self.shape.adapter_tensors(self.profile)[1])
+        forward = products + lora + 2 * patches * self.shape.patch_embedding + attention
+        if self.stage > 1:
+            return 0 if self.cached else forward
+        return (2 if self.layers else 1) * forward + products + 2 * lora + 2 * attention
+
+    def seconds(self, card: Card) -> float:
+        """Of the micro-batch on a card: what it computes, or what Python takes to launch it, if that is more.
+
+        NaN where the card's speed is not known.
+        """
+        depth = self.shape.language.depth
+        passes = 2 + self.layers / depth  # forward, backward, and again where checkpointed
+        dequantizing = passes * card.dequantizing_seconds(self.shape) if self.quantized else 0.0
+        seeing = 0 if self.cached else 1 if self.stage > 1 else 3 if self.layers else 2
+        launching = passes * depth * _LAYER_SECONDS[self.stage] + seeing * self.shape.vision.depth * _LAYER_SECONDS[1]
+        return max(card.seconds(self.batch * self.tflop()) + dequantizing, launching)  # NaN first: it then stays
+
+    # Memory
+
+    def memory(self) -> Memory:
+        """At the step's fullest moment."""
+        inputs, optimizer, gradients = self.inputs(), self.optimizer(), self.gradients()
         # Gradients of earlier micro-batches stay until the optimizer's step.
-        earlier = self.gradients() if self.settings.accumulation > 1 else 0.0
-        now = [
-            self.memory("loss", inputs + kept, logits, earlier),
-            self.memory("decoder layer", inputs + self.language_backward(), 0.0, earlier),
-            self.memory("optimizer step", 0.0, 0.0, self.gradients()),
+        earlier = gradients if self.settings.accumulation > 1 else 0.0
+        kept = self.vision_kept() + self.language_kept()
+        moments = [
+            ("loss", earlier, optimizer, inputs + kept, self.logits()),
+            ("decoder layer", earlier, optimizer, inputs + self.language_backward(), 0.0),
+            ("optimizer step", gradients, optimizer, 0.0, 0.0),
         ]
         if self.stage == 1:
-            now.append(self.memory("vision block", inputs + self.vision_backward(), 0.0, self.gradients()))
+            moments.append(("vision block", gradients, optimizer, inputs + self.vision_backward(), 0.0))
         elif not self.cached:
-            now.append(self.memory("vision forward", inputs + self.vision_forward(), 0.0, earlier))
-        return now
+            moments.append(("vision forward", earlier, optimizer, inputs + self.vision_forward(), 0.0))
+        return self.fullest(("gradients", "optimizer", "activations", "logits"), moments)
 
-    def memory(self, moment: str, activations: float, logits: float, gradients: float) -> Memory:
-        """The parts that are always there, and these."""
-        parts = {
-            "weights": self.weights(),
-            "trainables": 4.0 * sum(map(sum, self.tensors_on_device().values())),
-            "gradients": gradients,
-            "optimizer": self.optimizer(),
-            "activations": activations,
-            "logits": logits,
-        }
-        gib = {name: count / GIB for name, count in parts.items()}
-        return Memory(**gib, context=self.numbers.context, moment=moment)
+    def fullest(self, parts: Sequence[str], moments: Sequence[tuple[Any, ...]]) -> Memory:
+        """The moment with most bytes in these parts, and with what is always there."""
+        moment, *most = max(moments, key=lambda moment: sum(moment[1:]))
+        trainables = 4.0 * sum(map(sum, self.tensors_on_device().values()))
+        count = {"weights": self.weights(), "trainables": trainables, **dict(zip(parts, most, strict=True))}
+        gib = {part: each / GIB for part, each in count.items()}
+        return Memory({**gib, "context": self.numbers.context}, moment)
 
     # Always there
 
