@@ -186,9 +186,9 @@ def _require_trl() -> None:
 def _growth(size: Size, scratch: Path) -> Iterator[str]:
     from benchmarks import growth, results
 
-    yield f"## How cost grows\n\n{results.growth('pixels a side', growth.by_resolution(scratch, size.sides))}"
-    yield _AT_ONCE + results.growth("studies at once", growth.by_batch(scratch, size.batches))
-    yield results.growth("studies", growth.by_studies(scratch / "many", size.studies))
+    yield f"## How cost grows\n\n{results.table(growth.by_resolution(scratch, size.sides))}"
+    yield _AT_ONCE + results.table(growth.by_batch(scratch, size.batches))
+    yield results.table(growth.by_studies(scratch / "many", size.studies))
 
 
 PARTS: dict[str, Part] = {

@@ -6,7 +6,7 @@ import io
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +35,12 @@ _QUICK = {f"stage{number}.validation_studies": 1 for number in (1, 2, 3)}  # a s
 _DIFFERENT = 64  # phantoms that the studies are made from
 
 
-@dataclass(frozen=True)
-class Point:
-    """One measurement.
-
-    Attributes:
-        x: pixels a side, studies at once, or studies.
-        figures: what was measured, by column.
-    """
-
-    x: int
-    figures: dict[str, str]
+Row = dict[str, str]
 
 
-def by_resolution(folder: Path, sides: Sequence[int]) -> list[Point]:
+def by_resolution(folder: Path, sides: Sequence[int]) -> list[Row]:
     """Stage 1, which computes everything there is, one study at a time, at other image sizes."""
-    points = []
+    rows = []
     for side in sides:
         tokens = round(side / 28) ** 2
         profile = make_profile(
@@ -61,32 +51,31 @@ def by_resolution(folder: Path, sides: Sequence[int]) -> list[Point]:
         profile = replace(profile, run=f"side-{side}")
         prepare_dataset(profile)
         step = _run(profile, 1)
-        figures = {"visual tokens": str(tokens), "seconds a study": f"{step.seconds:.2f}"}
-        points.append(
-            Point(
-                side,
-                figures | {"peak GiB": f"{step.peak_gib:.2f}", "TFLOP planned": f"{tflop(profile, 1, ours=True):.3f}"},
-            )
-        )
-        logger.info("%d pixels: %s", side, points[-1].figures)
-    return points
+        row = {"pixels a side": str(side), "visual tokens": str(tokens), "seconds a study": f"{step.seconds:.2f}"}
+        row |= {"peak GiB": f"{step.peak_gib:.2f}", "TFLOP planned": f"{tflop(profile, 1, ours=True):.3f}"}
+        rows.append(_told(row))
+    return rows
 
 
-def by_batch(folder: Path, sizes: Sequence[int]) -> list[Point]:
+def by_batch(folder: Path, sizes: Sequence[int]) -> list[Row]:
     """Stage 3 with features cached, so many studies at once."""
     whole = make_profile(folder, _STEPS * max(sizes), **_QUICK, **{f"stage{n}.max_steps": 2 for n in (1, 2)})
     whole = replace(whole, run="batches")
     prepare_dataset(whole)
     for stage in (1, 2):
         train_stage(whole, stage)
-    points = []
+    rows = []
     for size in sizes:
         profile = replace(whole, stage3=replace(whole.stage3, micro_batch=size))
         step = _run(profile, 3, keep_freed=False)  # of the largest, ten times what is in use would not fit
-        figures = {"studies/s": f"{size / step.seconds:.2f}", "peak GiB": f"{step.peak_gib:.2f}"}
-        points.append(Point(size, figures))
-        logger.info("%d at once: %s", size, figures)
-    return points
+        speed, peak = f"{size / step.seconds:.2f}", f"{step.peak_gib:.2f}"
+        rows.append(_told({"studies at once": str(size), "studies/s": speed, "peak GiB": peak}))
+    return rows
+
+
+def _told(row: Row) -> Row:
+    logger.info(", ".join(f"{name} {figure}" for name, figure in row.items()))
+    return row
 
 
 def _run(profile: Profile, stage: int, keep_freed: bool = True) -> Step:
@@ -99,11 +88,12 @@ def _run(profile: Profile, stage: int, keep_freed: bool = True) -> Step:
         runner.stop()
 
 
-def by_studies(folder: Path, counts: Sequence[int]) -> list[Point]:
+def by_studies(folder: Path, counts: Sequence[int]) -> list[Row]:
     """Preparation and vision features with the embedded tiny base, for so many studies of small pictures."""
-    device, points = choose_device(), []
+    device, rows = choose_device(), []
     for count in counts:
-        _write_studies(folder / f"{count}.parquet", count)
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(list(_studies(count))), folder / f"{count}.parquet", row_group_size=256)
         profile = load_profile(
             "tiny", {"data.image_size": 224}, run=f"studies-{count}", source=str(folder / f"{count}.parquet"),
             output_root=str(folder),
@@ -116,30 +106,21 @@ def by_studies(folder: Path, counts: Sequence[int]) -> list[Point]:
         loaded = time.perf_counter()
         features = open_features(model, collator, studies, folder / f"features-{count}", "x", device.autocast, 8)
         seconds = time.perf_counter() - loaded
-        figures = {
+        row = {
+            "studies": f"{count:,}",
             "preparation s": f"{prepared - began:.1f}",
             "studies/s": f"{count / (prepared - began):.0f}",
             "features s": f"{seconds:.1f}",
             "images/s": f"{len(studies) / seconds:.0f}",
             "features MiB": f"{features.values.numel() * features.values.element_size() / 2**20:.1f}",
         }
-        points.append(Point(count, figures))
-        logger.info("%d studies: %s", count, figures)
-    return points
-
-
-def _write_studies(path: Path, count: int) -> None:
-    """Studies whose pictures all differ, from a few phantoms shifted and brightened; drawing thousands would take
-    longer than what is measured."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    names = ("uid", "findings", "impression", "img_frontal")
-    schema = pa.schema([(name, pa.binary() if name == "img_frontal" else pa.string()) for name in names])
-    with pq.ParquetWriter(path, schema) as file:
-        rows = list(_studies(count))
-        file.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=256)
+        rows.append(_told(row))
+    return rows
 
 
 def _studies(count: int) -> Iterator[dict[str, Any]]:
+    """Studies whose pictures all differ, from a few phantoms shifted and brightened; drawing thousands would take
+    longer than what is measured."""
     originals = [phantom_row(number, "B", 0, dirt=False) for number in range(_DIFFERENT)]
     pixels = [np.asarray(Image.open(io.BytesIO(row["img_frontal"])).resize((256, 256))) for row in originals]  # type: ignore[arg-type]
     for number in range(count):

@@ -22,13 +22,11 @@ from transformers import (
     AutoProcessor,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
     Qwen2Tokenizer,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
 )
 
-from radvision_utils.bases.build import CHAT_TEMPLATE, build_config
+from radvision_utils.bases.build import build_config
+from radvision_utils.bases.random import CHAT_TEMPLATE, build_processor
 from radvision_utils.config import Profile, load_profile
 from radvision_utils.data.prepare import split_of
 from radvision_utils.model.base import TINY_BASE
@@ -79,17 +77,6 @@ def mini_config(tokenizer: Qwen2Tokenizer, model: str) -> Qwen2_5_VLConfig:
     return config
 
 
-def mini_processor(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLProcessor:
-    """The 7B's processor around a small tokenizer; 512 x 512 pixels stay, rounded to multiples of 28."""
-    pixels = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
-    return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=pixels, patch_size=14, merge_size=2),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(size=pixels, patch_size=14, merge_size=2),
-        chat_template=ENDING_AT_THE_REPORT,
-    )
-
-
 def save_mini(folder: Path, model: str) -> None:
     """Write model (16-bit, as the 7B comes) and processor, random but reproducible, for `from_pretrained`."""
     tokenizer = AutoProcessor.from_pretrained(TINY_BASE).tokenizer
@@ -101,7 +88,7 @@ def save_mini(folder: Path, model: str) -> None:
         network.lm_head.weight[: len(tokenizer)] *= 5
         network.lm_head.weight[len(tokenizer) :] = 0
     network.to(torch.bfloat16).save_pretrained(folder)
-    mini_processor(tokenizer).save_pretrained(folder)
+    build_processor(tokenizer, chat_template=ENDING_AT_THE_REPORT).save_pretrained(folder)
 
 
 def make_profile(folder: Path, train: int, model: str = MINI, /, **changes: Any) -> Profile:

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import re
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -97,20 +96,15 @@ def main() -> None:
     """Print the table and the lines below it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--one", nargs=2, metavar=("SOURCE", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        print(json.dumps(prepare(Path(options.one[0]), Path(options.one[1]))))
-        return
     results = {}
     print(f"{'studies':>8}{'seconds':>10}{'studies/s':>11}{'peak, MiB':>11}{'grown by, MiB':>15}")
     for size in options.sizes:
         with tempfile.TemporaryDirectory() as name:
             source = Path(name) / "studies.parquet"
             write_source(source, size)
-            command = [sys.executable, __file__, "--one", str(source), str(Path(name) / "outputs")]
-            told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        found = results[size] = json.loads(told.splitlines()[-1])
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                found = results[size] = process.submit(prepare, source, Path(name) / "outputs").result()
         rate = size / found["seconds"]
         grown = found["peak"] - found["before"]
         print(f"{size:8}{found['seconds']:10.1f}{rate:11.0f}{found['peak']:11.0f}{grown:15.0f}", flush=True)

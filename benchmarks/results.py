@@ -13,7 +13,6 @@ from benchmarks import shares
 from benchmarks.breakdown import KINDS
 from benchmarks.contenders import ONE_AT_A_TIME, OURS, PEERS, PLAIN, PLANNED, TRAINER, TRL
 from benchmarks.generation import Generation
-from benchmarks.growth import Point
 from benchmarks.mini import BATCH
 from benchmarks.preparation import Preparation
 from benchmarks.race import Account
@@ -21,6 +20,7 @@ from benchmarks.training import StageRace, planned_for_t4
 from radvision_utils.config import STAGES, Profile
 from radvision_utils.data.images import cores
 from radvision_utils.environment import choose_device, versions
+from radvision_utils.figures import markdown_table
 
 Row = Mapping[str, str]
 TARGETS = {PLAIN: 2.5, TRAINER: 1.5, TRL: 2.0}  # samples/s in stages 2 and 3
@@ -31,8 +31,7 @@ EPOCHS_ON_FEATURES = 3  # of lingshu-7b: one of stage 2 and two of stage 3 read 
 def table(rows: Sequence[Row]) -> str:
     """Rows as a Markdown table; the columns are those of all rows, in the order of their first appearance."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [names, ["---"] * len(names), *([row.get(name, "") for name in names] for row in rows)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return markdown_table(names, [[row.get(name, "") for name in names] for row in rows])
 
 
 def machine(command: str) -> str:
@@ -187,11 +186,6 @@ def preparation(results: Sequence[Preparation]) -> str:
             for result in results
         ]
     )
-
-
-def growth(name: str, points: Sequence[Point]) -> str:
-    """How a cost grows."""
-    return table([{name: f"{point.x:,}", **point.figures} for point in points])
 
 
 def memory(accounts: Mapping[int, Mapping[str, Account]]) -> str:

@@ -135,7 +135,7 @@ def planned_for_t4(profile: Profile, stage: int) -> dict[str, int]:
     plan = plan_stage(load_profile("lingshu-7b"), stage, open_card("t4")).fitting
     if plan is None:
         raise RadVisionError(f"stage {stage} of lingshu-7b has no plan that fits a T4: look at `radvision_utils plan`.")
-    share = plan.layers / read_shape(load_profile("lingshu-7b").model).language.depth
+    share = plan.step.layers / read_shape(load_profile("lingshu-7b").model).language.depth
     micro_batch = min(plan.settings.micro_batch, BATCH)
     return {
         "micro_batch": micro_batch,

@@ -239,7 +239,7 @@ class Hub:
 
 
 def test_uploading_makes_a_private_repository_that_loads_from_its_root(exported, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("radvision_utils.hand_over.export.HfApi", Hub)
     monkeypatch.setattr(Hub, "calls", [])
     assert push_to_hub(exported[0], "me/model") == "https://hub.invalid/me/model"
     (_, _, made), (_, _, weights), (_, _, adapter) = Hub.calls
@@ -250,7 +250,7 @@ def test_uploading_makes_a_private_repository_that_loads_from_its_root(exported,
 
 
 def test_nothing_is_uploaded_unless_asked_and_a_refusal_is_one_sentence(trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("radvision_utils.hand_over.export.HfApi", Hub)
     monkeypatch.setattr(Hub, "calls", [])
     monkeypatch.setattr(export, "check_merge", lambda *_: {"skipped": "not here"})
     words = ["export", "--run", trained.run, "--output-root", trained.output_root]

@@ -23,14 +23,12 @@ from transformers import (
     PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
     Qwen2Tokenizer,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
     TrainingArguments,
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+from radvision_utils.bases.random import build_processor
 from radvision_utils.config import DISCLAIMER, PROMPT, Profile, load_profile
 from radvision_utils.data.prepare import prepare_dataset
 from radvision_utils.data.reports import format_report
@@ -59,21 +57,6 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-# The chat format of Qwen2.5-VL for text and images: a system turn if none is given, then user and assistant turns.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    "{% endif %}"
-    "<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}<|im_end|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def build_base(folder: Path = TINY_BASE, studies: int = 9000, epochs: float = 8.0) -> dict[str, Any]:
@@ -93,7 +76,8 @@ def build_base(folder: Path = TINY_BASE, studies: int = 9000, epochs: float = 8.
         dataset = prepare_dataset(ours)
         seed_everything(SEED)
         tokenizer = train_tokenizer(_texts(dataset))
-        processor = build_processor(tokenizer)
+        pixels = dict.fromkeys(("shortest_edge", "longest_edge"), IMAGE_SIDE**2)  # every image becomes this square
+        processor = build_processor(tokenizer, patch=28, pixels=pixels)
         model = build_model(tokenizer, SEED)
         collator = Collator(processor, ours.model)
         _train(model, collator, dataset, Path(scratch), epochs)
@@ -211,17 +195,6 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> Qwen2
         merges=[tuple(pair) for pair in state["merges"]],
         eos_token="<|im_end|>",
         additional_special_tokens=list(SPECIAL_TOKENS),
-    )
-
-
-def build_processor(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLProcessor:
-    """The 7B's processor class around the tiny tokenizer; every image becomes `IMAGE_SIDE` square."""
-    pixels = {"shortest_edge": IMAGE_SIDE**2, "longest_edge": IMAGE_SIDE**2}
-    return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=pixels, patch_size=28, merge_size=2),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(size=pixels, patch_size=28, merge_size=2),
-        chat_template=CHAT_TEMPLATE,
     )
 
 

@@ -21,6 +21,7 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
+    Qwen2Tokenizer,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
 )
@@ -38,7 +39,34 @@ _TOKENS = {
     "vision_start_token_id": "<|vision_start|>",
     "vision_end_token_id": "<|vision_end|>",
 }
-_PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}  # of Qwen2.5-VL's image processor
+PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}  # of Qwen2.5-VL's image processor
+# The chat format of Qwen2.5-VL for text and images: a system turn if none is given, then user and assistant turns.
+CHAT_TEMPLATE = (TINY_BASE / "chat_template.jinja").read_text(encoding="utf-8")
+
+
+def build_processor(
+    tokenizer: Qwen2Tokenizer,
+    patch: int = 14,
+    merge: int = 2,
+    pixels: dict[str, int] = PIXELS,
+    chat_template: str = CHAT_TEMPLATE,
+) -> Qwen2_5_VLProcessor:
+    """The 7B's processor class around a tokenizer.
+
+    Args:
+        tokenizer: with the special tokens of Qwen.
+        patch: side of a patch, pixels.
+        merge: `merge` x `merge` patches become a visual token.
+        pixels: the least and the most that an image is scaled to, by transformers' names.
+        chat_template: in jinja2.
+    """
+    grid = {"patch_size": patch, "merge_size": merge}
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=dict(pixels), **grid),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(size=dict(pixels), **grid),
+        chat_template=chat_template,
+    )
 
 
 def random_model_folder(folder: Path, config: dict[str, Any] | None = None, seed: int = 0) -> Path:
@@ -61,13 +89,7 @@ def random_model_folder(folder: Path, config: dict[str, Any] | None = None, seed
     if "text_config" in values:
         values["text_config"] |= {name: numbers[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     shape = Qwen2_5_VLConfig(**values)
-    grid = {"patch_size": shape.vision_config.patch_size, "merge_size": shape.vision_config.spatial_merge_size}
-    processor = Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=dict(_PIXELS), **grid),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(size=dict(_PIXELS), **grid),
-        chat_template=(TINY_BASE / "chat_template.jinja").read_text(encoding="utf-8"),
-    )
+    processor = build_processor(tokenizer, shape.vision_config.patch_size, shape.vision_config.spatial_merge_size)
     folder.mkdir(parents=True, exist_ok=True)
     shape.save_pretrained(folder)
     processor.save_pretrained(folder)

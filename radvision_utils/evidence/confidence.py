@@ -238,25 +238,19 @@ def _figures(
     bootstrap: Bootstrap,
     truths: Sequence[Pairs],
 ) -> dict[str, Any]:
-    figures = _calibration(known, model, samples, bootstrap) if known else {}
+    calibration = {}
+    if known:
+        study = np.array([sentence.study for sentence in known])
+        features, right = map(np.array, _table(known, samples))
+        scores = {"calibrated": model.probabilities(features)} if model else {}
+        scores |= {"token probability": np.exp(features[:, 0]), "agreement of samples": features[:, 1]}
+        calibration = {
+            group: calibration_figures({n: v[some] for n, v in scores.items()}, right[some], study[some], bootstrap)
+            for group, some in {"all sentences": right | True, "asserting sentences": features[:, 2] > 0}.items()
+            if some.any()
+        }
     curve = coverage_curve([s for s in known if s.claims is not None and s.claims.asserted], truths, samples, bootstrap)
-    return {"calibration": figures, "coverage": curve, "sentence": _sentence(figures, curve)}
-
-
-def _calibration(
-    known: Sequence[JudgedSentence], model: Logistic | None, samples: int, bootstrap: Bootstrap
-) -> dict[str, Any]:
-    study = np.array([sentence.study for sentence in known])
-    features, right = map(np.array, _table(known, samples))
-    scores = {"calibrated": model.probabilities(features)} if model else {}
-    scores |= {"token probability": np.exp(features[:, 0]), "agreement of samples": features[:, 1]}
-    return {
-        group: calibration_figures(
-            {name: values[some] for name, values in scores.items()}, right[some], study[some], bootstrap
-        )
-        for group, some in {"all sentences": right | True, "asserting sentences": features[:, 2] > 0}.items()
-        if some.any()
-    }
+    return {"calibration": calibration, "coverage": curve, "sentence": _sentence(calibration, curve)}
 
 
 def coverage_curve(
@@ -336,62 +330,26 @@ def calibration_figures(
 
     Returns:
         right: the share; ece: for each score the expected calibration error over 10 bins of equal width (Guo et al.
-        2017, arXiv:1706.04599), 0 is best; auroc: how well it ranks right above wrong; bins: the reliability diagram.
+        2017, arXiv:1706.04599), 0 is best; bins: the reliability diagram.
     """
-    shares = _by_study(np.stack([right, np.ones_like(right)], 1), study, bootstrap.studies)
-    return {
-        "sentences": len(right),
-        "right": bootstrap.estimate(shares, share).to_json(),
-        "ece": {
-            name: bootstrap.estimate(_bin_sums(v, right, study, bootstrap.studies), _ece).to_json()
-            for name, v in scores.items()
-        },
-        "auroc": {name: auroc(values, right) for name, values in scores.items()},
-        "bins": {name: _bins(values, right) for name, values in scores.items()},
-    }
-
-
-def auroc(values: Array, right: NDArray[np.bool_]) -> float | None:
-    """Chance that a right sentence has the higher score than a wrong one, ties counted half; None without both."""
-    good, bad = values[right], np.sort(values[~right])
-    if not len(good) or not len(bad):
-        return None
-    below = (np.searchsorted(bad, good, "left") + np.searchsorted(bad, good, "right")) / 2
-    return round(float(below.mean() / len(bad)), 4)
-
-
-def _bin_of(values: Array) -> NDArray[np.intp]:
-    return np.minimum((values * BINS).astype(np.intp), BINS - 1)
-
-
-def _by_study(rows: NDArray[Any], study: NDArray[np.intp], studies: int) -> Array:
-    sums = np.zeros((studies, rows.shape[1]))
-    np.add.at(sums, study, rows)
-    return sums
-
-
-def _bin_sums(values: Array, right: NDArray[np.bool_], study: NDArray[np.intp], studies: int) -> Array:
-    """(studies, 2 * BINS): in each bin the sum of score less right, then the number of sentences."""
-    bins = np.eye(BINS)[_bin_of(values)]
-    return _by_study(np.concatenate([bins * (values - right)[:, None], bins], 1), study, studies)
+    figures: dict[str, Any] = {"sentences": len(right), "ece": {}, "bins": {}}
+    for name, values in scores.items():
+        bins = np.minimum((values * BINS).astype(np.intp), BINS - 1)
+        sums = np.zeros((bootstrap.studies, BINS, 3))  # in each bin the sentences, those that are right, the scores
+        np.add.at(sums, (study, bins), np.stack([np.ones(len(values)), right, values], 1))
+        figures["right"] = bootstrap.estimate(sums.sum(1)[:, [1, 0]], share).to_json()
+        figures["ece"][name] = bootstrap.estimate(sums.reshape(-1, 3 * BINS), _ece).to_json()
+        figures["bins"][name] = [
+            {"from": at / BINS, "n": int(n), "score": round(score / n, 4), "right": round(true / n, 4)}
+            for at, (n, true, score) in enumerate(sums.sum(0).tolist())
+            if n
+        ]
+    return figures
 
 
 def _ece(sums: Array) -> Array:
-    return divide(np.abs(sums[..., :BINS]).sum(-1), sums[..., BINS:].sum(-1))
-
-
-def _bins(values: Array, right: NDArray[np.bool_]) -> list[dict[str, float]]:
-    place = _bin_of(values)
-    return [
-        {
-            "from": number / BINS,
-            "n": int((place == number).sum()),
-            "score": round(float(values[place == number].mean()), 4),
-            "right": round(float(right[place == number].mean()), 4),
-        }
-        for number in range(BINS)
-        if (place == number).any()
-    ]
+    n, true, score = np.moveaxis(sums.reshape(*sums.shape[:-1], BINS, 3), -1, 0)
+    return divide(np.abs(score - true).sum(-1), n.sum(-1))
 
 
 def _sentence(figures: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> str:

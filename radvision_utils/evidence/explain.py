@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from radvision_utils.config import RadVisionError
 from radvision_utils.data.reports import Report
 from radvision_utils.data.studies import open_prepared
+from radvision_utils.evaluation.bootstrap import Array
 from radvision_utils.evaluation.labels import sentences
 from radvision_utils.evidence.passage import (
     SECTIONS,
-    Array,
     Kept,
     Neutral,
     Part,
@@ -45,26 +45,18 @@ SMALL_DROP = math.log(2)  # nats: without the map's top tokens the odds must at 
 
 
 @dataclass(frozen=True)
-class PartEvidence:
+class PartEvidence(Part):
     """What one sentence, or some words, rest on.
 
     Attributes:
-        section: "findings" or "impression".
-        index: of the sentence in its section.
-        text: as written.
         contrast: the neutral sentence that it was compared with; "" for words.
-        log_probability: mean over its tokens, nats.
         gradient: (h, w) nats that each token adds to the log-odds, to first order; negative: it speaks against.
         occlusion: (h, w) nats by which the log-odds fall without each window of tokens; negative: they rise.
         supported: whether taking the occlusion map's top tokens away at once matters, and more than taking away random
             ones (`support`).
     """
 
-    section: str
-    index: int
-    text: str
     contrast: str
-    log_probability: float
     gradient: Array
     occlusion: Array
     supported: bool
@@ -132,18 +124,14 @@ def explain_passage(passage: Passage) -> tuple[PartEvidence, ...]:
     """Both maps of every part, and whether they pass the check."""
     occlusion, gradient = occlusion_maps(passage), passage.gradients()
     supported = support(passage, occlusion)
-    known = passage.log_probabilities()
     layout = passage.layout
     return tuple(
         PartEvidence(
-            part.section,
-            part.index,
-            part.text,
-            contrast,
-            float(known[number]),
-            gradient[number].reshape(passage.grid),
-            occlusion[number].reshape(passage.grid),
-            bool(supported[number]),
+            **vars(part),
+            contrast=contrast,
+            gradient=gradient[number].reshape(passage.grid),
+            occlusion=occlusion[number].reshape(passage.grid),
+            supported=bool(supported[number]),
         )
         for number, (part, contrast) in enumerate(zip(layout.parts, layout.contrasts, strict=True))
     )

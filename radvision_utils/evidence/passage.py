@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from radvision_utils.data.reports import Report, format_report
 from radvision_utils.data.studies import Study
+from radvision_utils.evaluation.bootstrap import Array
 from radvision_utils.evaluation.labels import ASSERTED, label, sentences
 from radvision_utils.model.base import compute_device
 from radvision_utils.report import ImageLike, Reporter
 from radvision_utils.training.collator import Collator
 
-Array = NDArray[np.float64]
 Kept = NDArray[np.bool_]
 SECTIONS = ("findings", "impression")
 IMAGES = 64  # training images whose tokens are averaged
@@ -237,13 +237,6 @@ class Passage:
         """
         known = self.reporter.in_batches(list(kept), lambda some: self._log_probabilities(self._mixed(np.stack(some))))
         return self._by_part(torch.cat(list(known)) * self._sign).double().cpu().numpy()
-
-    @torch.no_grad()
-    def log_probabilities(self) -> Array:
-        """(parts,) mean log-probability of each part's tokens under the whole image, nats."""
-        own = (self._sign > 0).float()
-        known = self._log_probabilities(self.tokens[None]) * own
-        return (self._by_part(known) / self._by_part(own[None]))[0].double().cpu().numpy()
 
     def gradients(self) -> Array:
         """(parts, V) nats: gradient of the scores times (image - neutral image), summed over a token's numbers.

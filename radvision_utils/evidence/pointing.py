@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate, share
+from radvision_utils.evaluation.bootstrap import Array, Bootstrap, Estimate, share
 from radvision_utils.evaluation.table import DRAWN
 
-Array = NDArray[np.float64]
 Inside = NDArray[np.bool_]
 
 TENTH = 0.1

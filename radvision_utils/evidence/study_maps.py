@@ -169,10 +169,7 @@ def side_consistent(text: str, values: NDArray[np.float64]) -> bool | None:
 
 def rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     """Spearman's rank correlation of two maps, -1 to 1; NaN where one is even."""
-    ranks = [pd.Series(values.ravel()).rank() for values in (one, other)]
-    if any(np.ptp(rank) == 0 for rank in ranks):
-        return float("nan")
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(pd.DataFrame({"one": one.ravel(), "other": other.ravel()}).corr("spearman").loc["one", "other"])
 
 
 def add_evidence(

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 
 from radvision_utils.config import DISCLAIMER, STAGES, Profile, RadVisionError
 from radvision_utils.content import public_name
@@ -170,9 +171,6 @@ def push_to_hub(folder: Path, repository: str) -> str:
     Raises:
         RadVisionError: the hub refuses or cannot be reached.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
     hub = HfApi()
     try:
         address = hub.create_repo(repository, private=True, exist_ok=True)
@@ -197,8 +195,6 @@ def base_folder(profile: Profile) -> Path:
     path = Path(base_path(profile.model))
     if path.is_dir():
         return path
-    from huggingface_hub import snapshot_download
-
     patterns = ["*.safetensors", *(f"*{suffix}" for suffix in _SMALL_FILES)]
     try:
         return Path(snapshot_download(profile.model.base, allow_patterns=patterns))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radvision_utils.data.reports import Report
-from radvision_utils.evaluation.bootstrap import Array, Bootstrap, Estimate, divide
+from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate, share
 from radvision_utils.evaluation.labels import find_mentions
 
 Pairs = frozenset[tuple[str, str | None]]
@@ -55,6 +55,7 @@ _SIDE = re.compile(
 )
 _DENIAL = re.compile(r"\b(?:no|not|without|nor|neither|free of|clear of|negative for|absence of)\b")
 _DENIED_AFTER = re.compile(r"\b(?:not|absent|resolved|excluded|ruled out)\b")
+_FIGURES = {"study_accuracy": [0, 4], "finding_precision": [1, 3], "finding_recall": [1, 2]}  # columns of `_counts`
 _CLAUSE = re.compile(r",|\bbut\b|\bhowever\b|\balthough\b|\bwhile\b|\bwith\b")
 
 
@@ -82,7 +83,7 @@ def phantom_accuracy(reports: Sequence[Report], truths: Sequence[str]) -> dict[s
         finding_precision, finding_recall: over all (finding, side) pairs; 1.0 where there is none. All in 0 to 1.
     """
     sums = _counts(reports, truths, _read, truth_findings).sum(0).astype(float)
-    return {name: round(float(np.nan_to_num(figure(sums), nan=1.0)), 4) for name, figure in _FIGURES.items()}
+    return {name: round(float(np.nan_to_num(share(sums[pair]), nan=1.0)), 4) for name, pair in _FIGURES.items()}
 
 
 def phantom_estimates(reports: Sequence[Report], truths: Sequence[str], bootstrap: Bootstrap) -> dict[str, Estimate]:
@@ -92,26 +93,11 @@ def phantom_estimates(reports: Sequence[Report], truths: Sequence[str], bootstra
         "_by_rule_labels": (_labeled_pairs, drawn_pairs),
     }
     return {
-        f"{name}{ending}": bootstrap.estimate(counts, figure)
+        f"{name}{ending}": bootstrap.estimate(counts[:, pair], share)
         for ending, (read, drawn) in readers.items()
         for counts in [_counts(reports, truths, read, drawn)]
-        for name, figure in _FIGURES.items()
+        for name, pair in _FIGURES.items()
     }
-
-
-def _right(sums: Array) -> Array:
-    return divide(sums[..., 0], sums[..., 4])
-
-
-def _precision(sums: Array) -> Array:
-    return divide(sums[..., 1], sums[..., 3])
-
-
-def _recall(sums: Array) -> Array:
-    return divide(sums[..., 1], sums[..., 2])
-
-
-_FIGURES = {"study_accuracy": _right, "finding_precision": _precision, "finding_recall": _recall}
 
 
 def _counts(

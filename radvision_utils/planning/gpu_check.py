@@ -122,8 +122,12 @@ def gpu_check(
         for dtype, gib in _formats(device, cards):
             profile = load_profile("lingshu-7b", settings, run=dtype, source=source, output_root=str(scratch))
             parts = _chain(profile, settings)
-            if not checks:  # once is enough
-                parts += _single_parts(profile, settings, shape, len(cards))
+            if not checks:  # what does not depend on the number format
+                parts += [
+                    Part("merge, one layer of each tower", partial(_apart, _merge, profile, shape), "data"),
+                    Part("Qwen2.5-VL-3B", partial(_apart, _tied, profile, shape, bool(cards))),
+                    Part("two processes", partial(_two_processes, profile, len(cards)), "stage 3"),
+                ]
             with _environment({DTYPE_VARIABLE: dtype, "RADVISION_GIB": gib}):
                 ran = run_parts(parts, f"{dtype}, {gib} GiB" if gib else dtype, started + 60 * minutes)
             checks += ran
@@ -258,15 +262,6 @@ def _chain(profile: Profile, settings: Figures) -> list[Part]:
         Part("evaluation", partial(_evaluation, profile, settings), "stage 3"),
         Part("reload", partial(_apart, _reload, profile), "stage 3"),
         Part("reports", partial(_apart, _reports, profile), "stage 3"),
-    ]
-
-
-def _single_parts(profile: Profile, settings: Figures, shape: dict[str, Any], cards: int) -> list[Part]:
-    """What does not depend on the number format."""
-    return [
-        Part("merge, one layer of each tower", partial(_apart, _merge, profile, shape), "data"),
-        Part("Qwen2.5-VL-3B", partial(_apart, _tied, profile, shape, bool(cards))),
-        Part("two processes", partial(_two_processes, profile, cards), "stage 3"),
     ]
 
 

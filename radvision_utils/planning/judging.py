@@ -116,7 +116,7 @@ class Judging:
         side = math.isqrt(self.profile.model.visual_tokens)
         occluded = 1 + math.ceil(side / math.ceil(side / WINDOWS)) ** 2
         gradients = 1 + SENTENCES
-        check = 1 + SENTENCES + RANDOM_SETS + 1
+        check = 1 + SENTENCES + RANDOM_SETS
         passes = round(studies * (occluded + gradients + check) + drawn * (2 * (occluded + gradients) + check))
         # A neutral sentence of about its length stands behind the report for each of the report's own.
         whole, sample = longest(self.profile), typical(longest(self.profile))
@@ -146,11 +146,10 @@ class Judging:
 
     def card_seconds(self, tokens: int) -> float:
         """The card's own work in a step: weights, head and cache are read, 4-bit weights unpacked and read again."""
-        language, batch = self.shape.language, self.profile.generation.batch_size
+        language, step = self.shape.language, self.batch(longest(self.profile))
         weights = language.linear_weights + language.vocabulary * language.width
-        cache = 2 * 2 * language.depth * language.key_heads * language.head * batch * tokens
-        read = self.card.reading_seconds((2 * weights + cache) / 1e9)
-        return read + self.dequantizing + self.card.seconds(2 * batch * weights / 1e12)
+        read = self.card.reading_seconds((2 * weights + step.cache(tokens)) / 1e9)
+        return read + self.dequantizing + self.card.seconds(2 * step.batch * weights / 1e12)
 
     @property
     def dequantizing(self) -> float:

@@ -194,7 +194,8 @@ def first_change(profile: Profile, stage: int, card: Card) -> str:
 
 def _changes(plan: StagePlan) -> Iterator[dict[str, Any]]:
     """The settings to change, in order, each together with those before, by their dotted names."""
-    settings, name, changes = plan.settings, f"stage{plan.stage}", {}
+    settings, name = plan.settings, f"stage{plan.stage}"
+    changes: dict[str, Any] = {}
     steps: list[dict[str, Any]] = []
     if plan.stage > 1 and not settings.cache_features:
         steps.append({f"{name}.cache_features": True})

@@ -10,7 +10,6 @@ from radvision_utils.evaluation.bootstrap import Bootstrap
 from radvision_utils.evidence import confidence, study_maps
 from radvision_utils.evidence.confidence import (
     JudgedSentence,
-    auroc,
     calibration_figures,
     claims_of,
     coverage_curve,
@@ -65,11 +64,6 @@ def test_the_calibration_error_of_what_is_always_sure_is_its_share_of_errors():
     known = calibration_figures({"sure": np.ones(4)}, right, np.arange(4), Bootstrap(4, seed=1))
     assert known["ece"]["sure"]["value"] == 0.25
     assert known["bins"]["sure"] == [{"from": 0.9, "n": 4, "score": 1.0, "right": 0.75}]
-
-
-def test_auroc_counts_ties_half():
-    assert auroc(np.array([0.9, 0.5, 0.5, 0.1]), np.array([True, True, False, False])) == 0.875
-    assert auroc(np.ones(2), np.array([True, True])) is None
 
 
 def test_hiding_what_few_samples_repeat_trades_coverage_for_truth():

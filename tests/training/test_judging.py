@@ -162,7 +162,7 @@ def test_the_plan_counts_what_the_evaluation_does():
     lingshu = load_profile("lingshu-7b", {"evaluation.evidence": 1})
     [maps] = [part for part in plan_judging(lingshu, open_card("t4")) if part.name.startswith("maps")]
     sentences = 2 * judging.SENTENCES
-    assert maps.passes == round(len(explain.occlusion_windows(18)) + explain.RANDOM_SETS + sentences + 4)
+    assert maps.passes == round(len(explain.occlusion_windows(18)) + explain.RANDOM_SETS + sentences + 3)
 
 
 def test_planned_steps_of_decoding_are_those_measured_on_an_h100():
