@@ -263,7 +263,7 @@ def test_recommended_settings_fit_are_no_slower_and_make_the_same_optimizer_step
     assert best.memory.total + 1 <= T4.usable_gib
     assert best.hours <= plan.hours
     assert best.settings.micro_batch * best.settings.accumulation == 16
-    assert best.image_size == 512
+    assert best.profile.data.image_size == 512
 
 
 def test_what_saves_memory_saves_it_in_the_plan():
