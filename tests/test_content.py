@@ -70,7 +70,7 @@ def test_a_file_rewritten_in_place_is_noticed_and_prepared_anew(source, prepared
 
 def test_other_studies_under_another_name_are_another_source(prepared, rows, tmp_path):
     pq.write_table(pa.Table.from_pylist(rows[:29]), tmp_path / "less.parquet")
-    with pytest.raises(RadVisionError, match="from other data"):
+    with pytest.raises(RadVisionError, match="made with other data"):
         require(asked(tmp_path / "less.parquet", tmp_path), "data")
 
 
@@ -82,7 +82,7 @@ def test_a_source_that_is_gone_leaves_its_preparation_of_use(source, prepared, t
 
 def test_a_source_that_is_not_there_is_not_taken_for_the_one_that_was_prepared(prepared, tmp_path):
     other = asked(tmp_path / "typo.parquet", tmp_path)
-    with pytest.raises(RadVisionError, match="from other data"):
+    with pytest.raises(RadVisionError, match="made with other data"):
         require(other, "data")
     with pytest.raises(RadVisionError, match="does not exist"):
         prepare_dataset(other)

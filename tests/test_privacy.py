@@ -9,15 +9,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from radvision_utils import load_profile, predict_beautiful, prepare_dataset, train_stage
+from radvision_utils.config import STAGES
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.evaluation.records import study_prediction
 from radvision_utils.hand_over.export import export_run
 from radvision_utils.model.base import TINY_BASE
 from radvision_utils.own_images import predict_files
 from radvision_utils.phantoms.phantom_rows import phantom_rows
+from radvision_utils.report import WrittenReport
 from radvision_utils.runs import RunFolder, write_json_lines
 
 USER, HOST = "alice.smith", "reading-room-7"
+_OF_A_STAGE = ("stage.json", "begun.json")  # they name the settings that a stage was made with; they stay at home
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,7 +70,8 @@ def leaks(folder, secrets):
 
 def test_the_search_finds_what_it_looks_for(run, home):
     assert leaks(RunFolder.of(run).path, [USER.encode()]) == {
-        (name, USER.encode()) for name in ("run.json", "data/summary.json")
+        (name, USER.encode())
+        for name in ("run.json", "data/summary.json", *(f"stage{n}/{kept}" for n in STAGES for kept in _OF_A_STAGE))
     }
 
 
@@ -93,8 +97,7 @@ def test_cards_pages_and_predictions_name_no_place(run, home, tmp_path):
     (images / "broken.png").write_bytes(b"nothing")
     predict_files([images], run="r", to=given / "own", output_root=run.output_root)
     study = open_prepared(run).split("test")[0]
-    options = {"training": set(), "seconds": 1.0, "scores": {}}
-    write_json_lines(
-        given / "predictions.jsonl", [study_prediction(run, 3, study, 0, study.report, **options).to_json()]
-    )
+    written = WrittenReport(study.report, "", 3, True, 1.0)
+    said = study_prediction(run, 3, study, 0, written, training=set(), scores={})
+    write_json_lines(given / "predictions.jsonl", [said.to_json()])
     assert not leaks(given, names_of(home))
