@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +20,32 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m radvision_utils", description=__doc__, epilog=DISCLAIMER)
     verbs = parser.add_subparsers(dest="verb", required=True)
 
-    run = verbs.add_parser("run", help="prepare, train three stages, evaluate: the five notebooks in order")
-    run.add_argument("--profile", default="tiny", choices=list(PROFILES))
-    run.add_argument("--run", default="", metavar="NAME", help="folder below outputs/ (default: the profile's name)")
-    run.add_argument("--source", default="", help="phantom, a hub id, parquet, or a folder of images with tables")
-    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, e.g. stage3.epochs=2")
+    def verb(act: Callable[[argparse.Namespace], None], about: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(act.__name__.strip("_").replace("_", "-"), help=about)
+        added.set_defaults(act=act)
+        return added
+
+    run = verb(_run, "prepare, train three stages, evaluate: the five notebooks in order")
     run.add_argument("--from", type=int, default=1, dest="first", metavar="N", help="begin with notebook N (1 to 5)")
-    run.add_argument("--force", action="store_true", help="run also what is finished and unchanged")
-    _output_root(run)
-
-    train = verbs.add_parser("train", help="one stage without its notebook; also under `accelerate launch`")
+    train = verb(_train, "one stage without its notebook; also under `accelerate launch`")
     train.add_argument("--stage", type=int, required=True, choices=STAGES)
-    train.add_argument("--profile", default="tiny", choices=list(PROFILES))
-    train.add_argument("--run", default="", metavar="NAME", help="folder below outputs/ (default: the profile's name)")
-    train.add_argument("--source", default="", help="as for run")
-    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for run")
-    train.add_argument("--force", action="store_true", help="also if it is finished and unchanged")
-    _output_root(train)
+    for made in (run, train):
+        made.add_argument("--profile", default="tiny", choices=list(PROFILES))
+        made.add_argument(
+            "--run", default="", metavar="NAME", help="folder below outputs/ (default: the profile's name)"
+        )
+        made.add_argument("--source", default="", help="phantom, a hub id, parquet, or a folder of images with tables")
+        _settings(made)
+        made.add_argument("--force", action="store_true", help="also what is finished and unchanged")
+        _output_root(made)
 
-    predict = verbs.add_parser("predict", help="report on radiographs of your own (PNG, JPEG, DICOM)")
+    predict = verb(_predict, "report on radiographs of your own (PNG, JPEG, DICOM)")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER|CSV")
     predict.add_argument("--to", type=Path, default=None, metavar="DIR", help="write JSONL and a page there, resumable")
     predict.add_argument("--stage", type=int, default=3, choices=(0, 1, 2, 3), help="0: the untuned base")
     _run_name(predict)
 
-    judge = verbs.add_parser("evaluate", help="write and score the reports of a split")
+    judge = verb(_evaluate, "write and score the reports of a split")
     _run_name(judge)
     judge.add_argument("--split", default="test", metavar="SPLIT", help="train, validation or test (default)")
     judge.add_argument("--force", action="store_true", help="also where nothing has changed")
@@ -52,52 +54,52 @@ def _parser() -> argparse.ArgumentParser:
     )
     judge.add_argument("--samples", type=int, default=0, metavar="K", help="confidence of sentences, from K reports")
 
-    score = verbs.add_parser("score", help="score predictions of any system; needs no torch")
+    score = verb(_score, "score predictions of any system; needs no torch")
     score.add_argument("predictions", type=Path, help="predictions.jsonl, or a CSV: uid, prediction, reference")
     score.add_argument("--run", default="", metavar="NAME", help="compare with the references of this run's split")
     score.add_argument("--split", default="test", metavar="SPLIT", help="of that run (default: test)")
     score.add_argument("--json", type=Path, default=None, metavar="FILE", help="write all figures there")
     _output_root(score)
 
-    plan = verbs.add_parser("plan", help="memory, hours and disk of the whole run on a card, by arithmetic")
+    plan = verb(_plan, "memory, hours and disk of the whole run on a card, by arithmetic")
     plan.add_argument("--profile", default="lingshu-7b", choices=list(PROFILES))
-    plan.add_argument(
-        "--gpu",
-        default="t4",
-        metavar="CARD",
-        help="t4 (default), 't4 x2', p100, l4, 3090, 4090, a10g, l40s, a100 or h100",
-    )
+    cards = "t4 (default), 't4 x2', p100, l4, 3090, 4090, a10g, l40s, a100 or h100"
+    plan.add_argument("--gpu", default="t4", metavar="CARD", help=cards)
     plan.add_argument(
         "--gib", type=float, default=None, metavar="N", help="instead: any card, with N GiB that torch can use"
     )
-    plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for run")
+    _settings(plan)
 
-    label = verbs.add_parser("label", help="the 14 finding labels of a text, by this project's rules")
+    label = verb(_label, "the 14 finding labels of a text, by this project's rules")
     label.add_argument("text", nargs="?", default="", help="a report or a sentence of one")
     label.add_argument("--mesh", type=Path, default=None, metavar="CSV", help="instead: how the rules agree with MeSH")
     label.add_argument("--examples", type=int, default=0, metavar="N", help="also N disagreements of each kind")
 
-    constant = verbs.add_parser(
-        "constant", help="one normal report for every test study of a published split, to score"
-    )
+    constant = verb(_constant, "one normal report for every test study of a published split, to score")
     constant.add_argument("reports", type=Path, help="CSV with uid, findings, impression")
     constant.add_argument("split", type=Path, help='JSON: {"by_uid": {uid: "train" | "val" | "test"}}')
     constant.add_argument("out", type=Path, help="CSV to write, as score reads it")
     constant.add_argument("--commonest", action="store_true", help="the commonest instead of the best on validation")
 
-    export = verbs.add_parser("export", help="adapter, merged 16-bit weights and model card in a folder")
+    export = verb(_export, "adapter, merged 16-bit weights and model card in a folder")
     _run_name(export)
     export.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new folder")
     export.add_argument("--push-to-hub", default="", metavar="REPO", help="also upload, private if REPO is new")
 
-    check = verbs.add_parser("gpu-check", help="the 7B with random weights on this card: 10 minutes, no download")
+    check = verb(_gpu_check, "the 7B with random weights on this card: 10 minutes, no download")
     check.add_argument("--source", default="phantom", help="as for run (default: phantom)")
     check.add_argument("--minutes", type=float, default=10.0, metavar="N", help="begin no part later (default: 10)")
     _output_root(check)
 
-    base = verbs.add_parser("build-base", help="train the embedded tiny base anew (minutes on a CPU)")
+    base = verb(_build_base, "train the embedded tiny base anew (minutes on a CPU)")
     base.add_argument("--to", type=Path, default=None, metavar="DIR", help="default: inside the package")
     return parser
+
+
+def _settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, e.g. stage3.epochs=2"
+    )
 
 
 def _run_name(parser: argparse.ArgumentParser) -> None:
@@ -259,21 +261,8 @@ def main(arguments: list[str] | None = None) -> int:
     level = logging.WARNING if process_rank() else logging.INFO  # of several processes the first speaks
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
     quiet_libraries()
-    verbs = {
-        "run": _run,
-        "train": _train,
-        "predict": _predict,
-        "evaluate": _evaluate,
-        "score": _score,
-        "plan": _plan,
-        "label": _label,
-        "constant": _constant,
-        "export": _export,
-        "gpu-check": _gpu_check,
-        "build-base": _build_base,
-    }
     try:
-        verbs[options.verb](options)
+        options.act(options)
     except RunPaused as pause:
         if process_rank() == 0:
             print(f"{pause}\n{DISCLAIMER}")

@@ -17,6 +17,7 @@ from radvision_utils.dashboard.record import Record, find_prediction, image_path
 from radvision_utils.data.images import load_square
 from radvision_utils.data.studies import Studies, Study, open_prepared
 from radvision_utils.environment import open_room
+from radvision_utils.evaluation.records import own_prediction, study_prediction, training_forms
 from radvision_utils.runs import RunFolder, is_current
 
 
@@ -104,7 +105,6 @@ def _position(studies: Studies, split: str, index: int, uid: str | int | None) -
 
 
 def _generate(profile: Profile, studies: Studies, position: int, stage: int) -> Record:
-    from radvision_utils.evaluation.records import study_prediction, training_forms
     from radvision_utils.report import reporter_of
 
     study, training = studies[position], training_forms(profile)
@@ -123,7 +123,6 @@ def _explain(profile: Profile, study: Study, record: Record, stage: int) -> dict
 
 def _report_on(profile: Profile, name: str, image: bytes | Path, stage: int) -> ReportCard:
     """A card for an image of one's own. The model is loaded anew for each: kept, a 7B would fill the card."""
-    from radvision_utils.evaluation.records import own_prediction, training_forms
     from radvision_utils.report import reporter_of
 
     if isinstance(image, Path) and not image.is_file():

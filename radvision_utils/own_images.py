@@ -21,7 +21,7 @@ from PIL import Image
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.data.cells import csv_columns, csv_lines, given, study_number
 from radvision_utils.data.images import is_dicom, load_square
-from radvision_utils.evaluation.records import CUT, REPEATS, Prediction, own_prediction, training_forms
+from radvision_utils.evaluation.records import CUT, REPEATS, Prediction, clean, own_prediction, training_forms
 from radvision_utils.progress import show_progress
 from radvision_utils.report import Reporter, reporter_of
 from radvision_utils.runs import (
@@ -108,9 +108,8 @@ def find_images(inputs: Sequence[Path], leave_out: Path) -> list[OwnImage]:
         )
     often = Counter(image.name for image in found)
     above = os.path.commonpath([image.path.parent.absolute() for image in found])
-    named = [
-        image if often[image.name] == 1 else OwnImage(os.path.relpath(image.path, above), image.path) for image in found
-    ]
+    names = (image.name if often[image.name] == 1 else os.path.relpath(image.path, above) for image in found)
+    named = [OwnImage(clean(name), image.path) for name, image in zip(names, found, strict=True)]
     return list({image.name: image for image in named}.values())
 
 
@@ -281,7 +280,7 @@ def _kept(folder: Path, key: str, images: Sequence[OwnImage]) -> dict[str, Predi
 
 def _predictions(path: Path) -> Iterator[Prediction]:
     for record in read_json_lines(path, torn=True) if path.is_file() else ():
-        yield Prediction.from_json(record, str(path))
+        yield Prediction.read(record, str(path))
 
 
 def _written_beside(folder: Path, key: str, images: Sequence[OwnImage]) -> dict[str, Prediction]:

@@ -17,10 +17,11 @@ import torch
 
 from radvision_utils import RadVisionError, load_profile, train_stage
 from radvision_utils.config import ModelSettings, project_root
-from radvision_utils.dashboard.record import Model, Record, image_path
+from radvision_utils.dashboard.record import Record, image_path
 from radvision_utils.data.reports import Report
 from radvision_utils.data.studies import Studies
 from radvision_utils.environment import choose_device
+from radvision_utils.evaluation.records import Model
 from radvision_utils.model.base import TINY_BASE, load_adapter, load_base, load_processor
 from radvision_utils.runs import RunFolder, list_files
 
@@ -186,7 +187,9 @@ OUTSIDE = ["../../etc/passwd", "/etc/passwd", "data/../../secret.png", "..", "da
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_an_image_of_a_prediction_cannot_lie_outside_the_run(tmp_path, name):
     with pytest.raises(RadVisionError, match="outside the run folder"):
-        image_path(Record("1", Report(), None, Model("tiny", 3, "tiny"), image=name), tmp_path)
+        image_path(
+            Record(uid="1", generated=Report(), reference=None, model=Model("tiny", 3, "tiny"), image=name), tmp_path
+        )
 
 
 @pytest.mark.parametrize("name", [*OUTSIDE, "", "images/none.png"])

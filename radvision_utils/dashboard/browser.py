@@ -17,7 +17,7 @@ import ipywidgets as widgets
 from markupsafe import Markup
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.dashboard.card import ReportCard
+from radvision_utils.dashboard.card import ReportCard, render
 from radvision_utils.dashboard.radiograph import View
 from radvision_utils.dashboard.ratings import SCORES, add_ratings, read_ratings, summary
 from radvision_utils.dashboard.record import (
@@ -35,7 +35,6 @@ from radvision_utils.figures import VERDICTS
 WRAP = {"flex_flow": "row wrap", "align_items": "center", "width": "100%"}
 ReportOn = Callable[[str, bytes | Path, int], ReportCard]
 """Reports on an image of one's own: its name, the file's bytes or path, the stage."""
-_STAGE_LABELS = {0: "base", 1: "stage 1", 2: "stage 2", 3: "stage 3"}
 
 
 class ReportBrowser(widgets.VBox):
@@ -72,25 +71,19 @@ class ReportBrowser(widgets.VBox):
         self._card: ReportCard
         self._settling = False
 
-        self.previous = widgets.Button(description="Previous", icon="arrow-left", layout={"width": "110px"})
-        self.next = widgets.Button(description="Next", icon="arrow-right", layout={"width": "110px"})
-        self.index = widgets.BoundedIntText(
-            min=0, max=last, description="Index", layout={"width": "150px"}, style={"description_width": "44px"}
-        )
-        self.uid = widgets.Combobox(
-            options=self._uids,
-            description="Study",
-            placeholder="uid",
-            continuous_update=False,  # judge a uid when it is entered, not at each key
-            layout={"width": "190px"},
-            style={"description_width": "44px"},
+        self.previous = _control(widgets.Button, "Previous", 110, icon="arrow-left")
+        self.next = _control(widgets.Button, "Next", 110, icon="arrow-right")
+        self.index = _control(widgets.BoundedIntText, "Index", 150, "44px", min=0, max=last)
+        # A uid is judged when it is entered, not at each key.
+        self.uid = _control(
+            widgets.Combobox, "Study", 190, "44px", options=self._uids, placeholder="uid", continuous_update=False
         )
         self.stage = widgets.ToggleButtons(style={"button_width": "76px"})
         every = [record for stages in self._studies.values() for record in stages.values()]
-        self.order = _dropdown("Sort by", list(ORDERS), "220px")
-        self.observation = _dropdown("Observation", observations(every), "260px", any_=True)
-        self.verdict = _dropdown("Verdict", list(VERDICTS), "190px", any_=True)
-        self.flag = _dropdown("Flag", flags(every), "250px", any_=True)
+        self.order = _dropdown("Sort by", list(ORDERS), 220)
+        self.observation = _dropdown("Observation", ["", *observations(every)], 260)
+        self.verdict = _dropdown("Verdict", ["", *VERDICTS], 190)
+        self.flag = _dropdown("Flag", ["", *flags(every)], 250)
         self.message, self.card = widgets.HTML(), widgets.HTML(layout={"width": "auto"})
         mapped = any(record.evidence for record in every)
         self.view = ViewControls(self._redraw, mapped, most_samples(every))
@@ -137,7 +130,7 @@ class ReportBrowser(widgets.VBox):
         self._settling = True
         try:
             self.index.value, self.uid.value = self._uids.index(self._uid), self._uid
-            self.stage.options = [(_STAGE_LABELS.get(stage, f"stage {stage}"), stage) for stage in sorted(stages)]
+            self.stage.options = [(f"stage {stage}" if stage else "base", stage) for stage in sorted(stages)]
             self.stage.value = shown
         finally:
             self._settling = False
@@ -200,15 +193,18 @@ class ReportBrowser(widgets.VBox):
             self._show_current()
 
 
-def _dropdown(name: str, values: list[str], width: str, any_: bool = False) -> widgets.Dropdown:
-    options = [("any", "")] * any_ + [(value, value) for value in values]
-    return widgets.Dropdown(
-        options=options,
-        value=options[0][1],
-        description=name,
-        layout={"width": width, "margin": "2px 14px 2px 2px"},
-        style={"description_width": "initial"},
-    )
+def _control(kind: Any, name: str, width: int, label: str = "", **values: Any) -> Any:
+    """A widget with its description, so many pixels wide, of which the description takes `label`."""
+    if label:
+        values["style"] = {"description_width": label}
+    return kind(description=name, layout={"width": f"{width}px"}, **values)
+
+
+def _dropdown(name: str, values: Sequence[str], width: int) -> widgets.Dropdown:
+    options = [(value or "any", value) for value in values]
+    made: widgets.Dropdown = _control(widgets.Dropdown, name, width, "initial", options=options, value=values[0])
+    made.layout.margin = "2px 14px 2px 2px"
+    return made
 
 
 def _by_study(records: Iterable[Record]) -> dict[str, dict[int, Record]]:
@@ -237,16 +233,11 @@ class ViewControls(widgets.HBox):
         self.center = _slider("Center", 0.5, 0.0, 1.0)
         self.width = _slider("Width", 1.0, 0.05, 1.0)
         self.zoom = _slider("Zoom", 1.0, 1.0, 4.0)
-        self.invert = widgets.ToggleButton(description="Invert", icon="adjust", layout={"width": "100px"})
-        self.reset = widgets.Button(description="Reset view", layout={"width": "100px"})
+        self.invert = _control(widgets.ToggleButton, "Invert", 100, icon="adjust")
+        self.reset = _control(widgets.Button, "Reset view", 100)
         self.evidence = _slider("Evidence", 0.0, 0.0, 1.0, label="62px")
-        self.agreement = widgets.Dropdown(
-            options=[("nothing", 0)] + [(f"below {n} of {samples}", n) for n in range(1, samples + 1)],
-            value=0,
-            description="Hide sentences",
-            layout={"width": "240px"},
-            style={"description_width": "initial"},
-        )
+        least = [("nothing", 0), *((f"below {n} of {samples}", n) for n in range(1, samples + 1))]
+        self.agreement = _control(widgets.Dropdown, "Hide sentences", 240, "initial", options=least, value=0)
         self._changed, self._settling = changed, False
         asked = [self.evidence] * mapped + [self.agreement] * (samples > 0)
         for control in (self.center, self.width, self.zoom, self.invert, *asked):
@@ -276,7 +267,20 @@ class ViewControls(widgets.HBox):
             self._changed()
 
 
-class BlindRating(widgets.VBox):
+class _Folded(widgets.VBox):
+    """A switch, what there is to say beside it, and controls that show below while it is on."""
+
+    def __init__(self, switch: widgets.ToggleButton, controls: Sequence[widgets.Widget]) -> None:
+        self.message, unfolded = widgets.HTML(), widgets.HBox(controls, layout={**WRAP, "display": "none"})
+
+        def unfold(change: Mapping[str, Any]) -> None:
+            unfolded.layout.display = "flex" if change["new"] else "none"
+
+        switch.observe(unfold, names="value")
+        super().__init__([widgets.HBox([switch, self.message], layout=WRAP), unfolded])
+
+
+class BlindRating(_Folded):
     """Blind rating: which text is whose stays hidden until `blind` is switched off, which sums the ratings up.
 
     Args:
@@ -287,15 +291,13 @@ class BlindRating(widgets.VBox):
     def __init__(self, path: Path, changed: Callable[[], None]) -> None:
         self._path, self._salt = path, secrets.token_bytes(8)  # nobody can work out whose report A is
         self._record: Record
-        self.blind = widgets.ToggleButton(description="Blind rating", icon="eye-slash", layout={"width": "130px"})
+        self.blind = _control(widgets.ToggleButton, "Blind rating", 130, icon="eye-slash")
         self.scores = [_stars("Report A"), _stars("Report B")]
-        self.comment = widgets.Text(placeholder="comment", layout={"width": "260px"})
-        self.save = widgets.Button(description="Save rating", icon="check", layout={"width": "130px"})
-        self.rating = widgets.HBox([*self.scores, self.comment, self.save], layout={**WRAP, "display": "none"})
-        self.message = widgets.HTML()
+        self.comment = _control(widgets.Text, "", 260, placeholder="comment")
+        self.save = _control(widgets.Button, "Save rating", 130, icon="check")
+        super().__init__(self.blind, [*self.scores, self.comment, self.save])
         self.save.on_click(lambda _: self._save())
         self.blind.observe(lambda change: self._switch(change["new"], changed), names="value")
-        super().__init__([widgets.HBox([self.blind, self.message], layout=WRAP), self.rating])
 
     def order(self, record: Record) -> tuple[str, str] | None:
         """Who wrote reports A and B of a record, the same whenever it is shown; None while nothing is hidden."""
@@ -313,7 +315,6 @@ class BlindRating(widgets.VBox):
         self.comment.value = ""
 
     def _switch(self, blind: bool, changed: Callable[[], None]) -> None:
-        self.rating.layout.display = "flex" if blind else "none"
         self.message.value = _say("1 is unusable, 5 as good as it gets.") if blind else self._summed_up()
         changed()
 
@@ -330,21 +331,10 @@ class BlindRating(widgets.VBox):
 
     def _summed_up(self) -> str:
         rows = summary(read_ratings(self._path))
-        if not rows:
-            return _say("Nothing has been rated yet.")
-        names = {"author": "Report", "n": "Rated", "mean": "Mean", "preferred": "Rated higher"}
-        heads = _cells("th", [names.get(key, key) for key in rows[0]])
-        lines = [_cells("td", [f"{v:.2f}" if isinstance(v, float) else v for v in row.values()]) for row in rows]
-        return Markup('<table class="rv-ratings" cellpadding="6"><tr>{}</tr>{}</table>').format(
-            heads, Markup("").join(Markup("<tr>{}</tr>").format(line) for line in lines)
-        )
+        return render("ratings.html", rows=rows) if rows else _say("Nothing has been rated yet.")
 
 
-def _cells(tag: str, values: Iterable[object]) -> Markup:
-    return Markup("").join(Markup(f"<{tag}>{{}}</{tag}>").format(value) for value in values)
-
-
-class OwnImage(widgets.VBox):
+class OwnImage(_Folded):
     """A report on an image of one's own, uploaded or by its path.
 
     Args:
@@ -355,18 +345,12 @@ class OwnImage(widgets.VBox):
 
     def __init__(self, report_on: ReportOn, stage: Callable[[], int], show: Callable[[ReportCard], None]) -> None:
         self._report_on, self._stage, self._show = report_on, stage, show
-        self.unfold = widgets.ToggleButton(description="Image of my own", icon="upload", layout={"width": "170px"})
+        self.unfold = _control(widgets.ToggleButton, "Image of my own", 170, icon="upload")
         self.upload = widgets.FileUpload(accept=".png,.jpg,.jpeg,.dcm", multiple=False, description="Choose a file")
-        self.path = widgets.Text(placeholder="or its path", layout={"width": "320px"})
-        self.report = widgets.Button(description="Report on it", icon="file-text", layout={"width": "130px"})
-        self.message = widgets.HTML()
-        self.form = widgets.HBox([self.upload, self.path, self.report], layout={**WRAP, "display": "none"})
-        self.unfold.observe(lambda change: self._switch(change["new"]), names="value")
+        self.path = _control(widgets.Text, "", 320, placeholder="or its path")
+        self.report = _control(widgets.Button, "Report on it", 130, icon="file-text")
+        super().__init__(self.unfold, [self.upload, self.path, self.report])
         self.report.on_click(lambda _: self._run())
-        super().__init__([widgets.HBox([self.unfold, self.message], layout=WRAP), self.form])
-
-    def _switch(self, opened: bool) -> None:
-        self.form.layout.display = "flex" if opened else "none"
 
     def _run(self) -> None:
         chosen = self._chosen()
@@ -403,17 +387,9 @@ def uploaded(value: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> tuple[st
 
 
 def _slider(name: str, value: float, least: float, most: float, label: str = "48px") -> widgets.FloatSlider:
-    return widgets.FloatSlider(
-        value=value,
-        min=least,
-        max=most,
-        step=0.05,
-        description=name,
-        continuous_update=False,  # a picture a step would flood a slow connection
-        readout_format=".2f",
-        layout={"width": "250px"},
-        style={"description_width": label},
-    )
+    # A picture a step would flood a slow connection: it is drawn where the slider is let go.
+    how = {"value": value, "min": least, "max": most, "step": 0.05, "continuous_update": False}
+    return _control(widgets.FloatSlider, name, 250, label, readout_format=".2f", **how)
 
 
 def _stars(name: str) -> widgets.ToggleButtons:

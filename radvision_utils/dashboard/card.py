@@ -21,7 +21,6 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup
-from PIL import Image
 
 from radvision_utils.config import DISCLAIMER, RadVisionError
 from radvision_utils.dashboard import radiograph
@@ -37,6 +36,7 @@ from radvision_utils.dashboard.record import (
     is_explained,
 )
 from radvision_utils.evaluation.labels import Label
+from radvision_utils.evaluation.records import FLAGS
 from radvision_utils.figures import VERDICT_COLORS, VERDICTS
 from radvision_utils.runs import write_text
 
@@ -59,14 +59,6 @@ STAGES = {
 }
 LABELS_TITLE, DRAWN_TITLE = "Generated against reference", "Generated against what was drawn"
 ASSERTED_TITLE, FLAGS_TITLE = "Asserted by the report", "Flags on the generated report"
-FLAGS = {
-    "prior study": "mentions a prior study that was not given",
-    "de-identification token": "contains XXXX, a de-identification token",
-    "findings against impression": "findings and impression contradict each other",
-    "cut at the token limit": "cut off at the longest allowed length, not ended by the model",
-    "repeats itself": "says the same again and again",
-    "copied from training": "copied from a training report",
-}
 MEANING = (
     "A map shows how much less likely the sentence becomes without each part of the image; the image is the whole "
     "square that the model sees, black margins included."
@@ -81,7 +73,7 @@ _ALONE = (
     "@page{size:landscape;margin:12mm}@media print{body{padding:0}}"
 )
 _OVERLAYS = 24  # maps at most that lie over a radiograph; every further sentence still has its small picture
-_THUMB = 64  # pixels of a small picture in the page
+_THUMB = 80  # pixels of a small picture, more than its 64 in the page: for screens of more pixels
 _HERE = Path(__file__).parent
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader([_HERE / "templates", _HERE]),
@@ -179,7 +171,20 @@ class ReportCard:
 
     def article(self, image_bytes: int = 100_000, **attributes: str) -> Markup:
         """The card alone, for a page with `base_style` and `card_style`; `attributes` are its element's."""
-        return render("card.html", card=self, image=_Radiograph(self, image_bytes), attributes=attributes)
+        image = radiograph.open_image(self.image)
+        mapped = [s for s in self.told.explained if s.map and image]
+        image = radiograph.squared(image) if image and mapped else image
+        return render(
+            "card.html",
+            card=self,
+            attributes=attributes,
+            image=image,
+            uri=radiograph.jpeg_uri(radiograph.windowed(image, self.view), image_bytes) if image else "",
+            mapped=mapped,
+            # They lie over it out of sight until their sentence is pointed at.
+            overlays=[(s, radiograph.map_uri(s.map)) for s in mapped if s.map and s.number <= _OVERLAYS],
+            thumbs={s.number: radiograph.thumb_uri(image, s.map, _THUMB) for s in mapped if s.map and image},
+        )
 
     def text(self) -> str:
         """The card in plain text, at most 80 columns wide but for words longer than that."""
@@ -209,6 +214,14 @@ class ReportCard:
         else:
             raise RadVisionError(f"a card is saved as .html or .png, not as {path.name!r}: change the file's name.")
         return path
+
+    @cached_property
+    def told(self) -> Record:
+        """The record; for a blind card without all that would tell whose report is whose."""
+        if not self.blind:
+            return self.record
+        bare = replace(self.record, labels={}, mentions={}, verdicts=None, flags=(), findings=(), scores={})
+        return replace(bare, evidence={}, confidence={})
 
     @property
     def title(self) -> str:
@@ -243,21 +256,13 @@ class ReportCard:
         A report without headings stands beside both; a record without a reference (an image of one's own) has one
         column. A blind card has the reports as A and B, without marks or anything else that tells whose they are.
         """
-        found = self.record.sentences
+        found, record = self.told.sentences, self.record
+        titles = {author: author.capitalize() for author in AUTHORS[: 2 if record.reference else 1]}
         if self.blind:
-            plain = {place: tuple(Sentence(s.text, s.before) for s in sentences) for place, sentences in found.items()}
-            columns = [
-                [Section(f"Report {letter}", name, plain[author, name]) for name in SECTIONS]
-                for letter, author in zip("AB", self.blind, strict=True)
-            ]
-        else:
-            columns = [
-                [Section(author.capitalize(), name, found[author, name]) for name in SECTIONS]
-                for author in AUTHORS[: 2 if self.record.reference else 1]
-            ]
-            if not self.record.generated.headed:
-                whole = Section("Generated", "report", _joined(found), NO_HEADINGS)
-                return [[[whole], *columns[1:]]]
+            titles = {author: f"Report {letter}" for letter, author in zip("AB", self.blind, strict=True)}
+        columns = [[Section(title, name, found[author, name]) for name in SECTIONS] for author, title in titles.items()]
+        if not (self.blind or record.generated.headed):
+            return [[[Section("Generated", "report", _joined(found), NO_HEADINGS)], *columns[1:]]]
         return [[[section] for section in row] for row in zip(*columns, strict=True)]
 
     @property
@@ -266,15 +271,10 @@ class ReportCard:
         maps = f"{MEANING} Yellow speaks most for it; gray and striped: {NOT_SUPPORTED}."
         return " ".join([maps] * bool(self.record.evidence) + [LEVELS] * bool(self.record.confidence))
 
-    @property
-    def numbers_note(self) -> str:
-        sure = f"{LEVELS} Calibrated on the validation studies, by rules that may be wrong."
-        return " ".join([sure] * bool(self.record.confidence) + [MEANING] * bool(self.record.evidence))
-
     @cached_property
     def chip_groups(self) -> list[ChipGroup]:
         """What became of each observation that either text asserts, of each drawn finding, and what is odd."""
-        record = self.record
+        record = self.told
         if record.reference is None:
             said = [Chip(_sentence_case(n), detail=_sides(label)) for n, label in record.asserted.items()]
             groups = [ChipGroup(ASSERTED_TITLE, RULES, said)]
@@ -300,7 +300,7 @@ class ReportCard:
     @property
     def scores(self) -> list[tuple[str, str]]:
         """Name and value of the scores that the record has, in a fixed order."""
-        scores = self.record.scores
+        scores = self.told.scores
         return [(name, f"{scores[key]:.3f}") for key, name in _SCORES.items() if key in scores]
 
     @property
@@ -312,9 +312,9 @@ class ReportCard:
 
     @property
     def changes(self) -> list[tuple[str, list[tuple[str, str]]]]:
-        """The `word_changes` of each section in which the two reports differ; none without a reference."""
+        """The `word_changes` of each section in which the two reports differ; none without a reference or blind."""
         ours, theirs = self.record.generated, self.record.reference
-        if theirs is None:
+        if theirs is None or self.blind:
             return []
         pairs = [(name.capitalize(), getattr(ours, name), getattr(theirs, name)) for name in SECTIONS]
         if not ours.headed:
@@ -347,6 +347,9 @@ def render(template: str, **values: Any) -> Markup:
         "rules": RULES,
         "verdict_glyphs": VERDICTS,
         "strengths": radiograph.STRENGTHS,
+        "levels": LEVELS,
+        "unsupported": NOT_SUPPORTED,
+        "meaning": MEANING,
     }
     return Markup(_TEMPLATES.get_template(template).render(**constants, **values))
 
@@ -395,38 +398,6 @@ def _base_rules() -> dict[str, str]:
     return {name: ";".join(rule.strip() for rule in body.split(";") if rule.strip()) for name, body in found}
 
 
-class _Radiograph:
-    """What the template needs of the radiograph and its maps."""
-
-    def __init__(self, card: ReportCard, limit: int) -> None:
-        opened, self._card, self._limit = radiograph.open_image(card.image), card, limit
-        self.mapped = [] if card.blind or not opened else [s for s in card.record.explained if s.map]
-        self.picture: Image.Image | None = radiograph.squared(opened) if opened and self.mapped else opened
-
-    def __bool__(self) -> bool:
-        return self.picture is not None
-
-    @property
-    def uri(self) -> str:
-        assert self.picture is not None
-        return radiograph.jpeg_uri(radiograph.windowed(self.picture, self._card.view), self._limit)
-
-    @property
-    def overlays(self) -> list[tuple[Sentence, str]]:
-        """The maps that lie over it, out of sight until their sentence is pointed at."""
-        return [(s, radiograph.map_uri(s.map)) for s in self.mapped if s.map and s.number <= _OVERLAYS]
-
-    @property
-    def meaning(self) -> str:
-        doubted = any(s.map and not s.map.supported for s in self.mapped)
-        return MEANING + f" Gray and striped: {NOT_SUPPORTED}." * doubted
-
-    def thumb(self, sentence: Sentence) -> str:
-        assert self.picture is not None
-        assert sentence.map is not None
-        return radiograph.thumb_uri(self.picture, sentence.map, round(_THUMB * 1.25))  # for screens of more pixels
-
-
 def _joined(found: dict[tuple[str, str], tuple[Sentence, ...]]) -> tuple[Sentence, ...]:
     """The generated findings and impression as one text."""
     first, second = (found["generated", section] for section in SECTIONS)
@@ -462,8 +433,7 @@ def _text_lines(card: ReportCard) -> Iterator[str]:
     for section in (section for row in card.rows for column in row for section in column):
         yield from ("", section.title + (f" [{section.flag}]" if section.flag else ""))
         yield from _section_lines(section)
-    if not card.blind:
-        yield from _judged_lines(card)
+    yield from _judged_lines(card)
     yield from ("", DISCLAIMER)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,7 +23,8 @@ from radvision_utils.dashboard import record as records
 from radvision_utils.dashboard.card import RULES, SIGN_COLORS, ReportCard, document, render, stage_name
 from radvision_utils.dashboard.radiograph import jpeg_uri, open_image
 from radvision_utils.dashboard.record import Record, by_contradiction, image_path, most_samples
-from radvision_utils.evaluation.table import COLUMNS, FACTS, model_verdict
+from radvision_utils.evaluation.records import clean
+from radvision_utils.evaluation.table import COLUMNS, FACTS, capital, model_verdict
 from radvision_utils.figures import VERDICTS
 from radvision_utils.runs import checked, inside, write_text
 
@@ -58,22 +59,8 @@ _KEYS = {
 }
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A question that the page begins with, its answer in a few words, and the figures behind it."""
-
-    question: str
-    value: str
-    words: str
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A figure of the evaluation: its name, what it answers, and its drawing."""
-
-    name: str
-    title: str
-    svg: Markup
+Answer = tuple[str, str, str]
+"""A question that the page begins with, its answer in a few words, and the figures behind it."""
 
 
 def write_page(shown: Iterable[Record], metrics: Mapping[str, Any], run_folder: Path, path: Path) -> Path:
@@ -167,7 +154,7 @@ def _bounded(studies: Sequence[Record]) -> tuple[list[Record], str]:
     if len(mapped) <= _MAPPED:
         return list(studies), ""
     kept = {record.uid for record in sorted(mapped, key=by_contradiction)[:_MAPPED]}
-    bare = [record if record.uid in kept else Record.read({**record.source, "evidence": None}) for record in studies]
+    bare = [record if record.uid in kept else replace(record, evidence={}) for record in studies]
     return bare, f"{_MAPPED} worst of the {len(mapped):,}"
 
 
@@ -199,21 +186,21 @@ def _is_it_good(metrics: Mapping[str, Any], stage: int) -> Answer | None:
     interval = _interval(metrics, name, column)
     shown = f"{_column_name(column)} {value:.3f}" + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
     if best is None:
-        return Answer(question, "Not known", f"{shown}; no baseline was scored.")
+        return question, "Not known", f"{shown}; no baseline was scored."
     words = f"{shown}; the best baseline, {best[1]}, has {best[0]:.3f}."
     if value <= best[0]:
-        return Answer(question, "No better than a baseline", words)
+        return question, "No better than a baseline", words
     if interval and interval[0] <= best[0]:
-        return Answer(question, "Not clearly better than a baseline", words)
-    return Answer(question, "Better than every baseline", words)
+        return question, "Not clearly better than a baseline", words
+    return question, "Better than every baseline", words
 
 
 def _image_use(metrics: Mapping[str, Any]) -> Answer | None:
     use = metrics.get("image_use") or {}
-    verdict, why = records.clean(use.get("verdict")).strip(), records.clean(use.get("sentence")).strip()
+    verdict, why = clean(use.get("verdict")).strip(), clean(use.get("sentence")).strip()
     why = why.removeprefix(f"image used: {verdict}").strip()  # the question stands above it
     why = why[1:-1] if why.startswith("(") and why.endswith(")") else why
-    return Answer("Does it look at the image?", _capital(verdict), _capital(why)) if verdict else None
+    return ("Does it look at the image?", capital(verdict), capital(why)) if verdict else None
 
 
 def _disagreement(studies: Sequence[Record]) -> Answer | None:
@@ -223,7 +210,7 @@ def _disagreement(studies: Sequence[Record]) -> Answer | None:
     against = sum("contradiction" in verdicts for verdicts in found)
     agree = sum(all(verdict == "agree" for verdict in verdicts) for verdicts in found)
     words = f"contradict the reference; in {agree:,} nothing disagrees ({RULES})."
-    return Answer("How often is it wrong?", f"{against:,} of {len(studies):,} studies", words)
+    return "How often is it wrong?", f"{against:,} of {len(studies):,} studies", words
 
 
 def _worst(studies: Sequence[Record], folder: Path) -> list[dict[str, Any]]:
@@ -259,15 +246,11 @@ def _table(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _column_name(column: str) -> str:
-    return _capital(_NAMES.get(column, column.replace("_", " ")))
-
-
-def _capital(words: str) -> str:
-    return words[:1].upper() + words[1:]
+    return capital(_NAMES.get(column, column.replace("_", " ")))
 
 
 def _text(value: object) -> str:
-    words = _capital(records.clean(value).strip())
+    words = capital(clean(value).strip())
     return words if not words or words.endswith(".") else f"{words}."
 
 
@@ -294,10 +277,10 @@ def _interval(metrics: Mapping[str, Any], row: str, column: str) -> tuple[float,
     return None if low is None or high is None else (low, high)
 
 
-def _charts(folder: Path) -> list[Chart]:
-    """The evaluation's figures that lie in its folder."""
+def _charts(folder: Path) -> list[tuple[str, str, Markup]]:
+    """The evaluation's figures that lie in its folder: name, what it answers, and the drawing."""
     files = {name: inside(folder, f"{name}.svg") for name in CHARTS}
-    return [Chart(name, CHARTS[name], inline_svg(path, name)) for name, path in files.items() if path]
+    return [(name, CHARTS[name], inline_svg(path, name)) for name, path in files.items() if path]
 
 
 def inline_svg(path: Path, name: str) -> Markup:
@@ -311,35 +294,36 @@ def inline_svg(path: Path, name: str) -> Markup:
     """
     try:
         root = ElementTree.fromstring(checked(path).read_text(encoding="utf-8"))
+        if root.tag != f"{_SVG}svg":
+            raise ElementTree.ParseError(f"it is <{root.tag}>")
     except (ElementTree.ParseError, UnicodeDecodeError) as error:
         raise RadVisionError(f"{path} is no SVG ({error}): delete it and run the evaluation again.") from error
     used = set(re.findall(r"#([\w-]+)", " ".join(value for each in root.iter() for value in each.attrib.values())))
-    drawn = _drawing(root, name, used)
-    return Markup(drawn)
+    for element in list(root.iter()):
+        for child in [child for child in element if child.tag.removeprefix(_SVG) not in _DRAWN]:
+            element.remove(child)
+    for element in root.iter():
+        element.tag, element.tail = element.tag.removeprefix(_SVG), ""
+        element.text = (element.text or "").strip() if element.tag in ("text", "tspan") else ""
+        element.attrib = _looks(element, name, used)
+    root.attrib = {
+        "viewBox": root.get("viewBox", ""),
+        "class": "chart",
+        "role": "img",
+        "aria-label": CHARTS.get(name, name),
+    }
+    return Markup(ElementTree.tostring(root, encoding="unicode", short_empty_elements=False))
 
 
-def _drawing(element: ElementTree.Element, name: str, used: set[str]) -> str:
-    tag = str(element.tag).removeprefix(_SVG)
-    if tag not in _DRAWN:
-        return ""
+def _looks(element: ElementTree.Element, name: str, used: set[str]) -> dict[str, str]:
+    """The attributes of an element that draw, with the colors, the font and the ids of the page."""
     looks = {key: value for key, value in element.attrib.items() if key in _LOOKS}
-    if tag == "svg":
-        looks = {
-            "viewBox": looks.get("viewBox", ""),
-            "class": "chart",
-            "role": "img",
-            "aria-label": CHARTS.get(name, name),
-        }
     if element.get("id") in used:
         looks["id"] = f"{name}-{element.get('id')}"
     if re.fullmatch(r"#[\w-]+", target := element.get(_XLINK, "")):
         looks["href"] = f"#{name}-{target[1:]}"
-    for key in ("style", "clip-path"):
-        if key in looks:
-            text = re.sub(r"url\(#", f"url(#{name}-", looks[key])
-            text = re.sub(r"#000000|#666666", "currentColor", text)
-            looks[key] = re.sub(r"font: (?:\d+ )?([\d.]+px)[^;]*", r"font-size: \1", text)
-    inside = "".join(_drawing(child, name, used) for child in element)
-    words = (element.text or "").strip() if tag in ("text", "tspan") else ""
-    attributes = Markup(" ").join(Markup('{}="{}"').format(key, value) for key, value in looks.items())
-    return Markup("<{} {}>{}{}</{}>").format(Markup(tag), attributes, words, Markup(inside), Markup(tag))
+    for key in looks.keys() & {"style", "clip-path"}:
+        text = re.sub(r"url\(#", f"url(#{name}-", looks[key])
+        text = re.sub(r"#000000|#666666", "currentColor", text)
+        looks[key] = re.sub(r"font: (?:\d+ )?([\d.]+px)[^;]*", r"font-size: \1", text)
+    return looks

@@ -7,6 +7,7 @@ below what it drew, so that the picture grows downwards, and its height is known
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -229,13 +230,10 @@ def _wrapped(found: Sequence[Sentence], kind: _Type, width: float) -> Iterator[l
 def _words(found: Sequence[Sentence]) -> Iterator[_Word | None]:
     """The words in order, None at a line break."""
     for sentence in found:
-        words = [(number, word) for number, line in enumerate((sentence.before + sentence.text).split("\n"))
-                 for word in line.split()]  # fmt: skip
-        number = 0
-        for place, (line, word) in enumerate(words, start=1):
-            yield from [None] * (line - number)
-            number = line
-            yield _Word(word, sentence.verdict, bool(sentence.verdict) and place == len(words))
+        words = re.findall(r"\n|\S+", (sentence.before + sentence.text).rstrip())
+        for place, word in enumerate(words, start=1):
+            last = bool(sentence.verdict) and place == len(words)
+            yield None if word == "\n" else _Word(word, sentence.verdict, last)
 
 
 def _draw_head(pen: _Pen, card: ReportCard) -> float:
@@ -293,7 +291,7 @@ def _draw_column(pen: _Pen, sections: Sequence[Section], x: float, y: float) -> 
 
 def _draw_sentences(pen: _Pen, card: ReportCard, image: Image.Image | None, y: float) -> float:
     """What each generated sentence rests on, as small pictures, with how far it is to be trusted."""
-    found = card.record.explained
+    found = card.told.explained
     if not found:
         return y
     y += 20

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from radvision_utils.dashboard.record import AUTHORS, Record
-from radvision_utils.runs import now
+from radvision_utils.runs import append_json_lines, now, read_json_lines, write_json_lines
 
 SCORES = (1, 2, 3, 4, 5)  # 1: unusable, 5: as good as it gets
 
@@ -25,42 +23,28 @@ def add_ratings(path: Path, record: Record, order: tuple[str, str], scores: tupl
         comment: on both.
     """
     model, time = record.model, now()
-    lines = "".join(
-        json.dumps(
-            {
-                "uid": record.uid,
-                "run": model.run,
-                "stage": model.stage,
-                "author": author,
-                "shown_as": letter,
-                "score": score,
-                "comment": comment,
-                "time": time,
-            },
-            ensure_ascii=False,
-        )
-        + "\n"
+    rated = [
+        {
+            "uid": record.uid,
+            "run": model.run,
+            "stage": model.stage,
+            "author": author,
+            "shown_as": letter,
+            "score": score,
+            "comment": comment,
+            "time": time,
+        }
         for letter, author, score in zip("AB", order, scores, strict=True)
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as stream:
-        stream.seek(0, os.SEEK_END)
-        if stream.tell():
-            stream.seek(-1, os.SEEK_END)
-            lines = lines if stream.read(1) == b"\n" else "\n" + lines  # a crash tore the last line
-        stream.write(lines.encode())
-        stream.flush()
-        os.fsync(stream.fileno())
+    ]
+    if path.is_file() and not path.read_bytes().endswith(b"\n"):  # a crash tore the last line
+        write_json_lines(path, read_json_lines(path, torn=True))
+    append_json_lines(path, *rated)
 
 
 def read_ratings(path: Path) -> list[dict[str, Any]]:
     """The latest rating of each study, stage and author; a line torn by a crash is left out."""
     latest: dict[tuple[str, int, str], dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            rating = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # append-only: nothing but a torn line can be unreadable, and its ratings were never confirmed
+    for rating in read_json_lines(path, torn=True) if path.is_file() else []:
         latest[rating["uid"], rating["stage"], rating["author"]] = rating
     return list(latest.values())
 

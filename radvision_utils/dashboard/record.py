@@ -1,26 +1,21 @@
-"""A prediction record: what a model wrote of one study, what the reference says, and all that was found out about it.
+"""A prediction, joined with all that was found out about its sentences: what the dashboard shows, sorts and filters.
 
-It is read from `predictions.jsonl` and from `evidence.jsonl` and `confidence.jsonl` beside it. The types below are the
-only description of those files here: what does not fit them gives one sentence that names the field.
+It is read from `predictions.jsonl` and from `evidence.jsonl` and `confidence.jsonl` beside it.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
-from functools import cache, cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from radvision_utils.config import RadVisionError, load_profile
-from radvision_utils.content import public_name
-from radvision_utils.data.reports import Report
 from radvision_utils.evaluation.labels import Label, sentences
+from radvision_utils.evaluation.records import Mention, Prediction, clean, read_as
 from radvision_utils.figures import VERDICTS
 from radvision_utils.runs import checked, redo_command
 
@@ -33,11 +28,10 @@ LAST_STAGE = 3  # whose reports the evaluation explains
 HIGH, MEDIUM = 0.9, 0.7  # the least probability of being right that is called high, and medium
 NOT_SUPPORTED = "not supported by occlusion"
 OTHER_SIDE = "map on the other side than the sentence says"
-_BESIDE = {"evidence": "evidence.jsonl", "confidence": "confidence.jsonl"}
-"""What is known of a study's report beyond its words, by key of its record; files beside the predictions."""
+_BESIDE = {"evidence": "map", "confidence": "confidence"}
+"""What is known of a study's report beyond its words, by the name of its file; and what a sentence has of it."""
 _MOST_CELLS = 64  # of a map's side; a 7B at 512 x 512 has 18
 _MIDDLE = 0.05  # of the image's side, on either side of its middle
-_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # a terminal would obey, a file refuse them
 
 
 @dataclass(frozen=True)
@@ -147,87 +141,21 @@ class Sentence:
         return agreement is not None and agreement < least
 
 
-@dataclass(frozen=True)
-class Mention:
-    """Where a section speaks of an observation: its status there, and the first character."""
+@dataclass(frozen=True, kw_only=True)
+class Record(Prediction):
+    """A prediction with what `evidence.jsonl` and `confidence.jsonl` know of its report, and the JSON it was read from.
 
-    observation: str
-    status: str
-    start: int
-
-
-@dataclass(frozen=True)
-class DrawnFinding:
-    """A finding of a phantom study against what was drawn."""
-
-    name: str
-    verdict: str
-    side: str = ""
-
-
-@dataclass(frozen=True)
-class Model:
-    """What wrote the report: the run, its stage (0 is the untuned base) and the base model."""
-
-    run: str
-    stage: int
-    base: str
-
-    @property
-    def base_name(self) -> str:
-        """The base as others may know it: pages are handed around, paths of a machine are not."""
-        return public_name(self.base.strip())
-
-
-@dataclass(frozen=True)
-class Record:
-    """One line of `predictions.jsonl`, joined with what `evidence.jsonl` and `confidence.jsonl` know of its report.
-
-    Every text is without control characters. `labels` and `mentions` are by author ("generated", "reference"); the
-    latter then by section. `reference` is None for an image of one's own; `verdicts` is None where no rules were run.
+    `verdicts` is None where no rules were run.
     """
 
-    uid: str
-    generated: Report
-    reference: Report | None
-    model: Model
-    split: str = ""
-    index: int | None = None
-    image: str = ""
-    view: str = ""
-    indication: str = ""
-    labels: dict[str, dict[str, Label]] = field(default_factory=dict)
-    verdicts: dict[str, str] | None = None
-    mentions: dict[str, dict[str, tuple[Mention, ...]]] = field(default_factory=dict)
-    flags: tuple[str, ...] = ()
-    findings: tuple[DrawnFinding, ...] = ()
-    scores: dict[str, float] = field(default_factory=dict)
-    seconds: float | None = None
     evidence: dict[str, Any] = field(default_factory=dict)
     confidence: dict[str, Any] = field(default_factory=dict)
     source: Any = field(default=None, repr=False)
 
     @classmethod
-    def read(cls, source: Mapping[str, Any]) -> Record:
-        """The record of a JSON object, which it keeps as `source`.
-
-        Raises:
-            RadVisionError: a field is missing or of the wrong kind, or a verdict is none of `VERDICTS`.
-        """
-        try:
-            record: Record = _build(cls, source, "")
-        except _NotOfKind as error:
-            raise RadVisionError(
-                f"no prediction record ({error}): delete the file and run the evaluation again."
-            ) from None
-        judged = [*(record.verdicts or {}).items(), *((finding.name, finding.verdict) for finding in record.findings)]
-        for name, verdict in judged:
-            if verdict not in VERDICTS:
-                raise RadVisionError(
-                    f"finding {name!r} of study {record.uid} has the verdict {verdict!r}: "
-                    f"use one of {', '.join(VERDICTS)}."
-                )
-        return replace(record, source=source)
+    def read(cls, source: Any, where: str = "this") -> Record:
+        """As of a `Prediction`."""
+        return replace(super().read(source, where), source=source)
 
     @property
     def verdict_pairs(self) -> list[tuple[str, str]]:
@@ -281,7 +209,7 @@ class Record:
                 number + index + 1,
                 worst,
                 tuple(dict.fromkeys(name for name, verdict in inside if verdict == worst)),
-                **{_PARTS[part]: self._read_part(part, known[part].get(place)) for part in _BESIDE},
+                **{of: self._read_part(part, known[part].get(place)) for part, of in _BESIDE.items()},
             )
             end = stop
 
@@ -314,21 +242,13 @@ class Record:
             return _evidence_map(entry, self.evidence) if part == "evidence" else _confidence(entry, self.confidence)
         except ValueError as error:
             where = f"study {self.uid}, {entry['section']} sentence {entry['index'] + 1}"
-            logger.warning("%s: its %s is damaged (%s) and is left out", where, _PARTS[part], error)
+            logger.warning("%s: its %s is damaged (%s) and is left out", where, _BESIDE[part], error)
             return None
-
-
-_PARTS = {"evidence": "map", "confidence": "confidence"}  # what a sentence has of each
 
 
 def is_explained(found: Iterable[Sentence]) -> bool:
     """Whether anything is known of some sentence beyond its words."""
     return any(sentence.map or sentence.confidence for sentence in found)
-
-
-def clean(value: object) -> str:
-    """Any value as text, with blanks for control characters, so that places in it stay; None is ""."""
-    return "" if value is None else _UNSEEN.sub(" ", str(value))
 
 
 def read_predictions(path: Path) -> list[Record]:
@@ -340,8 +260,7 @@ def read_predictions(path: Path) -> list[Record]:
     Raises:
         RadVisionError: the file is missing, or a line is no prediction record; the sentence names the line.
     """
-    known = {part: {entry["uid"]: entry for entry in _entries(path, part)} for part in _BESIDE}
-    return [_record(line, number, path, known) for number, line in _lines(path)]
+    return list(_records(path))
 
 
 def find_prediction(path: Path, uid: str, split: str, stage: int) -> Record | None:
@@ -350,13 +269,8 @@ def find_prediction(path: Path, uid: str, split: str, stage: int) -> Record | No
     Raises:
         RadVisionError: as `read_predictions`, for those lines.
     """
-    sign = json.dumps(uid, ensure_ascii=False)
-    for number, line in _lines(path, sign):
-        record = _record(line, number, path, {})
-        if (record.source["uid"], record.split, record.model.stage) == (uid, split, stage):
-            known = {part: {e["uid"]: e for e in _entries(path, part, sign)} for part in _BESIDE}
-            return _record(line, number, path, known)
-    return None
+    found = _records(path, json.dumps(uid, ensure_ascii=False))
+    return next((r for r in found if (r.uid, r.split, r.model.stage) == (clean(uid), split, stage)), None)
 
 
 def image_path(record: Record, root: Path) -> Path | None:
@@ -443,10 +357,10 @@ def _third(place: float) -> int:
 
 
 def _evidence_map(entry: Mapping[str, Any], line: Mapping[str, Any]) -> EvidenceMap:
-    height, width = _value(tuple[int, int], line.get("grid"), "grid")
+    height, width = read_as(tuple[int, int], line.get("grid"), "grid")
     if not (1 <= height <= _MOST_CELLS and 1 <= width <= _MOST_CELLS):
         raise ValueError(f"a grid that is not 1 to {_MOST_CELLS} cells a side")
-    found: EvidenceMap = _build(EvidenceMap, entry, "")
+    found: EvidenceMap = read_as(EvidenceMap, entry)
     if [len(row) for row in found.occlusion] != [width] * height:
         raise ValueError(f"not {height} rows of {width} cells")
     if not all(0 <= value <= 1.001 for row in found.occlusion for value in row):
@@ -455,7 +369,7 @@ def _evidence_map(entry: Mapping[str, Any], line: Mapping[str, Any]) -> Evidence
 
 
 def _confidence(entry: Mapping[str, Any], line: Mapping[str, Any]) -> Confidence:
-    found: Confidence = _build(Confidence, {**entry, "samples": line.get("samples")}, "")
+    found: Confidence = read_as(Confidence, {**entry, "samples": line.get("samples")})
     if found.confidence is not None and not 0 <= found.confidence <= 1:
         raise ValueError("a probability outside 0 to 1")
     if found.agreement is not None and not 0 <= found.agreement <= found.samples:
@@ -463,88 +377,41 @@ def _confidence(entry: Mapping[str, Any], line: Mapping[str, Any]) -> Confidence
     return found
 
 
-def _lines(path: Path, sign: str = "") -> Iterator[tuple[int, str]]:
-    """Number and text of the lines that hold `sign`, blank ones left out."""
+def _records(path: Path, sign: str = "") -> Iterator[Record]:
+    """The records of the lines that hold `sign`."""
     if not path.is_file():
         run = path.parent.parent  # outputs/<run>/evaluation/predictions.jsonl
         command = redo_command(load_profile(run=run.name, output_root=str(run.parent)), "data")
         raise RadVisionError(f"{path} does not exist: make it with `{command}`.")
+    known = {part: dict(_entries(path.with_name(f"{part}.jsonl"), sign)) for part in _BESIDE}
+    for number, line in _lines(path, sign):
+        where = f"line {number} of {path}"
+        try:
+            source = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise RadVisionError(
+                f"{where} is no JSON ({error.msg}): delete the file and run the evaluation again."
+            ) from error
+        record = Record.read(source, where)
+        if record.model.stage == LAST_STAGE and record.split == "test":
+            beside = {part: entries[record.uid] for part, entries in known.items() if record.uid in entries}
+            record = Record.read({**source, **beside}, where) if beside else record
+        yield record
+
+
+def _entries(path: Path, sign: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Study and entry of the lines that hold `sign` of a file beside the predictions; damaged ones are logged."""
+    for number, line in _lines(path, sign) if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+            yield read_as(str, entry["uid"], "uid"), entry
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("line %d of %s is damaged (%s) and is left out", number, path, error)
+
+
+def _lines(path: Path, sign: str) -> Iterator[tuple[int, str]]:
+    """Number and text of the lines that hold `sign`, blank ones left out."""
     with checked(path).open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, start=1):
             if sign in line and line.strip():
                 yield number, line
-
-
-def _entries(predictions: Path, part: str, sign: str = "") -> Iterator[dict[str, Any]]:
-    """The entries of a file beside the predictions, of the lines that hold `sign`; damaged ones are logged."""
-    path = predictions.with_name(_BESIDE[part])
-    for number, line in _lines(path, sign) if path.is_file() else ():
-        try:
-            entry = json.loads(line)
-            if not isinstance(entry["uid"], str):
-                raise TypeError("uid is no text")
-        except (ValueError, KeyError, TypeError) as error:
-            logger.warning("line %d of %s is damaged (%s) and is left out", number, path, error)
-        else:
-            yield entry
-
-
-def _record(line: str, number: int, path: Path, known: Mapping[str, Mapping[str, Any]]) -> Record:
-    try:
-        source = json.loads(line)
-        record = Record.read(source)
-    except json.JSONDecodeError as error:
-        raise RadVisionError(
-            f"line {number} of {path} is no JSON ({error.msg}): delete the file and run the evaluation again."
-        ) from error
-    except RadVisionError as error:
-        raise RadVisionError(f"line {number} of {path}: {error}") from None
-    if record.model.stage != LAST_STAGE or record.split != "test":
-        return record
-    beside = {part: entries[source["uid"]] for part, entries in known.items() if source["uid"] in entries}
-    return replace(record, source={**source, **beside}, **beside) if beside else record
-
-
-class _NotOfKind(ValueError):
-    """A value does not have the type that its place has."""
-
-
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def _build(kind: Any, source: Any, place: str) -> Any:
-    """A dataclass from a JSON object; a field that may be left out may be null too, and no others are looked at."""
-    if not isinstance(source, Mapping):
-        raise _NotOfKind(f"its {place} is of the wrong kind" if place else "it is no object")
-    values = {}
-    for each in fields(kind):
-        value, where = source.get(each.name), f"{place}.{each.name}".lstrip(".")
-        if value is None and (each.default is not MISSING or each.default_factory is not MISSING):
-            continue
-        if each.name not in source:
-            raise _NotOfKind(f"it lacks {where}")
-        values[each.name] = _value(_hints(kind)[each.name], value, where)
-    return kind(**values)
-
-
-def _value(kind: Any, value: Any, place: str) -> Any:
-    """A JSON value as a type: a dataclass, tuple, dictionary, text, truth, whole or finite number, or None."""
-    if kind is Any:
-        return value
-    if is_dataclass(kind):
-        return _build(kind, value, place)
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        return None if value is None else _value(inner[0], value, place)
-    if origin is dict and isinstance(value, Mapping):
-        return {clean(k): _value(inner[1], v, f"{place}.{k}") for k, v in value.items() if v is not None}
-    if origin is tuple and isinstance(value, list) and (inner[-1] is Ellipsis or len(value) == len(inner)):
-        return tuple(_value(inner[0], item, place) for item in value)
-    if kind is str and isinstance(value, str):
-        return clean(value)
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if (kind is bool and isinstance(value, bool)) or (number and kind in (float, type(value))):
-        return value
-    raise _NotOfKind(f"its {place} is of the wrong kind")

@@ -90,7 +90,7 @@ def show_confusion(metrics: Mapping[str, Any], row: str = LAST) -> Figure:
 
 def show_text_against_labels(predictions: Sequence[Prediction], stage: int = 3) -> Figure:
     """ROUGE-L against label F1, a point a study: at the lower right text metrics praise what is wrong."""
-    scores = [r.scores for r in predictions if r.stage == stage and r.scores and "rouge_l" in r.scores]
+    scores = [r.scores for r in predictions if r.stage == stage and "rouge_l" in r.scores]
     x, y = (np.array([score[name] for score in scores], float) for name in ("rouge_l", "label_f1"))
     figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
@@ -114,8 +114,8 @@ def show_agreement(predictions: Sequence[Prediction], stage: int = 3) -> Figure:
 
 def show_verdicts(predictions: Sequence[Prediction], stage: int = 3) -> Figure:
     """For each finding, how often a stage's reports agree with what was drawn, miss it, or assert it without reason."""
-    drawn = [ours.findings or [] for ours in predictions if ours.stage == stage]
-    counts = Counter((finding["name"], finding["verdict"]) for findings in drawn for finding in findings)
+    drawn = [ours.findings for ours in predictions if ours.stage == stage]
+    counts = Counter((finding.name, finding.verdict) for findings in drawn for finding in findings)
     figure = _stacked(counts, "no finding was drawn or asserted here")
     figure.axes[0].set(xlabel=f"findings of the split, stage {stage}")
     return figure

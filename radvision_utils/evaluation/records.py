@@ -1,18 +1,22 @@
 """Predictions: what a report says, how that stands to the reference, and which errors need no reference to see.
 
-A `Prediction` is one line of `predictions.jsonl`, the seam between the evaluation and the dashboard.
+A `Prediction` is one line of `predictions.jsonl`, the seam between the evaluation and the dashboard. Its types are the
+only description of that file: what does not fit them gives one sentence that names the field.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.content import public_name
@@ -24,49 +28,92 @@ from radvision_utils.data.reports import (
     drop_sentences,
     format_report,
     is_english,
-    parse_report,
     split_sentences,
 )
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import open_room
 from radvision_utils.evaluation.labels import Label, compare, find_mentions, label, study_f1
+from radvision_utils.figures import VERDICTS
 from radvision_utils.runs import RunFolder, read_json_lines
 
 if TYPE_CHECKING:  # whose module imports torch, which a score does without
     from radvision_utils.report import WrittenReport
 
 CUT, REPEATS, COPIED = "cut at the token limit", "repeats itself", "copied from training"
-FLAGS = ("prior study", "de-identification token", "findings against impression", CUT, REPEATS, COPIED)
-VERDICTS = ("agree", "missed", "unsupported", "contradiction")
-Labels = Mapping[str, Label]
+FLAGS = {
+    "prior study": "mentions a prior study that was not given",
+    "de-identification token": "contains XXXX, a de-identification token",
+    "findings against impression": "findings and impression contradict each other",
+    CUT: "cut off at the longest allowed length, not ended by the model",
+    REPEATS: "says the same again and again",
+    COPIED: "copied from a training report",
+}
+"""What is odd in a generated report, and that in words."""
 _TIMES = 3  # that a sentence, or the words at the end, must stand there
 _LATEST = 300  # words at the end in which a loop is looked for
 _IF_EMPTY = {
     "reference": "a study without a true report cannot be scored; leave it out knowingly.",
     "prediction": "write the report, or a word such as 'None' where the system wrote nothing.",
 }
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # a terminal would obey, a file refuse them
+_P = TypeVar("_P", bound="Prediction")
+_hints = cache(get_type_hints)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mention:
+    """Where a section speaks of an observation: status and side there, first character and one past the last."""
+
+    observation: str
+    status: str
+    side: str = ""
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnFinding:
+    """A finding of a phantom study against what was drawn."""
+
+    name: str
+    side: str = ""
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """What wrote the report: the run, its stage (0 is the untuned base) and the base model."""
+
+    run: str
+    stage: int
+    base: str
+
+    @property
+    def base_name(self) -> str:
+        """The base as others may know it: pages are handed around, paths of a machine are not."""
+        return public_name(self.base.strip())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """A report that a system wrote on an image; what is None stands in no line of `predictions.jsonl`.
+    """A report that a model wrote on an image; what is None stands in no line of `predictions.jsonl`.
 
     Attributes:
         uid: the study, or the name of an image of one's own.
-        split: of the study: "train", "validation" or "test".
+        split: of the study: "train", "validation" or "test"; "" for an image of one's own.
         index: the study's place in its split, or the image's among those of one's own.
         image: the file, relative to the folder of the run or of the images.
         view: "frontal".
         indication: why the study was made; "" where it is not known.
         generated: the report.
         reference: the true report; None for an image of one's own.
-        labels: "generated" and "reference" -> observation -> `{"status", "sides"}`, those that the text mentions.
-        verdicts: observation -> one of `VERDICTS`.
-        mentions: "generated" and "reference" -> section -> `mention_spans`.
+        labels: "generated" and "reference" -> observation -> label, those that the text mentions.
+        verdicts: observation -> one of `figures.VERDICTS`; None without a reference.
+        mentions: "generated" and "reference" -> section -> its mentions.
         flags: which of `FLAGS` the report earns.
-        findings: on phantoms what became of each drawn or asserted finding: `{"name", "side", "verdict"}`.
+        findings: on phantoms what became of each drawn or asserted finding.
         scores: label_f1 (0 to 1) and, in an evaluation, text metrics of this one report.
-        model: `{"run", "stage", "base"}`; stage 0 is the untuned base.
+        model: what wrote the report.
         prompt: what the model was asked.
         seconds: what writing took.
         file, path, key: of an image of one's own: hash and name of its file, and fingerprint of the model.
@@ -74,21 +121,21 @@ class Prediction:
     """
 
     uid: str
-    split: str | None = None
+    split: str = ""
     index: int | None = None
-    image: str | None = None
-    view: str | None = None
-    indication: str | None = None
+    image: str = ""
+    view: str = ""
+    indication: str = ""
     generated: Report
-    reference: Report | None = None
-    labels: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    reference: Report | None
+    labels: dict[str, dict[str, Label]] = field(default_factory=dict)
     verdicts: dict[str, str] | None = None
-    mentions: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
-    flags: list[str] = field(default_factory=list)
-    findings: list[dict[str, str]] | None = None
-    scores: dict[str, float] | None = None
-    model: dict[str, Any] = field(default_factory=dict)
-    prompt: str | None = None
+    mentions: dict[str, dict[str, tuple[Mention, ...]]] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    findings: tuple[DrawnFinding, ...] = ()
+    scores: dict[str, float] = field(default_factory=dict)
+    model: Model
+    prompt: str = ""
     seconds: float | None = None
     file: str | None = None
     path: str | None = None
@@ -96,50 +143,96 @@ class Prediction:
     place: str | None = None
 
     @property
-    def stage(self) -> int | None:
-        """The stage whose report it is; None where another system wrote it."""
-        stage = self.model.get("stage")
-        return stage if isinstance(stage, int) else None
+    def stage(self) -> int:
+        """The stage whose report it is."""
+        return self.model.stage
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any], where: str) -> Prediction:
-        """A line of `predictions.jsonl`; of other systems' uid and generated are enough, and a report may be a text.
+    def read(cls: type[_P], source: Any, where: str = "this") -> _P:
+        """The prediction in a JSON object; its texts lose their control characters.
 
         Args:
-            record: what `to_json` gave, or another system's.
+            source: what `to_json` gave.
             where: the line, for the sentence of an error.
 
         Raises:
-            RadVisionError: it is no such record.
+            RadVisionError: a field is missing or of the wrong kind, or a verdict is none of `figures.VERDICTS`.
         """
-        if not isinstance(record, Mapping) or "uid" not in record or "generated" not in record:
-            raise RadVisionError(f"{where} lacks uid or generated: see the README for the schema of a prediction.")
-        names = [each.name for each in dataclasses.fields(cls)]
-        known = {name: record[name] for name in names if record.get(name) is not None}
-        known |= {"uid": str(record["uid"]), "generated": _read_report(record["generated"], where)}
-        if "reference" in known:
-            known["reference"] = _read_report(known["reference"], where)
-        if not isinstance(known.get("model", {}), Mapping):
-            del known["model"]  # another system's name, say
-        return cls(**known)
+        try:
+            read: _P = read_as(cls, source)
+        except ValueError as error:
+            raise RadVisionError(
+                f"{where} is no prediction record ({error}): delete the file and run the evaluation again."
+            ) from None
+        judged = [*(read.verdicts or {}).items(), *((finding.name, finding.verdict) for finding in read.findings)]
+        for name, verdict in judged:
+            if verdict not in VERDICTS:
+                raise RadVisionError(
+                    f"{where} gives finding {name!r} of study {read.uid} the verdict {verdict!r}: "
+                    f"use one of {', '.join(VERDICTS)}."
+                )
+        return read
 
     def to_json(self) -> dict[str, Any]:
         """The line of `predictions.jsonl`."""
-        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
-        values["generated"] = vars(self.generated)
+        values = json.loads(json.dumps(dataclasses.asdict(self)))  # lists for tuples
         if self.reference is not None:
-            values["reference"] = {"findings": self.reference.findings, "impression": self.reference.impression}
+            del values["reference"]["headed"]
         return {name: value for name, value in values.items() if value is not None or name == "reference"}
 
 
 def read_predictions(path: Path) -> list[Prediction]:
-    """The lines of a `predictions.jsonl`, ours or another system's.
+    """The lines of a `predictions.jsonl`.
 
     Raises:
         RadVisionError: a line is no prediction; the sentence names it.
     """
-    records = read_json_lines(path)
-    return [Prediction.from_json(record, f"line {number} of {path}") for number, record in enumerate(records, start=1)]
+    lines = enumerate(read_json_lines(path), start=1)
+    return [Prediction.read(source, f"line {number} of {path}") for number, source in lines]
+
+
+def read_as(kind: Any, value: Any, place: str = "") -> Any:
+    """A JSON value as a type: a dataclass, tuple, dictionary, text, truth, whole or finite number, or None.
+
+    Of a dataclass, a field that may be left out may be null too, and no keys but its fields are looked at.
+
+    Raises:
+        ValueError: the value has another type, or lacks a field; it names the place.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if is_dataclass(kind) and isinstance(value, Mapping):
+        return _build(kind, value, place)
+    if origin in (Union, UnionType):
+        return None if value is None else read_as(inner[0], value, place)
+    if origin is dict and isinstance(value, Mapping):
+        return {clean(k): read_as(inner[1], v, f"{place}.{k}") for k, v in value.items() if v is not None}
+    if origin is tuple and isinstance(value, list) and (inner[-1] is Ellipsis or len(value) == len(inner)):
+        return tuple(read_as(inner[0], item, place) for item in value)
+    if kind is str and isinstance(value, str):
+        return clean(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if (kind is bool and isinstance(value, bool)) or (number and kind in (float, type(value))):
+        return value
+    raise ValueError(f"its {place} is of the wrong kind" if place else "it is no object")
+
+
+def _build(kind: Any, source: Mapping[str, Any], place: str) -> Any:
+    values = {}
+    for each in dataclasses.fields(kind):
+        value, where = source.get(each.name), f"{place}.{each.name}".lstrip(".")
+        if value is None and (each.default is not MISSING or each.default_factory is not MISSING):
+            continue
+        if each.name not in source:
+            raise ValueError(f"it lacks {where}")
+        values[each.name] = read_as(_hints(kind)[each.name], value, where)
+    return kind(**values)
+
+
+def clean(value: object) -> str:
+    """Any value as text, with blanks for control characters, so that places in it stay; None is ""."""
+    return "" if value is None else _UNSEEN.sub(" ", str(value))
 
 
 def report_labels(report: Report) -> dict[str, Label]:
@@ -201,20 +294,18 @@ def _contradicts_itself(report: Report) -> bool:
     return "contradiction" in compare(label(report.findings), label(report.impression)).values()
 
 
-def mentioned(labels: Labels) -> dict[str, dict[str, Any]]:
+def mentioned(labels: Mapping[str, Label]) -> dict[str, Label]:
     """Labels as a record has them: only observations that the text mentions."""
-    return {
-        name: {"status": found.status, "sides": list(found.sides)}
-        for name, found in labels.items()
-        if found.status != "not mentioned"
-    }
+    return {name: found for name, found in labels.items() if found.status != "not mentioned"}
 
 
-def mention_spans(report: Report) -> dict[str, list[dict[str, Any]]]:
-    """Where each section mentions an observation: `{"findings": [{"observation", "status", "side", ...}], ...}`."""
-    keys = ("observation", "status", "side", "start", "end")
+def mention_spans(report: Report) -> dict[str, tuple[Mention, ...]]:
+    """Where each section mentions an observation: "findings" and "impression" -> its mentions."""
     return {
-        section: [{key: getattr(mention, key) for key in keys} for mention in find_mentions(getattr(report, section))]
+        section: tuple(
+            Mention(observation=m.observation, status=m.status, side=m.side, start=m.start, end=m.end)
+            for m in find_mentions(getattr(report, section))
+        )
         for section in ("findings", "impression")
     }
 
@@ -233,10 +324,11 @@ def own_prediction(profile: Profile, stage: int, uid: str, written: WrittenRepor
     return Prediction(
         uid=uid,
         generated=report,
+        reference=None,
         labels={"generated": mentioned(report_labels(report))},
         mentions={"generated": mention_spans(report)},
-        flags=flags_of(report, training, written.finished),
-        model={"run": profile.run, "stage": stage, "base": public_name(profile.model.base)},
+        flags=tuple(flags_of(report, training, written.finished)),
+        model=Model(profile.run, stage, public_name(profile.model.base)),
         prompt=profile.model.prompt,
         seconds=round(written.seconds, 4),
     )
@@ -257,6 +349,7 @@ def study_prediction(
     """
     said = own_prediction(profile, stage, study.uid, written, training)
     ours, true = report_labels(written.report), report_labels(study.reference)
+    drawn = open_room("phantoms.phantom_accuracy").verdicts(written.report, study.truth) if study.truth else []
     return dataclasses.replace(
         said,
         split=study.split,
@@ -268,7 +361,7 @@ def study_prediction(
         labels={**said.labels, "reference": mentioned(true)},
         verdicts=compare(ours, true),
         mentions={**said.mentions, "reference": mention_spans(study.reference)},
-        findings=open_room("phantoms.phantom_accuracy").verdicts(written.report, study.truth) if study.truth else [],
+        findings=tuple(DrawnFinding(**found) for found in drawn),
         scores={"label_f1": study_f1(ours, true), **scores},
     )
 
@@ -282,7 +375,7 @@ def rexrank_submission(predictions: Iterable[Prediction]) -> dict[str, dict[str,
         ours.uid: {
             "key_image_path": ours.image,
             "image_path": [ours.image],
-            "frontal_lateral": [str(ours.view).capitalize()],
+            "frontal_lateral": [ours.view.capitalize()],
             "section_findings": ours.reference.findings,
             "section_impression": ours.reference.impression,
             "report": format_report(ours.reference),
@@ -293,20 +386,6 @@ def rexrank_submission(predictions: Iterable[Prediction]) -> dict[str, dict[str,
         for ours in predictions
         if ours.reference is not None
     }
-
-
-def _read_report(text: object, where: str) -> Report:
-    if isinstance(text, str):
-        return parse_report(text)
-    if isinstance(text, Mapping):
-        findings, impression = (text.get(section, "") for section in ("findings", "impression"))
-        if isinstance(findings, str) and isinstance(impression, str) and (findings or impression or "findings" in text):
-            return Report(findings, impression, bool(text.get("headed", True)))
-        if (report := parse_report(json.dumps(text))).headed:  # other keys, or lists of sentences
-            return report
-    raise RadVisionError(
-        f"{where} has a report that is neither a text nor findings and impression: give it as one of these."
-    )
 
 
 def check_texts(reports: Mapping[str, Report], what: str) -> None:

@@ -6,8 +6,9 @@ run's split, of which every study must have a prediction.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from radvision_utils.data.reports import Report, is_english, parse_report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.evaluation.bootstrap import RESAMPLES
 from radvision_utils.evaluation.labels import label
-from radvision_utils.evaluation.records import check_texts, read_predictions
+from radvision_utils.evaluation.records import check_texts
 from radvision_utils.evaluation.table import CONVENTIONS, Scorer, add_meteor, page, scoring_versions, table_rows
-from radvision_utils.runs import RunFolder
+from radvision_utils.runs import RunFolder, read_json_lines
 
 SEED = 7
 Pairs = dict[str, tuple[Report, Report | None]]  # uid -> prediction, reference
@@ -47,7 +48,8 @@ def score_file(path: Path, run: RunFolder | None = None, split: str = "test") ->
         if references and list(true.values()) != references:
             raise RadVisionError(f"{where} has other studies than the first system in the file: score it alone.")
         references, reports[name] = list(true.values()), [predictions[uid] for uid in true]
-    scorer = Scorer(references, SEED, truths=_truths(studies))
+    truths = [study.truth for study in studies or () if study.truth is not None]
+    scorer = Scorer(references, SEED, truths=truths or None)
     scored = {name: scorer.score(given) for name, given in reports.items()}
     rows = {name: row.to_json() for name, row in scored.items()}
     add_meteor(rows, reports, references)
@@ -75,11 +77,6 @@ def label_lines(text: str) -> str:
     if not is_english(text):
         raise RadVisionError("the text is not English: the rules are made for English reports.")
     return "\n".join(f"{name:28}{' '.join([found.status, *found.sides])}" for name, found in label(text).items())
-
-
-def _truths(studies: Iterable[Study] | None) -> list[str] | None:
-    truths = [study.truth for study in studies or () if study.truth is not None]
-    return truths or None
 
 
 def _matched(
@@ -122,11 +119,32 @@ def _read_systems(path: Path) -> dict[str, Pairs]:
     if path.suffix.lower() != ".jsonl":
         raise RadVisionError(f"{path} is neither .jsonl nor .csv: give predictions in one of these.")
     systems: dict[str, Pairs] = {}
-    for number, ours in enumerate(read_predictions(path), start=1):
-        name = path.stem if ours.stage is None else STAGE_LABELS.get(ours.stage, path.stem)
-        pair, where = (ours.generated, ours.reference), f"line {number} of {path}"
-        _add(systems.setdefault(name, {}), study_number(ours.uid), pair, where)
+    for number, line in enumerate(read_json_lines(path), start=1):
+        where = f"line {number} of {path}"
+        if not isinstance(line, Mapping) or "uid" not in line or "generated" not in line:
+            raise RadVisionError(f"{where} lacks uid or generated: see the README for the schema of a prediction.")
+        if not isinstance(line["uid"], str | int | float):
+            raise RadVisionError(f"{where} has a uid that is neither a text nor a number: give the study's own.")
+        model, reference = line.get("model"), line.get("reference")
+        stage = model.get("stage") if isinstance(model, Mapping) else None  # another system's model may be a name
+        name = STAGE_LABELS.get(stage, path.stem) if isinstance(stage, int) else path.stem
+        pair = _read_report(line["generated"], where), None if reference is None else _read_report(reference, where)
+        _add(systems.setdefault(name, {}), study_number(str(line["uid"])), pair, where)
     return systems or {path.stem: {}}
+
+
+def _read_report(text: object, where: str) -> Report:
+    if isinstance(text, str):
+        return parse_report(text)
+    if isinstance(text, Mapping):
+        findings, impression = (text.get(section, "") for section in ("findings", "impression"))
+        if isinstance(findings, str) and isinstance(impression, str) and (findings or impression or "findings" in text):
+            return Report(findings, impression, bool(text.get("headed", True)))
+        if (report := parse_report(json.dumps(text))).headed:  # other keys, or lists of sentences
+            return report
+    raise RadVisionError(
+        f"{where} has a report that is neither a text nor findings and impression: give it as one of these."
+    )
 
 
 def _read_csv(path: Path) -> Pairs:

@@ -31,7 +31,7 @@ from radvision_utils.evaluation.labels import (
     observation_scores,
     says_nothing,
 )
-from radvision_utils.evaluation.records import COPIED, CUT, FLAGS, VERDICTS, flags_of, normal_form, report_labels
+from radvision_utils.evaluation.records import COPIED, CUT, FLAGS, flags_of, normal_form, report_labels
 from radvision_utils.evaluation.text_metrics import (
     NEEDS_JAVA,
     PROTOCOLS,
@@ -47,6 +47,7 @@ from radvision_utils.runs import redo_command
 RULE_LABELS = "rule labels, findings + impression"
 DRAWN = "drawn truth"  # phantoms only
 CARD_PROTOCOL = "findings + impression, raw"  # whose text metrics the table and a study's card show
+VERDICTS = ("agree", "missed", "unsupported", "contradiction")  # in the order of the table
 
 
 class Column(NamedTuple):
@@ -311,9 +312,9 @@ def page(title: str, metrics: Mapping[str, Any], scored: Mapping[str, ScoredRow]
         f"excluding zero. Text metrics: {CARD_PROTOCOL}.\n"
     )
     if "image_use" in metrics:
-        parts.append(f"**{_capital(metrics['image_use']['sentence'])}.**\n")
+        parts.append(f"**{capital(metrics['image_use']['sentence'])}.**\n")
     parts.append("## Text metrics\n\nTheir intervals, and those of the labels by observation, stand in the JSON.\n")
-    parts += [f"### {_capital(protocol)}\n\n{_text_table(rows, protocol)}" for protocol in PROTOCOLS]
+    parts += [f"### {capital(protocol)}\n\n{_text_table(rows, protocol)}" for protocol in PROTOCOLS]
     parts.append(f"## Errors that matter\n\n{_error_table(rows)}")
     parts.append(
         "## Conventions\n\n" + "".join(f"- {name}: {text}.\n" for name, text in metrics["conventions"].items())
@@ -329,24 +330,22 @@ def _text_table(rows: Mapping[str, Mapping[str, Any]], protocol: str) -> str:
 
 def _error_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
-        [name, *(str(row["verdicts"][v]) for v in VERDICTS), *(_count(row["flags"][flag]) for flag in FLAGS)]
+        [name, *(row["verdicts"][verdict] for verdict in VERDICTS), *(row["flags"][flag] for flag in FLAGS)]
         for name, row in rows.items()
     ]
-    return markdown_table(["reports by", *VERDICTS, *FLAGS], lines) + (
+    texts = [["n/a" if cell is None else str(cell) for cell in line] for line in lines]
+    return markdown_table(["reports by", *VERDICTS, *FLAGS], texts) + (
         "\nThe first four count findings against the reference, the others reports.\n"
     )
-
-
-def _count(count: int | None) -> str:
-    return "n/a" if count is None else str(count)
 
 
 def _value(figure: Mapping[str, Any]) -> str:
     return figure.get("note", "n/a") if figure["value"] is None else f"{figure['value']:.3f}"
 
 
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
+def capital(words: str) -> str:
+    """Words with a capital at their beginning, the others as they are."""
+    return words[:1].upper() + words[1:]
 
 
 def _estimate(row: ScoredRow, column: Column) -> Estimate:

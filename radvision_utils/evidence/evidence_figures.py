@@ -52,7 +52,7 @@ def show_maps(folder: Path, count: int = 3) -> Figure:
     for row, (uid, sentence) in zip(grid, found, strict=True):
         ours = predictions[uid]
         run = folder.parent if ours.split == "test" else folder.parent.parent
-        picture = np.asarray(Image.open(checked(run / str(ours.image))).convert("L"))
+        picture = np.asarray(Image.open(checked(run / ours.image)).convert("L"))
         for axes, kind in zip(row, kinds, strict=True):
             axes.imshow(picture, cmap="gray", extent=(0, 1, 1, 0))
             if kind != "radiograph":

@@ -117,9 +117,9 @@ def worst_first(predictions: Iterable[Prediction]) -> list[Prediction]:
     """Reports by contradictions, then by what was missed or invented, then by the lowest label F1."""
 
     def badness(ours: Prediction) -> tuple[float, ...]:
-        found, scores = list((ours.verdicts or {}).values()), ours.scores or {}
+        found = list((ours.verdicts or {}).values())
         wrong = found.count("missed") + found.count("unsupported")
-        return (-found.count("contradiction"), -wrong, scores["label_f1"], ours.index or 0)
+        return (-found.count("contradiction"), -wrong, ours.scores["label_f1"], ours.index or 0)
 
     return sorted(predictions, key=badness)
 

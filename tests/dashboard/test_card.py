@@ -24,8 +24,9 @@ from radvision_utils.dashboard.card import (
 )
 from radvision_utils.dashboard.picture import draw_card
 from radvision_utils.dashboard.radiograph import View, windowed
-from radvision_utils.dashboard.record import Record, clean, find_prediction, image_path, read_predictions
+from radvision_utils.dashboard.record import Record, find_prediction, image_path, read_predictions
 from radvision_utils.evaluation.labels import find_mentions, label
+from radvision_utils.evaluation.records import clean
 from radvision_utils.figures import VERDICTS
 from radvision_utils.phantoms.phantom_rows import phantom_row
 
@@ -406,6 +407,14 @@ def test_a_blind_card_tells_nothing_of_whose_text_is_whose(judged):
     assert html.index("The heart is enlarged.") < html.index("The heart is normal")
     for word in ("generated", "stage", "Label F1", "<mark", "<details", "contradiction"):
         assert word not in re.sub(r' class="[^"]*"', "", html), word
+
+
+def test_a_blind_picture_and_text_tell_no_more(judged):
+    card = card_of(judged, blind=("reference", "generated"))
+    for texts in (card.text(), " ".join(drawn_texts(draw_card(card)))):
+        assert "The heart is enlarged." in texts
+        for word in ("Generated", "stage", "Label F1", "contradiction", *VERDICTS.values()):
+            assert word not in texts, word
 
 
 def test_an_image_of_ones_own_has_one_column(make_record):

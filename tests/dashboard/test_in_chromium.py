@@ -12,7 +12,6 @@ from radvision_utils.dashboard.page import write_page
 from radvision_utils.dashboard.record import Record, read_predictions
 from radvision_utils.evaluation.charts import show_agreement
 from radvision_utils.evaluation.labels import OBSERVATIONS
-from radvision_utils.evaluation.records import Prediction
 from radvision_utils.evaluation.table import COLUMNS, FACTS
 from radvision_utils.figures import save_figure
 from radvision_utils.phantoms.phantom_rows import phantom_row
@@ -124,8 +123,7 @@ def page(chromium, run_folder):
         verdicts = {"Edema": "contradiction" if record.uid == "31" else "agree"}
         scores = {"label_f1": {"17": 1.0, "20": 0.5}.get(record.uid, 0.0)}
         records.append(Record.read({**record.source, "verdicts": verdicts, "scores": scores}))
-    judged = [Prediction.from_json(record.source, "") for record in records]
-    save_figure(show_agreement(judged), run_folder / "evaluation/agreement")
+    save_figure(show_agreement(records), run_folder / "evaluation/agreement")
     path = write_page(records, {}, run_folder, run_folder / "dashboard/index.html")
     page, problems = chromium.new_page(), []
     page.on("console", lambda message: problems.append(message.text))
@@ -227,8 +225,7 @@ CUT_IN_CHARTS = """() => [...document.querySelectorAll('svg.chart text')].filter
 
 def test_no_chart_cuts_the_name_of_an_observation(chromium, run_folder):
     records = read_predictions(run_folder / "evaluation/predictions.jsonl")
-    read = [Prediction.from_json(record.source, "") for record in records]
-    judged = [replace(ours, verdicts=dict.fromkeys(OBSERVATIONS, "agree")) for ours in read]
+    judged = [replace(record, verdicts=dict.fromkeys(OBSERVATIONS, "agree")) for record in records]
     save_figure(show_agreement(judged), run_folder / "evaluation/agreement")
     path = write_page(records, {}, run_folder, run_folder / "x.html")
     page = chromium.new_page(viewport={"width": 1440, "height": 900})

@@ -6,7 +6,6 @@ from radvision_utils.config import DISCLAIMER, RadVisionError
 from radvision_utils.dashboard.page import anchor, write_page
 from radvision_utils.dashboard.record import Record, read_predictions
 from radvision_utils.evaluation.charts import show_agreement, show_verdicts
-from radvision_utils.evaluation.records import Prediction
 from radvision_utils.evidence.evidence_figures import save_evidence_figures
 from radvision_utils.figures import new_figure, save_figure
 
@@ -101,8 +100,9 @@ def test_image_use_and_the_worst_studies_stand_on_the_first_screen(run_folder, t
         bad = record.uid == "31"
         known = {"verdicts": {"Edema": "contradiction" if bad else "agree"}, "flags": ["prior study"] * bad}
         records.append(Record.read({**record.source, **known}))
-    ours = [Prediction.from_json(record.source, "") for record in records if record.split == "test"]
-    save_figure(show_agreement(ours), run_folder / "evaluation/agreement")
+    save_figure(
+        show_agreement([record for record in records if record.split == "test"]), run_folder / "evaluation/agreement"
+    )
     page = write_page(records, METRICS, run_folder, tmp_path / "index.html").read_text(encoding="utf-8")
     first_screen = page[: page.index('id="reports"')]
     assert "Not shown</p><p>&lt;loss gap&gt; 0.01" in first_screen

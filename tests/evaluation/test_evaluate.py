@@ -86,8 +86,8 @@ def test_a_prediction_says_what_both_texts_claim_and_where(result):
         for author in ("generated", "reference"):
             for section, mentions in ours.mentions[author].items():
                 for mention in mentions:
-                    assert getattr(getattr(ours, author), section)[mention["start"] : mention["end"]]
-                    assert mention["observation"] in ours.labels[author]
+                    assert getattr(getattr(ours, author), section)[mention.start : mention.end]
+                    assert mention.observation in ours.labels[author]
 
 
 def test_the_labels_agree_with_what_was_drawn_into_the_references(result):

@@ -1,13 +1,12 @@
 """Prediction records: errors that need no reference to see, and what the cards and ReXrank read."""
 
-import json
-
 import pytest
 
 from radvision_utils import Report
-from radvision_utils.dashboard import card
+from radvision_utils.evaluation.labels import Label
 from radvision_utils.evaluation.records import (
-    FLAGS,
+    DrawnFinding,
+    Model,
     Prediction,
     flags_of,
     mention_spans,
@@ -17,6 +16,7 @@ from radvision_utils.evaluation.records import (
     rexrank_submission,
 )
 
+MODEL = Model("tiny", 3, "tiny")
 TRAINING = {normal_form(Report("The lungs are clear.", "No acute disease."))}
 
 
@@ -44,23 +44,16 @@ def test_a_report_that_was_cut_is_flagged():
     assert flags_of(Report("The lungs are", ""), TRAINING, finished=False) == ["cut at the token limit"]
 
 
-def test_a_card_has_words_for_every_flag():
-    assert set(card.FLAGS) == set(FLAGS)
-
-
 def test_labels_of_a_record_name_only_what_the_text_mentions():
     labels = report_labels(Report("Left pleural effusion. No pneumothorax.", ""))
-    assert mentioned(labels) == {
-        "Pneumothorax": {"status": "absent", "sides": []},
-        "Pleural Effusion": {"status": "present", "sides": ["left"]},
-    }
+    assert mentioned(labels) == {"Pneumothorax": Label("absent"), "Pleural Effusion": Label("present", ("left",))}
 
 
 def test_mentions_are_spans_in_their_own_section():
     report = Report("The heart is normal.", "Small left effusion.")
     [mention] = mention_spans(report)["impression"]
-    assert (mention["observation"], mention["status"], mention["side"]) == ("Pleural Effusion", "present", "left")
-    assert "effusion" in report.impression[mention["start"] : mention["end"]]
+    assert (mention.observation, mention.status, mention.side) == ("Pleural Effusion", "present", "left")
+    assert "effusion" in report.impression[mention.start : mention.end]
 
 
 def test_a_rexrank_submission_has_the_fields_that_it_reads():
@@ -72,6 +65,7 @@ def test_a_rexrank_submission_has_the_fields_that_it_reads():
         indication="Cough.",
         generated=Report("Clear lungs.", "Normal."),
         reference=Report("Lungs are clear.", "Normal chest."),
+        model=MODEL,
     )
     assert rexrank_submission([ours])["17"] == {
         "key_image_path": "data/images/17.png",
@@ -88,12 +82,16 @@ def test_a_rexrank_submission_has_the_fields_that_it_reads():
 
 @pytest.mark.parametrize("reference", [Report("Lungs are clear.", ""), None])
 def test_a_prediction_that_was_written_is_read_as_it_was(reference):
-    ours = Prediction(uid="17", index=0, generated=Report("Clear.", "", False), reference=reference, flags=["x"])
-    assert Prediction.from_json(json.loads(json.dumps(ours.to_json())), "line 1") == ours
-
-
-def test_of_another_system_a_study_and_a_text_are_enough():
-    ours = Prediction.from_json(
-        {"uid": 17, "generated": "Findings: Clear. Impression: Normal.", "model": "X"}, "line 1"
+    report = Report("Left effusion.", "", headed=False)
+    ours = Prediction(
+        uid="17",
+        index=0,
+        generated=report,
+        reference=reference,
+        labels={"generated": mentioned(report_labels(report))},
+        mentions={"generated": mention_spans(report)},
+        flags=("x",),
+        findings=(DrawnFinding(name="effusion", verdict="agree"),),
+        model=MODEL,
     )
-    assert (ours.uid, ours.generated, ours.stage) == ("17", Report("Clear.", "Normal."), None)
+    assert Prediction.read(ours.to_json()) == ours

@@ -72,6 +72,13 @@ def test_what_cannot_be_scored_is_refused_in_one_sentence(text, sentence, write)
         score_file(write(text))
 
 
+def test_of_another_system_a_study_and_two_texts_are_enough(write):
+    line = '{"uid": 17, "generated": "Findings: Left effusion.", "reference": "Left effusion.", "model": "X"}'
+    metrics, _ = score_file(write(line, "theirs.jsonl"))
+    [row] = metrics["table"]
+    assert (metrics["n"], row["row"], row["abnormal_f1"]) == (1, "theirs", 1.0)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

@@ -7,7 +7,7 @@ import pytest
 
 from radvision_utils import Report
 from radvision_utils.evaluation.bootstrap import Bootstrap
-from radvision_utils.evaluation.records import Prediction
+from radvision_utils.evaluation.records import Model, Prediction
 from radvision_utils.evidence.pointing import (
     Pointed,
     area,
@@ -132,7 +132,15 @@ def test_rank_correlation_is_spearmans():
 def test_the_worst_study_comes_first():
     def record(uid, verdicts, f1=1.0):
         found = dict(enumerate(verdicts))
-        return Prediction(uid=uid, generated=Report("", ""), index=0, verdicts=found, scores={"label_f1": f1})
+        return Prediction(
+            uid=uid,
+            index=0,
+            generated=Report(),
+            reference=None,
+            verdicts=found,
+            scores={"label_f1": f1},
+            model=Model("tiny", 3, "tiny"),
+        )
 
     records = [
         record("right", ["agree"]),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from radvision_utils.config import RadVisionError
 from radvision_utils.dashboard.card import FLAGS, ReportCard
-from radvision_utils.dashboard.record import ORDERS, Record, find_prediction, read_predictions
+from radvision_utils.dashboard.record import AUTHORS, ORDERS, Record, find_prediction, read_predictions
 from radvision_utils.data.reports import Report
 from radvision_utils.evaluation.labels import OBSERVATIONS, compare, label
 from radvision_utils.evaluation.records import mention_spans, mentioned
@@ -97,6 +97,11 @@ def check(html: str) -> None:
     assert not reader.open
 
 
+def plain(found: object) -> Any:
+    """What JSON keeps of data classes."""
+    return json.loads(json.dumps(found, default=vars))
+
+
 @st.composite
 def records(draw: st.DrawFn) -> dict[str, Any]:
     """A record as the evaluation writes it, but for its texts, which are anything."""
@@ -111,9 +116,9 @@ def records(draw: st.DrawFn) -> dict[str, Any]:
         "indication": draw(st.none() | TEXTS),
         "generated": vars(ours),
         "reference": draw(st.just({"findings": theirs.findings, "impression": theirs.impression}) | st.none()),
-        "labels": {"generated": mentioned(labels[0]), "reference": mentioned(labels[1])},
+        "labels": {author: plain(mentioned(found)) for author, found in zip(AUTHORS, labels, strict=True)},
         "verdicts": {**compare(*labels), **draw(st.dictionaries(TEXTS, st.sampled_from(list(VERDICTS)), max_size=2))},
-        "mentions": {"generated": mention_spans(ours), "reference": mention_spans(theirs)},
+        "mentions": {"generated": plain(mention_spans(ours)), "reference": plain(mention_spans(theirs))},
         "flags": draw(st.lists(st.sampled_from(list(FLAGS)) | TEXTS, max_size=3)),
         "findings": [{"name": draw(TEXTS), "side": draw(st.none() | TEXTS), "verdict": "agree"}],
         "scores": {"label_f1": draw(st.none() | st.floats(0, 1)), "bleu4": draw(st.none() | st.floats(0, 1))},
