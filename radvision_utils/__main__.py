@@ -11,8 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from radvision_utils.config import DISCLAIMER, PROFILES, STAGES, Profile, RadVisionError, RunPaused, load_profile
-from radvision_utils.environment import open_room, process_rank, quiet_libraries
+from radvision_utils.config import (
+    DISCLAIMER,
+    PROFILES,
+    STAGES,
+    Profile,
+    RadVisionError,
+    RunPaused,
+    load_profile,
+    parse_json,
+)
+from radvision_utils.environment import open_room, process_rank, quiet_libraries, set_up_libraries
 from radvision_utils.runs import RunFolder
 
 
@@ -123,8 +132,8 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         if not equals or not key:
             raise RadVisionError(f"--set {pair!r} is not KEY=VALUE: write for example `--set stage3.epochs=2`.")
         try:
-            settings[key] = json.loads(value)
-        except json.JSONDecodeError:
+            settings[key] = parse_json(value, "", "")
+        except RadVisionError:
             settings[key] = value
     return settings
 
@@ -262,6 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
     quiet_libraries()
     try:
+        set_up_libraries()
         options.act(options)
     except RunPaused as pause:
         if process_rank() == 0:

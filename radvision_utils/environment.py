@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 import warnings
@@ -23,8 +24,7 @@ from typing import Any
 from radvision_utils.config import ModelSettings, RadVisionError
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "pillow", "ipywidgets")
-# What Colab or Kaggle may lack: packages, whose modules are spelled with "_" for "-".
-HOSTED_NEEDS = ("peft", "bitsandbytes", "accelerate", "datasets", "qwen-vl-utils", "papermill", "pycocoevalcap")
+_PAIR = ("torch", "torchvision")  # never replaced: Colab and Kaggle break when they are
 # Set in the environment, the first takes the place of the choice below; the second lets a card stand for a smaller one.
 DTYPE_VARIABLE, MEMORY_VARIABLE = "RADVISION_DTYPE", "RADVISION_GIB"
 
@@ -137,12 +137,7 @@ def seed_everything(seed: int) -> None:
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that results depend on; "absent" where one is not installed."""
     found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
+    return {**found, **{name: _version(name) or "absent" for name in LIBRARIES}}
 
 
 def conditions(device: Device) -> dict[str, Any]:
@@ -190,26 +185,63 @@ def hosted_notebook() -> str:
     return "kaggle" if "KAGGLE_KERNEL_RUN_TYPE" in os.environ else ""
 
 
-def install_missing() -> list[str]:
-    """On Colab and Kaggle, install the packages that are not there, under the torch that is; elsewhere do nothing.
+def unmet() -> dict[str, str]:
+    """What pyproject.toml asks for and is older here, or is not here (""): `{"peft>=0.18": "0.17.1"}`.
+
+    Of the extra `dicom` only what is here counts. Where the package is installed without its project, pip has seen to
+    all of it.
+    """
+    file = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    asked = text.partition("\ndependencies = [")[2].partition("\ntest = [")[0]
+    found: dict[str, str] = {}
+    for name, limit, floor in re.findall(r'"([\w-]+)([>=]=)([\d.]+)', asked):
+        version = _version(name)
+        optional = asked.index(f'"{name}{limit}') > asked.index("\ndicom = [")
+        if _numbers(version) < _numbers(floor) and (version or not optional):
+            found[f"{name}{limit}{floor}"] = version
+    return found
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name) or ""
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version.partition("+")[0])))
+
+
+def set_up_libraries() -> list[str]:
+    """See to the libraries before any of them is imported; on Colab and Kaggle install what is missing or too old.
 
     Returns:
         What was installed.
 
     Raises:
-        RadVisionError: pip failed; the sentence carries its last line.
+        RadVisionError: a library is too old, pip failed, or what was too old has been imported already.
     """
-    missing = [name for name in HOSTED_NEEDS if importlib.util.find_spec(name.replace("-", "_")) is None]
-    if not hosted_notebook() or not missing:
-        return []
-    # The installed torch and torchvision are pinned: both hosts break when they are replaced.
-    pins = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "torchvision")]
-    command = [sys.executable, "-m", "pip", "install", "--quiet", *missing, *pins]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RadVisionError(f"pip could not install {', '.join(missing)}: {last}")
-    return missing
+    lacking = unmet()
+    wanted = [name for name in lacking if not name.startswith(_PAIR)] if lacking and hosted_notebook() else []
+    if wanted:
+        replaced = {re.split("[>=]=", name)[0] for name in wanted if lacking[name]}
+        pins = [f"{name}=={_version(name)}" for name in _PAIR]
+        command = [sys.executable, "-m", "pip", "install", "--quiet", *wanted, *pins]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+            raise RadVisionError(f"pip could not install {', '.join(wanted)}: {last}")
+        homes = importlib.metadata.packages_distributions() if replaced else {}
+        if stale := sorted(name for name in sys.modules if replaced & set(homes.get(name, ()))):
+            raise RadVisionError(f"{', '.join(wanted)} came while an older {stale[0]} is in use: restart the session.")
+        lacking = unmet()
+    if old := [name for name, version in lacking.items() if version]:
+        told = ", ".join(f"{re.split('[>=]=', name)[0]} {lacking[name]}" for name in old)
+        needed = " ".join(f"'{name}'" for name in old)
+        raise RadVisionError(f"installed libraries are too old ({told}): `python -m pip install {needed}`.")
+    return wanted
 
 
 def in_live_notebook() -> bool:
@@ -222,8 +254,8 @@ def in_live_notebook() -> bool:
 
 
 def setup_notebook() -> None:
-    """What every notebook begins with: install what a host lacks, send log lines to the page, print the versions."""
-    installed = install_missing()
+    """What every notebook begins with: see to the libraries, send log lines to the page, print the versions."""
+    installed = set_up_libraries()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     quiet_libraries()
     if installed:

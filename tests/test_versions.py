@@ -1,0 +1,89 @@
+"""A library older than its floor is one sentence before anything imports it; Colab and Kaggle get a newer one."""
+
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from radvision_utils import environment
+from radvision_utils.config import RadVisionError, project_root
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A folder with an old `peft` that cannot even be imported, and its version."""
+    (tmp_path / "peft-0.17.1.dist-info").mkdir()
+    (tmp_path / "peft-0.17.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.17.1\n")
+    (tmp_path / "peft.py").write_text("raise ImportError('cannot import name')\n")
+    return tmp_path
+
+
+def run(old, *arguments):
+    paths = os.pathsep.join([str(old), str(project_root())])
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+
+
+TOLD = r"installed libraries are too old \(peft 0\.17\.1\): `python -m pip install 'peft>=0\.18'`\.$"
+
+
+def test_the_command_line_says_it_in_one_line(old):
+    done = run(old, "-m", "radvision_utils", "train", "--stage", "1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(f"radvision: {TOLD}", done.stderr.strip())
+
+
+def test_the_first_cell_of_a_notebook_says_it(old):
+    done = run(old, "-c", "from radvision_utils.environment import setup_notebook; setup_notebook()")
+    assert re.search(f"RadVisionError: {TOLD}", done.stderr.strip())
+
+
+def test_what_is_installed_here_is_new_enough():
+    assert environment.set_up_libraries() == []
+
+
+def test_every_floor_of_the_project_is_asked_for(monkeypatch):
+    monkeypatch.setattr(environment, "_version", lambda name: "0.0.1")
+    asked = set(environment.unmet())
+    floors = (project_root() / "constraints-floor.txt").read_text().splitlines()
+    names = {line.split("==")[0] for line in floors if "==" in line}
+    assert names <= {re.split("[>=]=", requirement)[0] for requirement in asked}
+
+
+@pytest.mark.parametrize("version", ["2.6", "2.6.0+cu124", "2.10.1", "3", "2.6.0a0+ecf3bae40a.nv25.01"])
+def test_a_build_of_the_floor_or_later_is_new_enough(monkeypatch, version):
+    monkeypatch.setattr(environment, "_version", lambda name: version if name == "torch" else "999")
+    assert environment.unmet() == {}
+
+
+@pytest.fixture
+def colab(monkeypatch):
+    """A host that has an old peft and no papermill; gives the commands that were run, each of which installs them."""
+    there, commands = {"peft": "0.17.1", "papermill": ""}, []
+
+    def pip(command, **options):
+        commands.append(command)
+        there.clear()
+        return SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(environment, "hosted_notebook", lambda: "colab")
+    monkeypatch.setattr(environment, "_version", lambda name: there.get(name, "999"))
+    monkeypatch.setattr(environment.subprocess, "run", pip)
+    monkeypatch.setattr(environment.importlib.metadata, "packages_distributions", lambda: {"peft": ["peft"]})
+    monkeypatch.delitem(sys.modules, "peft", raising=False)
+    return commands
+
+
+def test_a_host_gets_what_is_missing_or_too_old_and_keeps_its_torch(colab):
+    assert environment.set_up_libraries() == ["peft>=0.18", "papermill>=2.6"]
+    assert colab[0][-4:] == ["peft>=0.18", "papermill>=2.6", "torch==999", "torchvision==999"]
+    assert environment.set_up_libraries() == []
+
+
+def test_a_library_that_was_replaced_while_in_use_asks_for_a_restart(colab, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", SimpleNamespace())
+    with pytest.raises(RadVisionError, match="an older peft is in use: restart the session"):
+        environment.set_up_libraries()
