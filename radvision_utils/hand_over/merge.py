@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from safetensors import safe_open
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.model.base import WEIGHTS
+from radvision_utils.model.base import WEIGHTS, read_lora
 from radvision_utils.runs import checked, read_json
 
 INDEX = "model.safetensors.index.json"
@@ -96,13 +97,13 @@ def base_bytes(base: Path) -> int:
 
 
 def _weight_files(base: Path) -> list[str]:
-    if "quantization_config" in read_json(base / "config.json"):
+    if "quantization_config" in read_json(base / "config.json", dict):
         raise RadVisionError(
             f"the base in {base} is stored quantized, and merging into quantized weights loses the adapter: "
             "give its 16-bit version with model.base."
         )
     if (base / INDEX).is_file():
-        return sorted(set(read_json(base / INDEX)["weight_map"].values()))
+        return sorted(set(read_json(base / INDEX, {"weight_map": dict})["weight_map"].values()))
     if (base / SINGLE).is_file():
         return [SINGLE]
     raise RadVisionError(f"the base in {base} has no {SINGLE}: an adapter is merged into safetensors files only.")
@@ -110,11 +111,7 @@ def _weight_files(base: Path) -> list[str]:
 
 def _changes(adapter: Path) -> dict[str, Change]:
     """By parameter name of the base: what the adapter does to it."""
-    settings = read_json(adapter / "adapter_config.json")
-    unknown = [name for name in ("use_dora", "use_rslora", "lora_bias", "fan_in_fan_out") if settings.get(name)]
-    if unknown:
-        raise RadVisionError(f"the adapter in {adapter} uses {unknown[0]}, which this project does not merge.")
-    changes = {}
+    settings, changes = read_lora(adapter), {}
     with safe_open(str(checked(adapter / WEIGHTS)), framework="pt") as file:
         for name in file.keys():  # noqa: SIM118  (it is no dictionary)
             module = name.removeprefix(_PREFIX)
@@ -128,12 +125,12 @@ def _changes(adapter: Path) -> dict[str, Change]:
     return changes
 
 
-def _alpha(settings: Mapping[str, Any], linear: str) -> float:
+def _alpha(settings: LoraConfig, linear: str) -> float:
     # The rule of peft.utils.get_pattern_key.
-    for pattern, alpha in settings["alpha_pattern"].items():
+    for pattern, alpha in settings.alpha_pattern.items():
         if re.match(rf"(.*\.)?({pattern})$", linear):
             return float(alpha)
-    return float(settings["lora_alpha"])
+    return float(settings.lora_alpha)
 
 
 def _apply(change: Change | None, weight: torch.Tensor, deltas: Any, key: str) -> torch.Tensor:

@@ -39,7 +39,7 @@ from radvision_utils.content import public_name
 from radvision_utils.environment import Device, open_room, require_device
 from radvision_utils.model.faster import speed_up_vision
 from radvision_utils.progress import download_bar
-from radvision_utils.runs import checked, first_line, write_json
+from radvision_utils.runs import checked, first_line, read_json, write_json
 
 COMPONENTS = ("vision_encoder", "projector", "language_model")
 
@@ -394,8 +394,7 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
         raise RadVisionError(f"{folder} holds no adapter ({WEIGHTS} is missing): run the stage that writes it.")
     try:
         tensors = load_file(checked(folder / WEIGHTS))
-        given = json.loads(checked(folder / "adapter_config.json").read_text(encoding="utf-8"))
-        config = _read_lora(given, folder)
+        config = read_lora(folder)
         ranks = {int(value.shape[0]) for name, value in tensors.items() if name.endswith("lora_A.weight")}
         asked, there = max(config.r, *(config.rank_pattern or {}).values()), max(ranks, default=0)
         if asked > there:  # before memory is taken for it
@@ -417,24 +416,29 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     return _trainable_in_float32(model)
 
 
-def _read_lora(given: dict[str, Any], folder: Path) -> LoraConfig:
-    """The adapter's four numbers; PEFT gets only these, and no other word of the file: some name modules to import."""
-    patterns = given["rank_pattern"], given["alpha_pattern"]
-    numbers = given["r"], given["lora_alpha"], *(pattern.get(VISION_LINEARS) for pattern in patterns)
-    if not all(type(number) is int and number > 0 for number in numbers):
-        raise ValueError("its ranks and alphas are not those of vision encoder and language model")
+def read_lora(folder: Path) -> LoraConfig:
+    """What an adapter's config says: four numbers, and no other word of the file, since some name modules to import.
+
+    Raises:
+        RadVisionError: it says more, or something else.
+    """
+    path, ours = checked(folder / "adapter_config.json"), "use the adapter of a run of your own"
+    vision = {VISION_LINEARS: int}
+    shape = {"r": int, "lora_alpha": int, "rank_pattern": vision, "alpha_pattern": vision}
+    given = read_json(path, shape, ours)
+    numbers = given["r"], given["lora_alpha"], *(given[f"{name}_pattern"][VISION_LINEARS] for name in ("rank", "alpha"))
+    if min(numbers) < 1:
+        raise RadVisionError(f"a rank or an alpha in {path} is below 1: {ours}.")
     config = _lora(*numbers)
     # What PEFT notes of the base, of itself and of the use, which nothing here reads.
-    ours = {**config.to_dict(), **{key: given.get(key) for key in ("base_model_name_or_path", "peft_version")}}
-    ours |= {
-        "inference_mode": given.get("inference_mode"),
-        "auto_mapping": _OF_QWEN if given.get("auto_mapping") else None,
-    }
+    noted = ("base_model_name_or_path", "peft_version", "inference_mode")
+    written = {**config.to_dict(), **{key: given.get(key) for key in noted}}
+    written["auto_mapping"] = _OF_QWEN if given.get("auto_mapping") else None
     # Another release of PEFT has keys that this one lacks; empty, they ask for nothing.
-    if other := sorted(key for key, value in given.items() if value != ours.get(key) and (value or key in ours)):
+    if other := sorted(k for k, value in given.items() if value != written.get(k) and (value or k in written)):
         raise RadVisionError(
-            f"{folder / 'adapter_config.json'} asks for what this project does not write ({', '.join(other[:3])}): "
-            "use the adapter of a run of your own, or make that entry what `lora_config` writes."
+            f"{path} asks for what this project does not write ({', '.join(other[:3])}): {ours}, or make that entry "
+            "what `lora_config` writes."
         )
     return config
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from radvision_utils import RadVisionError, load_profile
 from radvision_utils.environment import choose_device
-from radvision_utils.model.base import WEIGHTS, attach_adapter, load_adapter, load_base, save_adapter
+from radvision_utils.hand_over.merge import merge_into_files
+from radvision_utils.model.base import TINY_BASE, WEIGHTS, attach_adapter, load_adapter, load_base, save_adapter
 
 few = settings(max_examples=5, deadline=None, derandomize=True)
 PLAIN = load_profile("tiny", {"model.quantization": "none"})
@@ -115,9 +116,13 @@ STALLS = r"((a+)+)+$"
         {"megatron_config": {"a": 1}, "megatron_core": "outputs.shared.evil"},
     ],
 )
-def test_no_pattern_number_or_module_of_a_stranger_reaches_peft(saved, values, monkeypatch):
+def test_no_pattern_number_or_module_of_a_stranger_is_used(saved, values, monkeypatch, tmp_path):
     monkeypatch.setattr("radvision_utils.model.base.PeftModel", lambda *_: pytest.fail("PEFT was given it"))
     assert refusal(saved, config(**values))
+    folder = Path(shutil.copytree(saved, tmp_path / "adapter"))
+    config(**values)(folder)
+    with pytest.raises(RadVisionError):
+        merge_into_files(TINY_BASE, folder, tmp_path)
 
 
 def test_empty_keys_of_another_release_of_peft_change_nothing(saved, tmp_path):

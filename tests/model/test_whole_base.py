@@ -215,3 +215,14 @@ def test_a_chat_template_cannot_reach_out_of_its_sandbox(folder, template):
     whole = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").write_text(template + whole)
     assert "SecurityError" in refusal(load_processor, of(folder), 512)
+
+
+def test_a_config_cannot_choose_an_attention_of_the_hub(folder):
+    def choose(values):
+        for part in (values, values["vision_config"], values.get("text_config", values)):
+            part["attn_implementation"] = part["_attn_implementation"] = "somebody/kernel"
+
+    edit(folder / "config.json", choose)
+    config = load(folder).config
+    parts = (config, config.vision_config, config.text_config)
+    assert {part._attn_implementation for part in parts} == {choose_device().attention}
