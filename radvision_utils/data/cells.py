@@ -67,14 +67,15 @@ def check_columns(present: Sequence[str], where: str, needed: Sequence[str]) -> 
     if missing:
         raise RadVisionError(
             f"{where} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has "
-            f"{', '.join(map(_short, present)) or 'none'}: give a source with the columns {', '.join(needed)}."
+            f"{', '.join(map(shown, present)) or 'none'}: give a source with the columns {', '.join(needed)}."
         )
     if twice := [name for name in needed if list(present).count(name) > 1]:
         raise RadVisionError(f"{where} has two columns {twice[0]}: keep one of them.")
 
 
-def _short(name: str) -> str:
-    return repr(name[:40]) if len(name) > 40 or not name.isprintable() else name
+def shown(text: str) -> str:
+    """A stranger's word as it may stand in a sentence: it must neither steer a terminal nor fill the log."""
+    return repr(text[:80]) if len(text) > 80 or not text.isprintable() else text
 
 
 def csv_columns(path: Path) -> list[str]:

@@ -28,6 +28,7 @@ import pyarrow as pa
 from radvision_utils import runs
 from radvision_utils.config import DataSettings, Profile, RadVisionError
 from radvision_utils.content import source_content
+from radvision_utils.data.cells import shown
 from radvision_utils.data.images import LATERAL_BELOW, Stored, store_squares
 from radvision_utils.data.reports import (
     DEIDENTIFIED,
@@ -59,7 +60,6 @@ _BATCH = 256  # studies in an Arrow record batch
 _REASONS = (DEIDENTIFIED, PRIORS)
 _LISTED = 20  # uids named for each reason
 _HEADINGS = 20
-_LONGEST_UID = 80  # characters in a log line
 
 log = logging.getLogger(__name__)
 
@@ -471,7 +471,7 @@ class Remarks:
         if len(named) < _LISTED:
             named.append(uid)
             if detail:
-                log.warning("study %s is %s: %s", _shown(uid), kind, detail)
+                log.warning("study %s is %s: %s", shown(uid), kind, detail)
         line = {"uid": uid, "became": kind, "reason": reason, **({"detail": detail} if detail else {})}
         self._listing.write(json.dumps(line, ensure_ascii=True) + "\n")
 
@@ -487,12 +487,6 @@ class Remarks:
         """One log line for each reason, with the first uids."""
         for kind in self._counts:
             for reason, count in self.counts(kind).items():
-                named = ", ".join(map(_shown, self._uids[kind, reason]))
+                named = ", ".join(map(shown, self._uids[kind, reason]))
                 more = f", {count - _LISTED} more in data/{REMARKS}" if count > _LISTED else ""
                 log.info("%s %d: %s (study %s%s)", kind, count, reason, named, more)
-
-
-def _shown(uid: str) -> str:
-    # A uid is a stranger's text: it must neither steer a terminal nor fill the log.
-    shown = uid if uid.isprintable() else json.dumps(uid)
-    return shown if len(shown) <= _LONGEST_UID else f"{shown[:_LONGEST_UID]}..."

@@ -22,11 +22,11 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from radvision_utils.config import DataSettings, RadVisionError
+from radvision_utils.config import DataSettings, RadVisionError, parse_json
 from radvision_utils.content import find_source, is_hub_name
-from radvision_utils.data.cells import check_columns, csv_columns, csv_lines, given, study_number
+from radvision_utils.data.cells import check_columns, csv_columns, csv_lines, given, shown, study_number
 from radvision_utils.environment import open_room
-from radvision_utils.runs import first_line, inside, read_json
+from radvision_utils.runs import first_line, inside, of_shape, read_json
 
 log = logging.getLogger(__name__)
 
@@ -244,7 +244,7 @@ def _parquet_rows(files: Sequence[Path], folder: Path, splits: Mapping[Path, str
             stated = splits.get(file)
             if stated and row.get("split") and row["split"] != stated:
                 raise RadVisionError(
-                    f"study {row['uid']} is in split {row['split']!r}, but its file {file.name} says {stated!r}: "
+                    f"study {shown(str(row['uid']))} is in split {row['split']!r}, but {file.name} says {stated!r}: "
                     "rename the file or mend the column."
                 )
             if stated == "train":
@@ -357,7 +357,7 @@ def _meant(name: str, files: Sequence[Path]) -> list[Path]:
 
 
 def _open_mapped(name: str, folder: Path) -> Source:
-    columns = read_json(folder / MAP)
+    columns = read_json(folder / MAP, remedy="write it as this project's README shows")
     known = (*_MAP_NEEDED, *_MAP_OPTIONAL)
     if not isinstance(columns, dict) or not all(isinstance(value, str) for value in columns.values()):
         raise RadVisionError(f"{folder / MAP} must be an object of texts with {', '.join(_MAP_NEEDED)}.")
@@ -415,6 +415,13 @@ def make_row(values: Mapping[str, Any], *folders: Path) -> Row:
         _check_type(row["uid"], column, row[column], (str,), "a text")
         row[column] = given(row[column])
     row |= {name: values[name] for name in EXTRAS if name in values}
+    if row.get("truth") is not None:
+        where, remedy = (
+            f"the column truth of study {shown(str(row['uid']))}",
+            "it holds what was drawn into a phantom; rename yours",
+        )
+        _check_type(row["uid"], "truth", row["truth"], (str,), "what was drawn into a phantom; rename yours")
+        of_shape(parse_json(row["truth"], where, remedy), {"findings": [{"name": str}]}, where, remedy)
     if "patient" in row:
         row["patient"] = study_number(row["patient"])
     if row.get("split") is not None:
@@ -444,7 +451,7 @@ def _kept_within(name: str, folders: Sequence[Path]) -> Path | None:
 
 def _check_type(uid: Any, column: str, value: Any, kinds: tuple[type, ...], wanted: str) -> None:
     if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
-        raise RadVisionError(f"study {uid} has {type(value).__name__} in {column}: it must hold {wanted}.")
+        raise RadVisionError(f"study {shown(str(uid))} has {type(value).__name__} in {column}: it must hold {wanted}.")
 
 
 def split_name(name: str, uid: Any) -> str:
@@ -454,7 +461,7 @@ def split_name(name: str, uid: Any) -> str:
         RadVisionError: it is none of them.
     """
     if name.strip().lower() not in _SPLIT_NAMES:
-        raise RadVisionError(f"study {uid} is in split {name!r}: use train, validation or test.")
+        raise RadVisionError(f"study {shown(str(uid))} is in split {name[:40]!r}: use train, validation or test.")
     return _SPLIT_NAMES[name.strip().lower()]
 
 

@@ -91,7 +91,7 @@ def test_a_parquet_with_the_whole_schema_is_open_i_and_is_cited(tmp_path):
     assert "CC BY-NC-ND" in source.license
 
 
-@pytest.mark.parametrize("change", [{"truth": "{}"}, {"MeSH": ...}])
+@pytest.mark.parametrize("change", [{"truth": '{"findings": []}'}, {"MeSH": ...}])
 def test_a_parquet_of_ones_own_is_not_taken_for_open_i(tmp_path, change):
     values = {key: value for key, value in {**row(1), **change}.items() if value is not ...}
     source = open_source(str(write_parquet(tmp_path / "a.parquet", [values])), SETTINGS, 0)
@@ -247,6 +247,9 @@ def test_a_parquet_cut_in_half_or_damaged_inside_is_named_in_one_sentence(tmp_pa
         ({"impression": ["No", "disease"]}, "study 1 has list in impression: it must hold a text"),
         ({"img_frontal": [1, 2, 3]}, "study 1 has list in img_frontal: it must hold the bytes of an image file"),
         ({"uid": True}, "study True has bool in uid: it must hold a text or a whole number"),
+        ({"truth": 1}, "study 1 has int in truth: it must hold what was drawn into a phantom; rename yours"),
+        ({"truth": "normal"}, "the column truth of study 1 is not readable JSON"),
+        ({"truth": "{}"}, "the column truth of study 1 has no usable findings: it holds what was drawn"),
         ({"split": "holdout"}, "study 1 is in split 'holdout': use train, validation or test"),
     ],
 )
