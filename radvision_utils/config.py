@@ -41,6 +41,38 @@ class RunPaused(RadVisionError):
         return [str(self)]
 
 
+def parse_json(text: str | bytes, where: str, remedy: str) -> Any:
+    """The value of a JSON text; bytes may be UTF-8, UTF-16 or UTF-32.
+
+    Args:
+        text: the JSON.
+        where: what the sentence of an error begins with.
+        remedy: how it ends.
+
+    Raises:
+        RadVisionError: it is no JSON, is nested too deeply, or holds what could not be computed with or written again:
+            half a character, or a whole number of more than 18 digits.
+    """
+    try:
+        if isinstance(text, bytes):
+            text = text.decode(json.detect_encoding(text))
+        value = json.loads(text, parse_int=_whole_number)
+        (json.dumps(value, ensure_ascii=False) if "\\u" in text else text).encode()
+    except UnicodeError as error:
+        raise RadVisionError(
+            f"{where} is not readable JSON (not in UTF-8, or half a character in it): {remedy}."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise RadVisionError(f"{where} is not readable JSON ({error}): {remedy}.") from error
+    return value
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > 18:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
 def _setting(
     default: Any, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
 ) -> Any:
@@ -215,7 +247,7 @@ def load_profile(
     values = _defaults(name).to_dict()
     changes = _parse_overrides(overrides)
     named = {"run": run, "data.source": source, "output_root": output_root}
-    changes = {**{key: value for key, value in named.items() if value}, **changes}
+    changes = {**{key: value for key, value in named.items() if value != ""}, **changes}
     if seed is not None:
         changes = {"seed": seed, **changes}
     for key, value in changes.items():
@@ -224,7 +256,7 @@ def load_profile(
 
 
 def _defaults(name: str) -> Profile:
-    if name not in PROFILES:
+    if name not in list(PROFILES):
         raise RadVisionError(f"profile {name!r} does not exist: choose one of {', '.join(PROFILES)}.")
     return PROFILES[name]
 
@@ -270,12 +302,7 @@ def _parse_overrides(overrides: Mapping[str, Any] | str | None) -> dict[str, Any
     if overrides is None or overrides == "":
         return {}
     if isinstance(overrides, str):
-        try:
-            overrides = json.loads(overrides)
-        except json.JSONDecodeError as error:
-            raise RadVisionError(
-                f'overrides are not JSON ({error}): write them like {{"stage3.epochs": 2}}, not {overrides!r}.'
-            ) from error
+        overrides = parse_json(overrides, "the text of overrides", 'write them like {"stage3.epochs": 2}')
     if not isinstance(overrides, Mapping):
         raise RadVisionError(f'overrides must be a JSON object such as {{"stage3.epochs": 2}}, not {overrides!r}.')
     return dict(overrides)
@@ -306,6 +333,8 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _build(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise RadVisionError(f"setting {prefix.rstrip('.')!r} must be an object of settings, not {values!r}.")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in values:
@@ -333,7 +362,13 @@ def _check(key: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
         value = float(value)
     # bool is an int in Python; a setting that wants a number does not.
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise RadVisionError(f"setting {key!r} must be {_kind(wanted, allowed)}, not {value!r}.")
+        # papermill's -p makes of a value what it looks like, its -r a text.
+        if wanted is str and isinstance(value, int | float):
+            hint = f": write it in quotes, or for papermill as `-r {key} {value}`"
+        else:
+            number = isinstance(value, str) and re.fullmatch(r"[-+\d.e]+", value)
+            hint = f": write the number without quotes, or for papermill as `-p {key} {value}`" if number else ""
+        raise RadVisionError(f"setting {key!r} must be {_kind(wanted, allowed)}, not {value!r}{hint}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise RadVisionError(f"setting {key!r} must be a finite number, not {value!r}.")
     low, high, choices = limits.get("low"), limits.get("high"), limits.get("choices")

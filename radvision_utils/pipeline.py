@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,15 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 
 from radvision_utils.config import Profile, RadVisionError, RunPaused, command_words, project_root
-from radvision_utils.runs import FORCE_VARIABLE, NOTEBOOKS, STEPS, RunFolder, is_current, redo_command
+from radvision_utils.runs import (
+    FORCE_VARIABLE,
+    NOTEBOOKS,
+    STEPS,
+    RunFolder,
+    is_current,
+    redo_command,
+    told_if_unwritable,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +52,8 @@ def run_notebooks(
         RadVisionError: a notebook lacks a parameter or failed; the sentence says where and how to go on.
     """
     folder = RunFolder.of(profile)
+    if not folder.path.is_relative_to(project_root()):  # the notebooks run in the project
+        profile = replace(profile, output_root=str(folder.path.parent))
     parameters = {
         "profile": profile.name,
         "run": profile.run,
@@ -67,7 +78,8 @@ def run_notebooks(
         if step.startswith("stage") and (processes := training_processes(profile, step, force)) > 1:
             _train_together(profile, step, processes, force)
             again = False
-        _execute(step, executed, parameters, profile, again)
+        with told_if_unwritable(folder.path):
+            _execute(step, executed, parameters, profile, again)
         logger.info("%s: done in %.0f s", NOTEBOOKS[step], time.perf_counter() - started)
     return folder
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -24,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,12 +33,18 @@ from radvision_utils.config import (
     StageSettings,
     command_words,
     load_profile,
+    parse_json,
     profile_from_dict,
     project_root,
     settings_of,
 )
 from radvision_utils.content import checksum, source_content
 from radvision_utils.environment import process_rank
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +74,24 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing")
 
 
+@cache
+def _writable_root(below: Path) -> Path:
+    """The project's folder, or the working directory where nothing can be written below it."""
+    root, here = project_root(), Path.cwd()
+    there = next(folder for folder in (root / below, *(root / below).parents) if folder.is_dir())
+    if os.access(there, os.W_OK) or here == root:
+        return root
+    log.warning("%s cannot be written to: runs are in %s instead", there, here / below)
+    return here
+
+
 class RunFolder:
     """`outputs/<run>/`: the paths of a run and the records of its steps."""
 
     def __init__(self, run: str, output_root: str | Path = "outputs") -> None:
         root = Path(output_root)
         self.run, self.root = run, str(output_root)
-        self.path = (root if root.is_absolute() else project_root() / root) / run
+        self.path = (root if root.is_absolute() else _writable_root(root) / root) / run
 
     @classmethod
     def of(cls, profile: Profile) -> RunFolder:
@@ -125,7 +141,7 @@ class RunFolder:
         Killed in between, one of the two is whole: `publish_finished` or `settle` takes the exchange up again.
         """
         final, partial, before = self.path / step, self.partial(step), self.before(step)
-        record = read_json(partial / self.record_path(step).name)
+        record = read_json(partial / self.record_path(step).name, {"counts": {"kept": int}} if step == "data" else dict)
         facts = {key: record[key] for key in ("seconds", "device", "versions") if key in record}
         if step == "data":
             facts["studies"] = record["counts"]["kept"]
@@ -160,7 +176,7 @@ class RunFolder:
             RadVisionError: the record cannot be read.
         """
         path = self.record_path(step)
-        return read_json(path) if path.is_file() else None
+        return read_json(path, _RECORD) if path.is_file() else None
 
     def profile(self) -> Profile:
         """The settings that this run was last worked on with.
@@ -176,14 +192,20 @@ class RunFolder:
                 f"run {self.run!r} does not exist in {self.path.parent} ({there}): "
                 f"make it with `{redo_command(load_profile(run=self.run, output_root=self.root), 'data')}`."
             )
-        profile = profile_from_dict(read_json(path)["profile"])
+        settings = read_json(path, {"profile": dict})["profile"]
+        try:
+            profile = profile_from_dict(settings)
+        except RadVisionError as error:
+            raise RadVisionError(
+                f"{path} cannot be used ({first_line(error)}): give the `run` command with this run's settings again."
+            ) from error
         # A run folder may have been moved or copied since: it is where we found it.
         return dataclasses.replace(profile, run=self.run, output_root=self.root)
 
     def note(self, profile: Profile, step: str, **facts: Any) -> None:
         """Record in `run.json` the settings in force and what a step has to say (seconds, device, versions)."""
         path = self.path / "run.json"
-        known: dict[str, Any] = read_json(path) if path.is_file() else {"created": now(), "steps": {}}
+        known: dict[str, Any] = read_json(path, {"steps": dict}) if path.is_file() else {"created": now(), "steps": {}}
         known["profile"] = {key: value for key, value in profile.to_dict().items() if key != "output_root"}  # it moves
         # The name under which the data know their source: under another it would have to be there to be known.
         made = self.record("data") if step != "data" else None
@@ -271,7 +293,7 @@ def publish_finished(profile: Profile, step: str) -> bool:
     """Whether a step with these settings was whole but not yet in its place; it is now."""
     folder = RunFolder.of(profile)
     record = folder.partial(step) / folder.record_path(step).name
-    if not record.is_file() or read_json(record).get("key") != step_key(profile, step):
+    if not record.is_file() or read_json(record, dict).get("key") != step_key(profile, step):
         return False
     folder.publish(profile, step)
     return True
@@ -491,40 +513,75 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def read_json(path: Path) -> Any:
-    """The JSON value in a file.
+_MADE_ANEW = "put back a whole copy, or delete it and run the step that writes it"
+_RECORD = {"key": str, "hash": str}  # what every step's record holds
+
+
+def read_json(path: Path, shape: Any = object, remedy: str = _MADE_ANEW) -> Any:
+    """The JSON value in a file, checked, see `of_shape`.
 
     Raises:
-        RadVisionError: the file is no JSON.
+        RadVisionError: the file is no JSON or of another shape.
     """
-    try:
-        return json.loads(checked(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RadVisionError(f"{path} is not readable JSON ({error}): delete it and run that step again.") from error
+    return of_shape(parse_json(checked(path).read_bytes(), str(path), remedy), shape, str(path), remedy)
 
 
-def read_json_lines(path: Path, torn: bool = False) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file.
+def read_json_lines(path: Path, shape: Any = dict, torn: bool = False) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file, checked, see `of_shape`.
 
     Args:
         path: the file.
+        shape: of each.
         torn: leave out a last line without its end: the process that appended it was killed meanwhile.
 
     Raises:
-        RadVisionError: a line is no JSON; the sentence names it.
+        RadVisionError: a line is no JSON or of another shape; the sentence names it.
     """
-    lines = []
-    text = checked(path).read_bytes()
-    if torn:
-        text = text[: text.rfind(b"\n") + 1]
-    for number, line in enumerate(text.decode("utf-8-sig").split("\n"), start=1):
-        if not line:
-            continue
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise RadVisionError(f"line {number} of {path} is not JSON ({error}): run that step again.") from error
-    return lines
+    return [parse_line(line, where, shape) for where, line in text_lines(path, torn)]
+
+
+def parse_line(line: str, where: str, shape: Any) -> dict[str, Any]:
+    """The checked object of a line that `text_lines` gave."""
+    record: dict[str, Any] = of_shape(parse_json(line, where, _MADE_ANEW), shape, where, _MADE_ANEW)
+    return record
+
+
+def text_lines(path: Path, torn: bool = False) -> Iterator[tuple[str, str]]:
+    """The lines of a text file that are not blank, each behind the words that name it."""
+    content = checked(path).read_bytes()
+    content = content[: content.rfind(b"\n") + 1] if torn else content
+    try:
+        text = content.decode(json.detect_encoding(content))
+    except UnicodeDecodeError:
+        text = content.decode("utf-8", "surrogateescape")  # a line that a crash tore within a letter spoils no other
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"line {number} of {path}", line
+
+
+def of_shape(value: Any, shape: Any, where: str, remedy: str) -> Any:
+    """The JSON value, if it is as `shape` says: a type, `{key: shape}` of what must be there, or `[shape of each]`.
+
+    Raises:
+        RadVisionError: it is not; the sentence names the place.
+    """
+    if (place := _misfit(value, shape, "")) is not None:
+        raise RadVisionError(f"{where} has no usable {place.lstrip('.') or 'value'}: {remedy}.")
+    return value
+
+
+def _misfit(value: Any, shape: Any, place: str) -> str | None:
+    """Where a value is not of a shape."""
+    if isinstance(shape, Mapping):
+        inner = [(key, each, value.get(key)) for key, each in shape.items()] if isinstance(value, dict) else None
+    elif isinstance(shape, list):
+        inner = [(n, shape[0], each) for n, each in enumerate(value)] if isinstance(value, list) else None
+    else:
+        fits = isinstance(value, (int, float) if shape is float else shape)
+        inner = [] if fits and (not isinstance(value, bool) or shape in (bool, object)) else None
+    if inner is None:
+        return place
+    return next((at for key, each, v in inner if (at := _misfit(v, each, f"{place}.{key}")) is not None), None)
 
 
 def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -603,7 +660,7 @@ def working(run: RunFolder, step: str) -> Iterator[None]:
     """Hold the run while a step writes to it. Of several processes that were launched together the first holds it.
 
     Raises:
-        RadVisionError: another process works on the run; the sentence names it. Or the disk is full.
+        RadVisionError: another process works on the run; the sentence names it. Or nothing can be written to it.
     """
     with holding(run.path, step, f"run {run.run!r}", "use another name with --run"):
         if not process_rank():
@@ -620,12 +677,16 @@ def holding(folder: Path, step: str, name: str, otherwise: str) -> Iterator[None
     Raises:
         RadVisionError: another process holds it: wait, or do `otherwise`. Or the disk is full.
     """
-    with _told_if_full(folder), nullcontext() if process_rank() else _locked(folder, step, name, otherwise):
+    with told_if_unwritable(folder), nullcontext() if process_rank() else _locked(folder, step, name, otherwise):
         yield
 
 
 @contextmanager
 def _locked(folder: Path, step: str, name: str, otherwise: str) -> Iterator[None]:
+    if fcntl is None:
+        raise RadVisionError(
+            "this system cannot lock a run against a second process: use Linux, macOS, or on Windows its WSL."
+        )
     path = folder / "lock.json"
     folder.mkdir(parents=True, exist_ok=True)
     handle = _acquire(path, name, otherwise)
@@ -686,14 +747,14 @@ def _flock(handle: int) -> bool | None:
 def _holder(handle: int) -> dict[str, Any]:
     """Who wrote the lock; empty where nobody did, or not to the end."""
     try:
-        holder = json.loads(os.pread(handle, 4096, 0))
-    except ValueError:
+        holder: dict[str, Any] = of_shape(parse_json(os.pread(handle, 4096, 0), "", ""), dict, "", "")
+    except RadVisionError:
         return {}
-    return holder if isinstance(holder, dict) else {}
+    return holder
 
 
 def _alive(process: Any) -> bool:
-    if not isinstance(process, int):
+    if not isinstance(process, int) or not 0 < process < 2**31:
         return False
     try:
         os.kill(process, 0)
@@ -705,10 +766,19 @@ def _alive(process: Any) -> bool:
 
 
 @contextmanager
-def _told_if_full(folder: Path) -> Iterator[None]:
+def told_if_unwritable(folder: Path) -> Iterator[None]:
+    """Say in a sentence that the disk is full, or that a file in the folder may not be written.
+
+    Raises:
+        RadVisionError: so it is.
+    """
     try:
         yield
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise RadVisionError(
+                f"{folder} cannot be worked in ({first_line(error)}): mend the permissions, or give another folder."
+            ) from error
         if not is_disk_full(error):
             raise
         there = next(path for path in (folder, *folder.parents) if path.is_dir())

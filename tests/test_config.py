@@ -41,7 +41,17 @@ def test_a_profile_survives_being_written_and_read(name):
         ({"stage1.learning_rate": float("nan")}, "setting 'stage1.learning_rate' must be a finite number, not nan."),
         ({"name": "other"}, "setting 'name' cannot be overridden: choose another profile."),
         ({"run": "../elsewhere"}, "run '../elsewhere' cannot name a folder"),
-        ("{stage3: 2}", "overrides are not JSON"),
+        ("{stage3: 2}", "the text of overrides is not readable JSON"),
+        ("[" * 100_000, "the text of overrides is not readable JSON"),
+        ('{"seed": ' + "9" * 5000 + "}", "the text of overrides is not readable JSON (a number of 5000 digits)"),
+        (
+            {"data.source": 2024},
+            "setting 'data.source' must be a text, not 2024: write it in quotes, or for papermill as `-r",
+        ),
+        (
+            {"seed": "5"},
+            "setting 'seed' must be a whole number, not '5': write the number without quotes, or for papermill",
+        ),
         ("[1]", "overrides must be a JSON object"),
     ],
 )

@@ -1,11 +1,23 @@
 """Run folders: what is finished, what is stale, and what one is told."""
 
 import json
+import os
 
 import pytest
 
-from radvision_utils.config import PROMPT, RadVisionError, load_profile, settings_of
-from radvision_utils.runs import STEPS, RunFolder, fingerprint, is_current, made_from, read_json, require, write_json
+from radvision_utils import runs
+from radvision_utils.config import PROMPT, RadVisionError, load_profile, project_root, settings_of
+from radvision_utils.runs import (
+    STEPS,
+    RunFolder,
+    fingerprint,
+    is_current,
+    made_from,
+    read_json,
+    require,
+    working,
+    write_json,
+)
 
 
 @pytest.fixture
@@ -158,3 +170,56 @@ def test_a_broken_record_is_named(profile):
     path.write_text(json.dumps({"key": 1})[:-1])
     with pytest.raises(RadVisionError, match=r"summary\.json is not readable JSON"):
         require(profile, "data")
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """Makes folders look as if nothing could be written to them."""
+    refused, allowed = [], os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) not in map(str, refused) and allowed(path, mode))
+    runs._writable_root.cache_clear()
+    yield refused
+    runs._writable_root.cache_clear()
+
+
+def test_where_the_project_is_read_only_runs_are_in_the_working_directory(read_only, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    assert RunFolder("r").path == project_root() / "outputs" / "r"
+    runs._writable_root.cache_clear()
+    read_only.append(project_root() / "outputs")
+    assert RunFolder("r").path == RunFolder("r").path == tmp_path / "outputs" / "r"
+    [message] = [m for m in caplog.messages if "cannot be written" in m]
+    assert str(tmp_path / "outputs") in message
+
+
+def test_a_folder_that_may_not_be_written_to_is_one_sentence(tmp_path, monkeypatch):
+    def refuse(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    told = r"run 'r' in .* cannot be worked on \(.*Permission denied.*\): mend the permissions, or give another folder"
+    with pytest.raises(RadVisionError, match=told), working(RunFolder("r", tmp_path), "data"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("record", "place"),
+    [
+        ([], "value"),
+        ({"key": "1"}, "hash"),
+        ({"key": 1, "hash": "2"}, "key"),
+    ],
+)
+def test_a_record_of_another_shape_is_told_with_the_place(profile, record, place):
+    write_json(RunFolder.of(profile).record_path("data"), record)
+    with pytest.raises(
+        RadVisionError, match=rf"summary\.json has no usable {place}: put back a whole copy, or delete it"
+    ):
+        require(profile, "data")
+
+
+def test_settings_that_cannot_be_used_are_told_with_their_file(profile):
+    path = RunFolder.of(profile).path / "run.json"
+    write_json(path, {"profile": {**profile.to_dict(), "stage1": 7}, "steps": {}})
+    with pytest.raises(RadVisionError, match=rf"{path} cannot be used \(setting 'stage1' must be an object"):
+        RunFolder.of(profile).profile()

@@ -122,7 +122,7 @@ def random_base(
     quantizer = None if quantization is None else AutoHfQuantizer.from_config(quantization, pre_quantized=False)
     if quantizer is not None:
         quantizer.preprocess_model(model=model, device_map={"": device})
-    generator = torch.Generator(device).manual_seed(read_json(folder / RANDOM_WEIGHTS)["seed"])
+    generator = torch.Generator(device).manual_seed(read_json(folder / RANDOM_WEIGHTS, {"seed": int})["seed"])
     deviation = config.get_text_config().initializer_range
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):

@@ -141,7 +141,7 @@ def published_split(path: Path) -> dict[str, str]:
     Raises:
         RadVisionError: it is none of these, or has a study in two parts.
     """
-    data = read_json(path)
+    data = read_json(path, remedy="get the file anew")
     names = {"train": "train", "val": "val", "validation": "val", "test": "test"}
     data = data if isinstance(data, dict) else {}
     pairs = list(data["by_uid"].items()) if isinstance(data.get("by_uid"), dict) else []

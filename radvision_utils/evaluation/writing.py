@@ -78,12 +78,15 @@ def help_first_process(profile: Profile, split: str, stages: Iterable[int], step
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return read_json_lines(path, torn=True) if path.is_file() else []
+    report = {"text": str, "tokens": int, "finished": bool, "seconds": float}
+    return read_json_lines(path, {"first": int, "reports": [report]}, torn=True) if path.is_file() else []
 
 
 def _read(folder: Path, name: str) -> Batches:
     return {
-        line["first"]: [WrittenReport(parse_report(values["text"]), **values) for values in line["reports"]]
+        line["first"]: [
+            WrittenReport(parse_report(kept["text"]), **{key: kept[key] for key in _KEPT}) for kept in line["reports"]
+        ]
         for path in sorted(folder.glob(f"{name}.*.jsonl"))
         for line in _lines(path)
     }

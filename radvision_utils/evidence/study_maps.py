@@ -79,7 +79,7 @@ def add_to_evaluation(profile: Profile, step: str, evidence: int, samples: int) 
     folder = RunFolder.of(profile).path / step
     predictions = [ours for ours in read_predictions(folder / "predictions.jsonl") if ours.stage == STAGES[-1]]
     for add, name, asked in ((add_confidence, "confidence", samples), (add_evidence, "evidence", evidence)):
-        metrics = read_json(folder / "metrics.json")
+        metrics = read_json(folder / "metrics.json", {"key": str, "hash": str, "split": str})
         lines = add(metrics, predictions, profile, folder, asked) if asked else None
         if lines is not None:
             _publish_with(profile, step, metrics, name, lines)
@@ -224,7 +224,11 @@ class _Work:
         reporter = reporter_of(self.profile, STAGES[-1])
         forget_peak_memory(reporter.device)
         neutral = learn_neutral(reporter, self.train)
-        done = {line["uid"]: line for line in read_json_lines(partial, torn=True)} if partial.is_file() else {}
+        done = (
+            {line["uid"]: line for line in read_json_lines(partial, {"uid": str}, torn=True)}
+            if partial.is_file()
+            else {}
+        )
         # What is judged is computed again: its figures are not in the lines.
         write_json_lines(partial, done.values())
         lines = []

@@ -189,7 +189,7 @@ def read_shape(settings: ModelSettings) -> Shape:
     if not path.is_file():
         raise RadVisionError(f"{path} does not exist: model.base must be a folder with a model's config.json.")
     try:
-        return shape_of(read_json(path))
+        return shape_of(read_json(path, {"vision_config": dict}))
     except (KeyError, TypeError, ValueError) as error:
         raise RadVisionError(f"{path} is not the configuration of a Qwen2.5-VL ({error!r} is missing).") from error
 
@@ -315,7 +315,8 @@ def study_counts(profile: Profile) -> dict[str, int]:
     """Studies by split: of the prepared data where they are, else what the source is known to give."""
     path = RunFolder.of(profile).data / "summary.json"
     if path.is_file():
-        counts: dict[str, int] = read_json(path)["counts"]["splits"]
+        shape = {"counts": {"splits": dict.fromkeys(_PHANTOM_SPLIT, int)}}
+        counts: dict[str, int] = read_json(path, shape)["counts"]["splits"]
         return counts
     known = _OPEN_I
     if profile.data.source == "phantom":

@@ -173,7 +173,7 @@ def finished_state(checkpoint: Path | None) -> TrainerState | None:
     """The state in a checkpoint after the last step, which has nothing left to train; else None."""
     if checkpoint is None:
         return None
-    state = read_json(checkpoint / STATE)
+    state = read_json(checkpoint / STATE, {"global_step": int, "max_steps": int})
     done = state["global_step"] >= state["max_steps"]
     return TrainerState.load_from_json(str(checkpoint / STATE)) if done else None
 
@@ -282,7 +282,8 @@ class MemoryBudget:
 
     def __init__(self, stage: Stage) -> None:
         self.path, self.stage = stage.work / "memory.json", stage
-        known = read_json(self.path) if self.path.is_file() else {"at_most": None, "events": []}
+        shape, nothing = {"at_most": int | None, "events": list}, {"at_most": None, "events": []}
+        known = read_json(self.path, shape) if self.path.is_file() else nothing
         self.at_most: int | None = known["at_most"]
         self.events: list[dict[str, Any]] = known["events"]
 

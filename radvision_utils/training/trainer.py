@@ -376,7 +376,7 @@ class StageLog(TrainerCallback):
 
     def _forget_steps_after(self, step: int) -> None:
         """A stage killed between checkpoints repeats some steps: its log must not hold them twice."""
-        lines = [line for line in read_json_lines(self.path, torn=True) if line["step"] <= step]
+        lines = [line for line in read_json_lines(self.path, {"step": int}, torn=True) if line["step"] <= step]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
         validated = [line for line in lines if "validation_loss" in line]
         self.validation_losses = [line["validation_loss"] for line in validated]

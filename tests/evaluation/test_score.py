@@ -88,7 +88,7 @@ def test_of_another_system_a_study_and_two_texts_are_enough(write):
         ('{"uid": "", "generated": "Clear."}\n', "line 1 of .* names no study"),
         ('{"uid": 1, "generated": {"text": "Clear."}}\n', "line 1 of .* neither a text nor findings and impression"),
         ('{"uid": 1, "generated": "Clear.", "reference": []}\n', "neither a text nor findings and impression"),
-        ("no json\n", "line 1 of .* is not JSON"),
+        ("no json\n", "line 1 of .* is not readable JSON"),
     ],
 )
 def test_a_bad_line_is_named(text, sentence, write):

@@ -92,3 +92,16 @@ def test_every_step_that_writes_takes_the_lock(fresh_run, trained, step):
     }[step]
     with working(RunFolder.of(profile), "other"), pytest.raises(RadVisionError, match="is being worked on by process"):
         work(profile)
+
+
+def test_a_system_without_locks_imports_the_package_and_says_so_before_it_writes(tmp_path):
+    code = (
+        "import sys; sys.modules['fcntl'] = None\n"  # as on Windows
+        "import radvision_utils as r\n"
+        "try: r.prepare_dataset(r.load_profile(run='r', output_root=sys.argv[1]))\n"
+        "except r.RadVisionError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout.startswith("this system cannot lock a run"), done.stderr
+    assert "WSL" in done.stdout
+    assert not list(tmp_path.iterdir())
