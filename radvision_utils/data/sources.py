@@ -357,15 +357,12 @@ def _meant(name: str, files: Sequence[Path]) -> list[Path]:
 
 
 def _open_mapped(name: str, folder: Path) -> Source:
-    columns = read_json(folder / MAP, remedy="write it as this project's README shows")
-    known = (*_MAP_NEEDED, *_MAP_OPTIONAL)
-    if not isinstance(columns, dict) or not all(isinstance(value, str) for value in columns.values()):
-        raise RadVisionError(f"{folder / MAP} must be an object of texts with {', '.join(_MAP_NEEDED)}.")
-    if wrong := [key for key in columns if key not in known] or [key for key in _MAP_NEEDED if key not in columns]:
-        raise RadVisionError(
-            f"{folder / MAP} has no use for, or lacks, {wrong[0]!r}: it needs {', '.join(_MAP_NEEDED)}, and may have "
-            f"{', '.join(_MAP_OPTIONAL)}."
-        )
+    told = f"it needs texts for {', '.join(_MAP_NEEDED)}, and may have {', '.join(_MAP_OPTIONAL)}"
+    columns = read_json(folder / MAP, dict.fromkeys(_MAP_NEEDED, str), told)
+    optional = [key for key in columns if key not in _MAP_NEEDED]
+    of_shape(columns, dict.fromkeys(optional, str), str(folder / MAP), told)
+    if wrong := [key for key in optional if key not in _MAP_OPTIONAL]:
+        raise RadVisionError(f"{folder / MAP} has no use for {shown(wrong[0])}: {told}.")
     table = inside(folder, columns["table"], links=True)
     if table is None:
         raise RadVisionError(f"{folder / MAP} names the table {columns['table']!r}, which is not in {folder}.")

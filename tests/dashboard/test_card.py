@@ -299,7 +299,7 @@ def test_one_prediction_is_found_among_those_of_other_stages_and_splits(run_fold
 
 
 @pytest.mark.parametrize(
-    ("line", "what"), [("{broken", "no JSON"), ("[]", "no prediction record"), ("{}", "lacks uid")]
+    ("line", "what"), [("{broken", "not readable JSON"), ("[]", "no usable value"), ("{}", "lacks uid")]
 )
 def test_a_bad_line_of_predictions_is_named(tmp_path, make_record, line, what):
     path = tmp_path / "predictions.jsonl"

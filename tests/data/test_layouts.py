@@ -244,11 +244,15 @@ def test_a_split_column_decides_the_split(tmp_path):
     ("columns", "told"),
     [
         ({**MAP, "findings": "Finding"}, "lacks the column Finding; it has Accession, File"),
-        ({**MAP, "impresion": "Result"}, "'impresion'"),
-        ({key: value for key, value in MAP.items() if key != "uid"}, "'uid'"),
+        ({**MAP, "impresion": "Result"}, "has no use for impresion"),
+        (
+            {key: value for key, value in MAP.items() if key != "uid"},
+            "has no usable uid: it needs texts for table, uid,",
+        ),
+        ({**MAP, "patient": 7}, "has no usable patient"),
         ({**MAP, "table": "other.csv"}, "'other.csv', which is not in"),
         ({**MAP, "table": "../own.csv"}, "'../own.csv', which is not in"),
-        (["a"], "must be an object of texts"),
+        (["a"], "has no usable value"),
     ],
 )
 def test_a_wrong_column_map_is_refused_in_one_sentence(tmp_path, columns, told):

@@ -84,7 +84,7 @@ def test_of_another_system_a_study_and_two_texts_are_enough(write):
     [
         ('{"uid": "1"}\n', "line 1 of .* lacks uid or generated"),
         ('{"uid": "1", "generated": 5, "reference": "Clear."}\n', "neither a text nor findings and impression"),
-        ("[1]\n", "lacks uid or generated"),
+        ("[1]\n", "line 1 of .* has no usable value"),
         ('{"uid": "", "generated": "Clear."}\n', "line 1 of .* names no study"),
         ('{"uid": 1, "generated": {"text": "Clear."}}\n', "line 1 of .* neither a text nor findings and impression"),
         ('{"uid": 1, "generated": "Clear.", "reference": []}\n', "neither a text nor findings and impression"),
