@@ -412,13 +412,13 @@ def make_row(values: Mapping[str, Any], *folders: Path) -> Row:
         _check_type(row["uid"], column, row[column], (str,), "a text")
         row[column] = given(row[column])
     row |= {name: values[name] for name in EXTRAS if name in values}
-    if row.get("truth") is not None:
-        where, remedy = (
+    if (truth := row.get("truth")) is not None:
+        where, ours = (
             f"the column truth of study {shown(str(row['uid']))}",
-            "it holds what was drawn into a phantom; rename yours",
+            "what was drawn into a phantom; rename yours",
         )
-        _check_type(row["uid"], "truth", row["truth"], (str,), "what was drawn into a phantom; rename yours")
-        of_shape(parse_json(row["truth"], where, remedy), {"findings": [{"name": str}]}, where, remedy)
+        _check_type(row["uid"], "truth", truth, (str,), ours)
+        of_shape(parse_json(truth, where, f"it holds {ours}"), {"findings": [{"name": str}]}, where, f"it holds {ours}")
     if "patient" in row:
         row["patient"] = study_number(row["patient"])
     if row.get("split") is not None:

@@ -127,7 +127,7 @@ def _changes(adapter: Path) -> dict[str, Change]:
 
 def _alpha(settings: LoraConfig, linear: str) -> float:
     # The rule of peft.utils.get_pattern_key.
-    for pattern, alpha in settings.alpha_pattern.items():
+    for pattern, alpha in (settings.alpha_pattern or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", linear):
             return float(alpha)
     return float(settings.lora_alpha)

@@ -282,8 +282,9 @@ class MemoryBudget:
 
     def __init__(self, stage: Stage) -> None:
         self.path, self.stage = stage.work / "memory.json", stage
-        shape, nothing = {"at_most": int | None, "events": list}, {"at_most": None, "events": []}
-        known = read_json(self.path, shape) if self.path.is_file() else nothing
+        known: dict[str, Any] = {"at_most": None, "events": []}
+        if self.path.is_file():
+            known = read_json(self.path, {"at_most": int | None, "events": list})
         self.at_most: int | None = known["at_most"]
         self.events: list[dict[str, Any]] = known["events"]
 
