@@ -116,12 +116,15 @@ STALLS = r"((a+)+)+$"
         {"megatron_config": {"a": 1}, "megatron_core": "outputs.shared.evil"},
     ],
 )
-def test_no_pattern_number_or_module_of_a_stranger_is_used(saved, values, monkeypatch, tmp_path):
+def test_no_pattern_number_or_module_of_a_stranger_reaches_peft(saved, values, monkeypatch):
     monkeypatch.setattr("radvision_utils.model.base.PeftModel", lambda *_: pytest.fail("PEFT was given it"))
     assert refusal(saved, config(**values))
+
+
+def test_a_merge_matches_no_pattern_of_a_stranger(saved, tmp_path):
     folder = Path(shutil.copytree(saved, tmp_path / "adapter"))
-    config(**values)(folder)
-    with pytest.raises(RadVisionError):
+    config(alpha_pattern={STALLS: 16})(folder)
+    with pytest.raises(RadVisionError, match="no usable alpha_pattern"):
         merge_into_files(TINY_BASE, folder, tmp_path)
 
 
