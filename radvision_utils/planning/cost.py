@@ -189,7 +189,7 @@ def read_shape(settings: ModelSettings) -> Shape:
     if not path.is_file():
         raise RadVisionError(f"{path} does not exist: model.base must be a folder with a model's config.json.")
     try:
-        return shape_of(read_json(path, {"vision_config": dict}))
+        return shape_of(read_json(path, dict))
     except (KeyError, TypeError, ValueError) as error:
         raise RadVisionError(f"{path} is not the configuration of a Qwen2.5-VL ({error!r} is missing).") from error
 
