@@ -16,8 +16,8 @@ from radvision_utils.dashboard import ratings, record
 from radvision_utils.data.sources import open_source
 from radvision_utils.evaluation import records
 from radvision_utils.planning.cost import study_counts
-from radvision_utils.runs import NOTEBOOKS, RunFolder, is_current, working
-from radvision_utils.training.resume import finished_state, is_whole
+from radvision_utils.runs import NOTEBOOKS, RunFolder, is_current, is_whole, working
+from radvision_utils.training.resume import finished_state
 
 
 def lock(folder):
@@ -41,7 +41,7 @@ READERS = {  # by the file they read, in a folder that holds run "r"
     "ratings.jsonl": lambda folder: ratings.read_ratings(folder / "ratings.jsonl"),
     "split.json": lambda folder: published_split(folder / "split.json"),
     "source/radvision.json": lambda folder: open_source(str(folder / "source"), DataSettings(), 0),
-    "whole.json": is_whole,
+    "files.json": is_whole,
     "trainer_state.json": finished_state,
 }
 KEYS = ["uid", "generated", "reference", "model", "stage", "index", "image", "key", "hash", "profile", "steps", "name"]
