@@ -42,12 +42,7 @@ class RunPaused(RadVisionError):
 
 
 def parse_json(text: str | bytes, where: str, remedy: str) -> Any:
-    """The value of a JSON text; bytes may be UTF-8, UTF-16 or UTF-32.
-
-    Args:
-        text: the JSON.
-        where: what the sentence of an error begins with.
-        remedy: how it ends.
+    """The value of a JSON text; bytes may be UTF-8, UTF-16 or UTF-32. An error begins with `where`, ends with `remedy`.
 
     Raises:
         RadVisionError: it is no JSON, is nested too deeply, or holds what could not be computed with or written again:
@@ -362,12 +357,11 @@ def _check(key: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
         value = float(value)
     # bool is an int in Python; a setting that wants a number does not.
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        # papermill's -p makes of a value what it looks like, its -r a text.
+        hint = ""  # papermill's -p makes of a value what it looks like, its -r a text
         if wanted is str and isinstance(value, int | float):
             hint = f": write it in quotes, or for papermill as `-r {key} {value}`"
-        else:
-            number = isinstance(value, str) and re.fullmatch(r"[-+\d.e]+", value)
-            hint = f": write the number without quotes, or for papermill as `-p {key} {value}`" if number else ""
+        elif isinstance(value, str) and re.fullmatch(r"[-+\d.e]+", value):
+            hint = f": write the number without quotes, or for papermill as `-p {key} {value}`"
         raise RadVisionError(f"setting {key!r} must be {_kind(wanted, allowed)}, not {value!r}{hint}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise RadVisionError(f"setting {key!r} must be a finite number, not {value!r}.")
