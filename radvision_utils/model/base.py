@@ -419,8 +419,8 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
 def read_lora(folder: Path) -> LoraConfig:
     """An adapter's four numbers. RadVisionError: its config says more, and some of its words name modules to import."""
     path, ours = checked(folder / "adapter_config.json"), "use the adapter of a run of your own"
-    vision: dict[str, Any] = dict.fromkeys(("rank_pattern", "alpha_pattern"), {VISION_LINEARS: int})
-    given = read_json(path, {"r": int, "lora_alpha": int, **vision}, ours)
+    patterns = {f"{name}_pattern": {VISION_LINEARS: int} for name in ("rank", "alpha")}
+    given = read_json(path, {"r": int, "lora_alpha": int, **patterns}, ours)
     numbers = given["r"], given["lora_alpha"], *(given[f"{name}_pattern"][VISION_LINEARS] for name in ("rank", "alpha"))
     if min(numbers) < 1:
         raise RadVisionError(f"a rank or an alpha in {path} is below 1: {ours}.")
