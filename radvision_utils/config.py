@@ -45,21 +45,16 @@ def parse_json(text: str | bytes, where: str, remedy: str) -> Any:
     """The value of a JSON text; bytes may be UTF-8, UTF-16 or UTF-32. An error begins with `where`, ends with `remedy`.
 
     Raises:
-        RadVisionError: it is no JSON, is nested too deeply, or holds what could not be computed with or written again:
-            half a character, or a whole number of more than 18 digits.
+        RadVisionError: it is none, is nested too deeply, or holds half a character or a number of more than 18 digits.
     """
     try:
-        if isinstance(text, bytes):
-            text = text.decode(json.detect_encoding(text))
+        text = text.decode(json.detect_encoding(text)) if isinstance(text, bytes) else text
         value = json.loads(text, parse_int=_whole_number)
         (json.dumps(value, ensure_ascii=False) if "\\u" in text else text).encode()
-    except UnicodeError as error:
-        raise RadVisionError(
-            f"{where} is not readable JSON (not in UTF-8, or half a character in it): {remedy}."
-        ) from error
+        return value
     except (ValueError, RecursionError) as error:
-        raise RadVisionError(f"{where} is not readable JSON ({error}): {remedy}.") from error
-    return value
+        why = "not in UTF-8, or half a character in it" if isinstance(error, UnicodeError) else error
+        raise RadVisionError(f"{where} is not readable JSON ({why}): {remedy}.") from error
 
 
 def _whole_number(digits: str) -> int:

@@ -197,7 +197,7 @@ def test_a_folder_that_may_not_be_written_to_is_one_sentence(tmp_path, monkeypat
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "open", refuse)
-    told = r"run 'r' in .* cannot be worked on \(.*Permission denied.*\): mend the permissions, or give another folder"
+    told = r"r cannot be worked in \(.*Permission denied.*\): mend the permissions, or give another folder"
     with pytest.raises(RadVisionError, match=told), working(RunFolder("r", tmp_path), "data"):
         pass
 

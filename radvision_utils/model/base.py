@@ -431,10 +431,7 @@ def read_lora(folder: Path) -> LoraConfig:
     written["auto_mapping"] = _OF_QWEN if given.get("auto_mapping") else None
     # Another release of PEFT has keys that this one lacks; empty, they ask for nothing.
     if other := sorted(k for k, value in given.items() if value != written.get(k) and (value or k in written)):
-        raise RadVisionError(
-            f"{path} asks for what this project does not write ({', '.join(other[:3])}): {ours}, or make that entry "
-            "what `lora_config` writes."
-        )
+        raise RadVisionError(f"{path} asks for what this project does not write ({', '.join(other[:3])}): {ours}.")
     return config
 
 
