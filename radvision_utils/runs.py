@@ -540,7 +540,7 @@ def read_json_lines(path: Path, shape: Any = dict, torn: bool = False) -> list[d
     return [parse_line(line, where, shape) for where, line in text_lines(path, torn)]
 
 
-def parse_line(line: str, where: str, shape: Any) -> dict[str, Any]:
+def parse_line(line: str, where: str, shape: Any = dict) -> dict[str, Any]:
     """The checked object of a line that `text_lines` gave."""
     record: dict[str, Any] = of_shape(parse_json(line, where, _MADE_ANEW), shape, where, _MADE_ANEW)
     return record

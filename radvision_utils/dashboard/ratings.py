@@ -44,7 +44,8 @@ def add_ratings(path: Path, record: Record, order: tuple[str, str], scores: tupl
 def read_ratings(path: Path) -> list[dict[str, Any]]:
     """The latest rating of each study, stage and author; a line torn by a crash is left out."""
     latest: dict[tuple[str, int, str], dict[str, Any]] = {}
-    for rating in read_json_lines(path, torn=True) if path.is_file() else []:
+    shape = {"uid": str, "stage": int, "author": str, "score": int}
+    for rating in read_json_lines(path, shape, torn=True) if path.is_file() else []:
         latest[rating["uid"], rating["stage"], rating["author"]] = rating
     return list(latest.values())
 

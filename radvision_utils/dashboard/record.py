@@ -17,7 +17,7 @@ from radvision_utils.config import RadVisionError, load_profile
 from radvision_utils.evaluation.labels import Label, sentences
 from radvision_utils.evaluation.records import Mention, Prediction, clean, read_as
 from radvision_utils.figures import VERDICTS
-from radvision_utils.runs import checked, redo_command
+from radvision_utils.runs import checked, parse_line, redo_command, text_lines
 
 logger = logging.getLogger(__name__)
 
@@ -384,14 +384,10 @@ def _records(path: Path, sign: str = "") -> Iterator[Record]:
         command = redo_command(load_profile(run=run.name, output_root=str(run.parent)), "data")
         raise RadVisionError(f"{path} does not exist: make it with `{command}`.")
     known = {part: dict(_entries(path.with_name(f"{part}.jsonl"), sign)) for part in _BESIDE}
-    for number, line in _lines(path, sign):
-        where = f"line {number} of {path}"
-        try:
-            source = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise RadVisionError(
-                f"{where} is no JSON ({error.msg}): delete the file and run the evaluation again."
-            ) from error
+    for where, line in text_lines(path):
+        if sign not in line:
+            continue
+        source = parse_line(line, where)
         record = Record.read(source, where)
         if record.model.stage == LAST_STAGE and record.split == "test":
             beside = {part: entries[record.uid] for part, entries in known.items() if record.uid in entries}
@@ -401,17 +397,10 @@ def _records(path: Path, sign: str = "") -> Iterator[Record]:
 
 def _entries(path: Path, sign: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Study and entry of the lines that hold `sign` of a file beside the predictions; damaged ones are logged."""
-    for number, line in _lines(path, sign) if path.is_file() else ():
+    for where, line in text_lines(path) if path.is_file() else ():
         try:
-            entry = json.loads(line)
-            yield read_as(str, entry["uid"], "uid"), entry
-        except (ValueError, KeyError, TypeError) as error:
-            logger.warning("line %d of %s is damaged (%s) and is left out", number, path, error)
-
-
-def _lines(path: Path, sign: str) -> Iterator[tuple[int, str]]:
-    """Number and text of the lines that hold `sign`, blank ones left out."""
-    with checked(path).open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, start=1):
-            if sign in line and line.strip():
-                yield number, line
+            if sign in line:
+                entry = parse_line(line, where, {"uid": str})
+                yield clean(entry["uid"]), entry
+        except RadVisionError as error:
+            logger.warning("left out: %s", error)

@@ -121,8 +121,8 @@ def _read_systems(path: Path) -> dict[str, Pairs]:
     systems: dict[str, Pairs] = {}
     for number, line in enumerate(read_json_lines(path), start=1):
         where = f"line {number} of {path}"
-        if not isinstance(line, Mapping) or "uid" not in line or "generated" not in line:
-            raise RadVisionError(f"{where} lacks uid or generated: see the README for the schema of a prediction.")
+        if "uid" not in line or "generated" not in line:
+            raise RadVisionError(f'{where} lacks uid or generated: write {{"uid": "1", "generated": "Findings: ..."}}.')
         if not isinstance(line["uid"], str | int | float):
             raise RadVisionError(f"{where} has a uid that is neither a text nor a number: give the study's own.")
         model, reference = line.get("model"), line.get("reference")

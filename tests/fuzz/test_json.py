@@ -1,7 +1,6 @@
 """Whatever bytes or values stand in a record, each of its readers gives a result or one sentence."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,7 @@ from radvision_utils.collections.open_i import published_split
 from radvision_utils.config import DataSettings, RadVisionError, load_profile, parse_json
 from radvision_utils.dashboard import ratings, record
 from radvision_utils.data.sources import open_source
-from radvision_utils.evaluation import records
+from radvision_utils.evaluation import records, score
 from radvision_utils.planning.cost import study_counts
 from radvision_utils.runs import NOTEBOOKS, RunFolder, is_current, is_whole, working
 from radvision_utils.training.resume import finished_state
@@ -37,7 +36,8 @@ READERS = {  # by the file they read, in a folder that holds run "r"
     "r/evaluation/metrics.json": lambda folder: RunFolder("r", folder).record("evaluation"),
     "r/lock.json": lock,
     "r/evaluation/predictions.jsonl": lambda folder: record.read_predictions(RunFolder("r", folder).predictions),
-    "own.jsonl": lambda folder: records.read_predictions(folder / "own.jsonl"),
+    "ours.jsonl": lambda folder: records.read_predictions(folder / "ours.jsonl"),
+    "theirs.jsonl": lambda folder: score._read_systems(folder / "theirs.jsonl"),
     "ratings.jsonl": lambda folder: ratings.read_ratings(folder / "ratings.jsonl"),
     "split.json": lambda folder: published_split(folder / "split.json"),
     "source/radvision.json": lambda folder: open_source(str(folder / "source"), DataSettings(), 0),
@@ -85,10 +85,3 @@ def test_what_is_read_is_what_was_written_and_can_be_written_again(value):
         return
     assert json.dumps(read) == text
     json.dumps(read, ensure_ascii=False).encode()
-
-
-def test_a_good_line_is_read_whatever_the_others_are(tmp_path: Path):
-    path = tmp_path / "ratings.jsonl"
-    good = {"uid": "1", "stage": 3, "author": "reference", "score": 5}
-    path.write_bytes(b"[" * 99_999 + b'\n{"uid": "\xe2\x82\n[]\n' + json.dumps(good).encode() + b"\n")
-    assert ratings.read_ratings(path) == [good]
