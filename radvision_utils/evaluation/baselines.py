@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from radvision_utils.data.reports import Report
 from radvision_utils.data.studies import Study
 from radvision_utils.evaluation.labels import ASSERTED, label
-from radvision_utils.evaluation.text_metrics import PROTOCOLS, score_texts
+from radvision_utils.evaluation.text_metrics import PROTOCOLS, bleu4_times_cider_d
 
 if TYPE_CHECKING:  # whose module imports torch, which a score does without
     from radvision_utils.report import ImageLike, Reporter
@@ -68,8 +68,7 @@ def best_constant(train: Sequence[Report], validation: Sequence[Report]) -> Repo
     protocol = next(iter(PROTOCOLS))
 
     def worth(report: Report) -> float:
-        corpus = score_texts([report] * len(validation), validation, protocol).corpus
-        return corpus["bleu4"] * corpus["cider_d"]
+        return bleu4_times_cider_d([report] * len(validation), validation, protocol)
 
     candidates: dict[str, Report] = {}
     for report in islice(_normal_reports(train), CANDIDATES):

@@ -84,19 +84,40 @@ def score_texts(generated: Sequence[Report], references: Sequence[Report], proto
         protocol: a key of `PROTOCOLS`.
     """
     pairs = text_pairs(generated, references, protocol)
-    candidates = {i: [ours] for i, (ours, _) in enumerate(pairs)}
-    truths = {i: [true] for i, (_, true) in enumerate(pairs)}
-    scorer = BleuScorer(n=4)
-    for ours, true in pairs:
-        scorer += (ours, [true])
+    scorer = _bleu_scorer(pairs)
     bleu, bleu_each = scorer.compute_score(option="closest", verbose=0)
-    rouge, rouge_each = Rouge().compute_score(truths, candidates)
-    # pycocoevalcap's "Cider" is CIDEr-D (Vedantam et al. 2015, section 5.3).
-    cider, cider_each = Cider().compute_score(truths, candidates)
+    rouge, rouge_each = Rouge().compute_score(*_by_study(pairs))
+    cider, cider_each = _cider_d(pairs)
     corpus = dict(zip(METRICS, [*map(float, bleu), float(rouge), float(cider)], strict=True))
     rows = zip(*bleu_each, rouge_each, cider_each, strict=True)
     counts = [[*c["correct"], *c["guess"], c["testlen"], c["reflen"][0]] for c in scorer.ctest]
     return TextScores(corpus, [dict(zip(METRICS, map(float, row), strict=True)) for row in rows], np.array(counts))
+
+
+def bleu4_times_cider_d(generated: Sequence[Report], references: Sequence[Report], protocol: str) -> float:
+    """The product of two of the figures of `score_texts`, without the cost of the others."""
+    pairs = text_pairs(generated, references, protocol)
+    bleu, _ = _bleu_scorer(pairs).compute_score(option="closest", verbose=0)
+    cider, _ = _cider_d(pairs)
+    return float(bleu[3] * cider)
+
+
+def _bleu_scorer(pairs: Sequence[tuple[str, str]]) -> BleuScorer:
+    scorer = BleuScorer(n=4)
+    for ours, true in pairs:
+        scorer += (ours, [true])
+    return scorer
+
+
+def _cider_d(pairs: Sequence[tuple[str, str]]) -> tuple[float, Array]:
+    """Of the set and of each report; pycocoevalcap's "Cider" is CIDEr-D (Vedantam et al. 2015, section 5.3)."""
+    score: tuple[float, Array] = Cider().compute_score(*_by_study(pairs))
+    return score
+
+
+def _by_study(pairs: Sequence[tuple[str, str]]) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    """References and reports as pycocoevalcap takes them."""
+    return {i: [true] for i, (_, true) in enumerate(pairs)}, {i: [ours] for i, (ours, _) in enumerate(pairs)}
 
 
 def text_estimates(scores: TextScores, bootstrap: Bootstrap) -> dict[str, Estimate]:
@@ -142,8 +163,10 @@ def meteor_scores(sets: Sequence[Sequence[tuple[str, str]]]) -> list[float | Non
 
 
 def _meteor(scorer: Meteor, pairs: Sequence[tuple[str, str]]) -> float:
-    plain = [[" ".join(text.replace("|||", " ").split()) for text in pair] for pair in pairs]
-    score, _ = scorer.compute_score(
-        {i: [true] for i, (_, true) in enumerate(plain)}, {i: [ours] for i, (ours, _) in enumerate(plain)}
-    )
+    plain = [(_without_bars(ours), _without_bars(true)) for ours, true in pairs]
+    score, _ = scorer.compute_score(*_by_study(plain))
     return float(score)
+
+
+def _without_bars(text: str) -> str:
+    return " ".join(text.replace("|||", " ").split())  # METEOR's own mark between texts
