@@ -76,7 +76,7 @@ class DataSettings:
 
     source: str = "phantom"  # "phantom", a hub id, a parquet file or folder, or a folder of images with tables
     limit: int | None = _setting(None, low=1)  # read at most this many rows
-    phantoms: int = _setting(3000, low=10)  # embedded studies to draw, where source is "phantom"
+    phantoms: int = _setting(2000, low=10)  # embedded studies to draw, where source is "phantom"
     hospital: str = _setting("B", choices=("A", "B", "C"))  # whose look and reporting habits the phantoms have
     image_size: int = _setting(512, low=56, high=4096)  # side of the stored square image, pixels
     required: str = _setting("both", choices=("both", "either"))  # report sections that a study must have
