@@ -20,7 +20,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cache, lru_cache
@@ -70,6 +70,7 @@ FORCE_VARIABLE = "RADVISION_FORCE"
 _MANY = 200  # files in a folder
 _LONG = 60  # characters of a setting that stands in a sentence
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 # safetensors and torch report a failed write as errors of their own; only their words tell.
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing")
 
@@ -92,6 +93,8 @@ class RunFolder:
         root = Path(output_root)
         self.run, self.root = run, str(output_root)
         self.path = (root if root.is_absolute() else _writable_root(root) / root) / run
+        with told_if_unwritable(self.path), suppress(FileNotFoundError):
+            os.lstat(self.path)  # a name too long, a file where a folder should be
 
     @classmethod
     def of(cls, profile: Profile) -> RunFolder:
@@ -593,10 +596,10 @@ def append_json_lines(path: Path, *records: Mapping[str, Any]) -> None:
     """Add to a JSON Lines file: they are on the disk when this returns.
 
     Of a process killed meanwhile a torn last line may stay: `read_json_lines(path, torn=True)` leaves it out, and
-    nothing may be appended to it.
+    nothing may be appended to it. Raises what `write_text` does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
+    with told_if_unwritable(path.parent), path.open("a", encoding="utf-8") as stream:
         stream.write("".join(_json_line(record) for record in records))
         stream.flush()
         os.fsync(stream.fileno())
@@ -612,20 +615,25 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file so that it is either wholly there or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent, deep=False)
+    """Write a text file so that it is either wholly there or not at all.
+
+    Raises:
+        RadVisionError: the disk is full, or the folder does not take it.
+    """
+    with told_if_unwritable(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent, deep=False)
 
 
 def sync_folder(folder: Path, deep: bool = True) -> None:
@@ -774,17 +782,22 @@ def told_if_unwritable(folder: Path) -> Iterator[None]:
     """
     try:
         yield
+    except RadVisionError:
+        raise  # told already, by who was nearer
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if isinstance(error, OSError) and error.errno in _CLOSED:
             raise RadVisionError(
                 f"{folder} cannot be worked in ({first_line(error)}): mend the permissions, or give another folder."
             ) from error
         if not is_disk_full(error):
             raise
         there = next(path for path in (folder, *folder.parents) if path.is_dir())
-        free = shutil.disk_usage(there).free / 2**30
+        room = os.statvfs(there)
+        left = f"{room.f_bavail * room.f_frsize / 2**30:.1f} GiB"
+        if room.f_files:  # some file systems have as many as there is room
+            left += f" and {room.f_favail:,} inodes"
         raise RadVisionError(
-            f"a file in {folder} could not be written to its end ({first_line(error)}; {free:.1f} GiB are free): "
+            f"a file in {folder} could not be written to its end ({first_line(error)}; {left} are free): "
             "make room and give the same command again; what was finished before is whole."
         ) from error
 

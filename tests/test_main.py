@@ -35,6 +35,8 @@ def test_settings_are_json_where_they_can_be_and_text_otherwise():
         (["run", "--from", "6"], "there is no notebook 6: --from takes 1 to 5."),
         (["run", "--profile", "lingshu-7b"], "needs an NVIDIA card with at least 16 GB"),
         (["run", "--run", "a/b"], "run 'a/b' cannot name a folder"),
+        (["run", "--run", "n" * 400], "File name too long"),
+        (["predict", "README.md", "--run", "n" * 400], "File name too long"),
         (["evaluate", "--run", "nothing"], "run 'nothing' does not exist"),
         (["predict", "nothing.png"], "image nothing.png does not exist"),
     ],

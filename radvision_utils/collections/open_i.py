@@ -6,6 +6,7 @@ Two verbs of the command line: `label --mesh` and `constant`.
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from radvision_utils.evaluation.labels import (
     mesh_labels,
     sentences,
 )
-from radvision_utils.runs import read_json
+from radvision_utils.runs import read_json, write_text
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,10 @@ def write_constant(reports: Path, split: Path, out: Path, commonest: bool = Fals
     raw = _read_split(reports, split)
     train = [Report(clean_section(r.findings), clean_section(r.impression)) for r in raw["train"].values()]
     chosen = commonest_normal_report(train) if commonest else best_constant(train, list(raw["val"].values()))
-    with out.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["uid", "prediction", "reference"])
-        for uid, reference in raw["test"].items():
-            table.writerow([uid, format_report(chosen), format_report(reference)])
+    lines = [(uid, format_report(chosen), format_report(reference)) for uid, reference in raw["test"].items()]
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows([("uid", "prediction", "reference"), *lines])
+    write_text(out, table.getvalue())
     return len(raw["test"])
 
 

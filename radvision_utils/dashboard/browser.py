@@ -325,9 +325,12 @@ class BlindRating(_Folded):
         if None in scores:
             self.message.value = _say("Rate both reports from 1 to 5, then save.")
             return
-        add_ratings(self._path, self._record, order, scores, self.comment.value.strip())
-        rated = len(read_ratings(self._path)) // 2
-        self.message.value = _say(f"Saved; {rated} {'study' if rated == 1 else 'studies'} rated.")
+        try:
+            add_ratings(self._path, self._record, order, scores, self.comment.value.strip())
+            rated = len(read_ratings(self._path)) // 2
+            self.message.value = _say(f"Saved; {rated} {'study' if rated == 1 else 'studies'} rated.")
+        except RadVisionError as error:  # a callback's error would only reach the log
+            self.message.value = _say(str(error))
 
     def _summed_up(self) -> str:
         rows = summary(read_ratings(self._path))

@@ -38,6 +38,7 @@ from radvision_utils.dashboard.card import (
 from radvision_utils.dashboard.radiograph import open_image, with_map
 from radvision_utils.dashboard.record import Sentence
 from radvision_utils.figures import VERDICT_COLORS, VERDICTS
+from radvision_utils.runs import told_if_unwritable
 
 WIDTH = 1152  # 16 inches of 72 points: a point is a pixel, and every width in pixels is a whole picture
 MAX_LINES = {"findings": 30, "impression": 14, "report": 46}  # of one section; they bound the picture's height
@@ -78,16 +79,20 @@ def save_picture(card: ReportCard, path: Path, width: int) -> None:
         width: in pixels.
 
     Raises:
-        RadVisionError: the image is missing or unreadable.
+        RadVisionError: the image is missing or unreadable, or nothing can be written there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     # Hinted letters are wider than measured, which shows in small pictures.
-    with warnings.catch_warnings(), matplotlib.rc_context({"text.hinting": "no_hinting"}):
+    with (
+        told_if_unwritable(path.parent),
+        warnings.catch_warnings(),
+        matplotlib.rc_context({"text.hinting": "no_hinting"}),
+    ):
         warnings.filterwarnings("ignore", "Glyph")  # a script that the font lacks is drawn as boxes
         about = {"Title": card.title, "Disclaimer": DISCLAIMER}
+        path.parent.mkdir(parents=True, exist_ok=True)
         draw_card(card).savefig(part, format="png", dpi=width / 16, metadata=about)
-    os.replace(part, path)
+        os.replace(part, path)
 
 
 def draw_card(card: ReportCard) -> Figure:

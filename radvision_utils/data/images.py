@@ -200,8 +200,7 @@ def _dicom_pixels(scan: Any, where: str) -> Image.Image:
     if frames > 1:
         raise UnfitImage(f"{where} has {frames} frames: give a radiograph with one.", "image has several frames")
     _check_size(int(scan.Columns), int(scan.Rows), where)
-    _check_decoder(scan, where)
-    pixels = scan.pixel_array
+    pixels = _decompressed(scan, where)
     if kind not in ("MONOCHROME1", "MONOCHROME2"):
         # pydicom gives RGB for every color encoding but palettes, whose indices would pass for gray levels.
         if pixels.ndim != 3 or pixels.dtype != np.uint8:
@@ -286,14 +285,16 @@ def _padding(scan: Any, pixels: NDArray[Any]) -> NDArray[np.bool_]:
     return padded & is_border
 
 
-def _check_decoder(scan: Any, where: str) -> None:
-    """Refuse a compression that nothing installed can read, with the package that can."""
+def _decompressed(scan: Any, where: str) -> NDArray[Any]:
+    """The pixels as stored. A compression that nothing installed can read is named with the package that can."""
     from pydicom.pixels import get_decoder
     from pydicom.uid import UID_dictionary
 
     syntax = scan.file_meta.TransferSyntaxUID
     if not syntax.is_compressed or syntax.is_deflated:
-        return
+        return np.asarray(scan.pixel_array)
+    # The name is pydicom's; a syntax that it does not know would be quoted from the file.
+    name = syntax.name.split(",")[0].split(" (")[0] if syntax in UID_dictionary else "an unknown way"
     try:
         able = get_decoder(syntax).is_available
     except NotImplementedError:
@@ -303,9 +304,13 @@ def _check_decoder(scan: Any, where: str) -> None:
     if extended and int(scan.BitsStored) > 8:
         able = get_decoder(syntax).is_available and "pylibjpeg" in get_decoder(syntax).available_plugins
     if able:
-        return
-    # The name is pydicom's; a syntax that it does not know would be quoted from the file.
-    name = syntax.name.split(",")[0].split(" (")[0] if syntax in UID_dictionary else "an unknown way"
+        try:
+            return np.asarray(scan.pixel_array)
+        except Exception as error:  # as in `_load_dicom`
+            raise UnfitImage(
+                f"{where} is DICOM compressed as {name}, which its decoder cannot read ({type(error).__name__}): "
+                "export it as PNG."
+            ) from None
     remedy = "pylibjpeg pylibjpeg-libjpeg" if extended else "radvision-7b[dicom]"
     raise UnfitImage(
         f"{where} is DICOM compressed as {name}: `pip install {remedy}` to read it, or export it as PNG.",

@@ -25,7 +25,16 @@ from radvision_utils.evaluation.table import interval_rows
 from radvision_utils.figures import markdown_table
 from radvision_utils.hand_over.merge import base_bytes, merge_into_files
 from radvision_utils.model.base import WEIGHTS, base_path, compute_device, load_adapter, load_base, load_processor
-from radvision_utils.runs import RunFolder, first_line, now, read_json, require, write_json, write_text
+from radvision_utils.runs import (
+    RunFolder,
+    first_line,
+    now,
+    read_json,
+    require,
+    told_if_unwritable,
+    write_json,
+    write_text,
+)
 from radvision_utils.training.collator import IGNORED, Collator
 from radvision_utils.training.loss import MODEL_INPUTS, to_device
 
@@ -74,31 +83,31 @@ def export_run(profile: Profile, to: Path) -> dict[str, Any]:
     base, adapter = base_folder(profile), RunFolder.of(profile).adapter(3)
     collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
     _require_disk(to, base_bytes(base) + (adapter / WEIGHTS).stat().st_size)
-    partial = to.with_name(to.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "merged").mkdir(parents=True)
-
-    _copy_adapter(profile, adapter, partial / "adapter")
-    logger.info("merging the adapter into %s, tensor by tensor", base)
-    counts = merge_into_files(base, adapter, partial / "merged")
-    _copy_settings(profile, base, collator, partial / "merged")
-    logger.info("comparing logits of base, adapter and merged model")
-    record = {
-        "run": profile.run,
-        "adapter_hash": last["hash"],
-        "base": public_name(base_path(profile.model)),
-        "tensors": {name: counts[name] for name in ("merged", "replaced", "copied")},
-        "gib": round(counts["bytes"] / 2**30, 3),
-        "check": check_merge(profile, collator, base, adapter, partial / "merged"),
-        "finished": now(),
-    }
-    write_json(partial / "export.json", record)
-    card = model_card(profile, _records(profile), record)
-    for folder in (partial, partial / "merged"):
-        write_text(folder / "README.md", card)
-    if to.is_dir():
-        to.rmdir()
-    partial.rename(to)
+    with told_if_unwritable(to.parent):
+        partial = to.with_name(to.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "merged").mkdir(parents=True)
+        _copy_adapter(profile, adapter, partial / "adapter")
+        logger.info("merging the adapter into %s, tensor by tensor", base)
+        counts = merge_into_files(base, adapter, partial / "merged")
+        _copy_settings(profile, base, collator, partial / "merged")
+        logger.info("comparing logits of base, adapter and merged model")
+        record = {
+            "run": profile.run,
+            "adapter_hash": last["hash"],
+            "base": public_name(base_path(profile.model)),
+            "tensors": {name: counts[name] for name in ("merged", "replaced", "copied")},
+            "gib": round(counts["bytes"] / 2**30, 3),
+            "check": check_merge(profile, collator, base, adapter, partial / "merged"),
+            "finished": now(),
+        }
+        write_json(partial / "export.json", record)
+        card = model_card(profile, _records(profile), record)
+        for folder in (partial, partial / "merged"):
+            write_text(folder / "README.md", card)
+        if to.is_dir():
+            to.rmdir()
+        partial.rename(to)
     return record
 
 

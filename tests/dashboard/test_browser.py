@@ -181,6 +181,14 @@ def test_blind_mode_hides_whose_text_is_whose_and_keeps_ratings_by_author(browse
     assert browser.rating.comment.value == ""
 
 
+def test_a_rating_that_cannot_be_kept_is_told_and_stays_in_the_form(browser, run_folder):
+    (run_folder / "ratings.jsonl").mkdir()
+    browser.rating.blind.value = True
+    rate(browser, 3, 3, "both alike")
+    assert "cannot be worked in" in browser.rating.message.value
+    assert browser.rating.comment.value == "both alike"
+
+
 def test_ratings_are_summed_up_by_author_once_unblinded(browser):
     browser.rating.blind.value = True
     assert "Mean" not in browser.rating.message.value

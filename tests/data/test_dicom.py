@@ -173,6 +173,16 @@ def test_a_compression_that_nothing_installed_reads_is_named_with_its_package(sy
         shown(found)
 
 
+@pytest.mark.parametrize(("syntax", "name"), [(JPEGLosslessSV1, "JPEG Lossless"), (JPEGLSLossless, "JPEG-LS")])
+def test_pixels_that_their_decoder_cannot_read_are_told_with_the_compression(syntax, name):
+    pytest.importorskip("gdcm", reason="python-gdcm is not installed")
+    found = scan(syntax=syntax)
+    found.PixelData = encapsulate([b"\xff\xd8\xff\xc3" + b"\0" * 60 + b"\xff\xd9"])
+    found["PixelData"].is_undefined_length = True
+    with pytest.raises(UnfitImage, match=f"compressed as {name}.*, which its decoder cannot read"):
+        shown(found)
+
+
 def test_a_private_compression_is_not_quoted():
     found = scan(syntax="1.2.3.4.5.6789")
     with pytest.raises(UnfitImage) as caught:

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 
 from radvision_utils import RadVisionError, evaluate, prepare_dataset, train_stage
-from radvision_utils.runs import RunFolder, is_current
+from radvision_utils.cards import write_dashboard
+from radvision_utils.hand_over.export import export_run
+from radvision_utils.runs import RunFolder, is_current, write_json
 from radvision_utils.training.resume import last_checkpoint
 
 TOLD = r"a file in .* could not be written to its end \(.*\): make room and give the same command again"
@@ -70,6 +72,31 @@ def test_while_reports_are_evaluated_leaves_the_older_evaluation(trained):
         evaluate(changed)
     assert {path: path.read_bytes() for path in older.folder.glob("*.json*")} == before
     assert is_current(trained, "evaluation")
+
+
+def test_while_a_page_is_written_leaves_the_older_page(trained):
+    evaluate(trained)
+    page = write_dashboard(trained.run, trained.output_root)
+    before = page.read_bytes()
+    with largest_file(20_000), pytest.raises(RadVisionError, match=TOLD):
+        write_dashboard(trained.run, trained.output_root)
+    assert page.read_bytes() == before
+    assert [path.name for path in page.parent.iterdir()] == [page.name]
+
+
+def test_while_a_model_is_exported_leaves_no_folder_that_looks_whole(trained, tmp_path):
+    with largest_file(1_000_000), pytest.raises(RadVisionError, match=TOLD):
+        export_run(trained, tmp_path / "hand-over")
+    assert not (tmp_path / "hand-over").exists()
+
+
+@pytest.mark.parametrize("place", ["file/figures.json", "folder", "n" * 300, "n" * 300 + "/figures.json"])
+def test_a_place_that_takes_no_file_is_told(place, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RadVisionError, match=r"cannot be worked in \(.*\): mend the permissions, or give another"):
+        write_json(tmp_path / place, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
 def test_a_source_folder_is_only_read(open_i, tmp_path):
