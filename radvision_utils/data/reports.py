@@ -286,9 +286,11 @@ def parse_report(text: str, line: bool = False) -> Report:
     """
     if line:
         report = parse_report(text)
-        first, *rest = split_sentences(report.findings) or [""]
-        said = {part.strip().lower() for part in first.rstrip(".").split(",")}
-        return replace(report, line=first, findings=" ".join(rest)) if said <= {*_WORDS.values(), _NOTHING} else report
+        opening, *rest = split_sentences(report.findings) or [""]
+        said = {part.strip().lower() for part in opening.rstrip(".").split(",")}
+        return (
+            replace(report, line=opening, findings=" ".join(rest)) if said <= {*_WORDS.values(), _NOTHING} else report
+        )
     text = _as_lines(_unfolded(_answer(text)))
     headings = [found for found in _CANDIDATE.finditer(text) if _is_heading(found)]
     has_lines, first = "\n" in text, headings[0].start() if headings else len(text)
