@@ -102,7 +102,7 @@ def test_no_two_files_have_one_name():
         ("the package", lambda: set(MODULES), 89, 20_260),
         ("the spine", spine, 58, 13_990),
         ("behind train_stage", lambda: behind("training.train"), 22, 5_320),
-        ("behind load_reporter", lambda: behind("report"), 18, 4_640),
+        ("behind load_reporter", lambda: behind("report"), 18, 4_650),
         ("behind evaluate", lambda: behind("evaluation.evaluate"), 30, 7_500),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
