@@ -102,8 +102,9 @@ def build_base(folder: Path = TINY_BASE, studies: int = 9000, epochs: float = 8.
 def base_for_source(profile: Profile, folder: Path, epochs: float = 6.0) -> Path:
     """The profile's base, its language model and embeddings trained further on the reports of the training split.
 
-    A phantom base knows a few hundred words. LoRA over its frozen embeddings does not learn a hospital's English; the
-    vision encoder and the projector stay as they are, for the stages to train. Made once: a base from the same reports,
+    A phantom base knows a few hundred words and spells all others. So it gets a tokenizer of these reports, and an
+    embedding for each of its tokens; LoRA over frozen embeddings does not learn a hospital's English. The vision
+    encoder and the projector stay as they are, for the stages to train. Made once: a base from the same reports,
     settings and base is given back.
 
     Args:
@@ -123,6 +124,8 @@ def base_for_source(profile: Profile, folder: Path, epochs: float = 6.0) -> Path
     seed_everything(profile.seed)
     processor = load_processor(settings, profile.data.image_size)
     model = load_base(settings, choose_device()).float()
+    spelled, processor.tokenizer = processor.tokenizer, train_tokenizer(_texts(dataset))
+    _exchange_words(model, spelled, processor.tokenizer)
     model.model.language_model.requires_grad_(True)
     logger.info("base: its language model learns the English of %d reports", len(dataset.split("train")))
     with tempfile.TemporaryDirectory(prefix="radvision-base-") as scratch:
@@ -133,6 +136,24 @@ def base_for_source(profile: Profile, folder: Path, epochs: float = 6.0) -> Path
     )
     write_json(path, {"key": key, "reports": len(dataset.split("train")), "epochs": epochs})
     return folder
+
+
+def _exchange_words(model: PreTrainedModel, old: Any, new: Qwen2Tokenizer) -> None:
+    """Give the model the tokens of another tokenizer, each the mean embedding of how the old one spells it."""
+    known, table = old.get_vocab(), model.get_input_embeddings().weight.data
+    rows = []
+    for token in new.convert_ids_to_tokens(range(len(new))):
+        spelling = [known[token]] if token in known else old(new.convert_tokens_to_string([token])).input_ids
+        rows.append(table[spelling].mean(0))
+    model.resize_token_embeddings(len(new), mean_resizing=False)
+    model.get_input_embeddings().weight.data = torch.stack(rows)
+    model.tie_weights()
+    fresh = build_config(new)
+    for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
+        setattr(model.config, name, getattr(fresh, name))
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(model.config.text_config, name, getattr(fresh.text_config, name))
+    model.generation_config = _greedy(new)
 
 
 def _save(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> None:
@@ -295,14 +316,18 @@ def build_model(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2_5_VLForConditiona
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer))
     patch_embedding_by_matmul(model)
+    model.generation_config = _greedy(tokenizer)
+    return model
+
+
+def _greedy(tokenizer: Qwen2Tokenizer) -> GenerationConfig:
     token = tokenizer.convert_tokens_to_ids
-    model.generation_config = GenerationConfig(
+    return GenerationConfig(
         do_sample=False,
         bos_token_id=token("<|endoftext|>"),
         eos_token_id=[token("<|im_end|>"), token("<|endoftext|>")],
         pad_token_id=token("<|endoftext|>"),
     )
-    return model
 
 
 def _model_card(figures: dict[str, Any]) -> str:
