@@ -122,10 +122,11 @@ def base_for_source(profile: Profile, folder: Path, epochs: float = 6.0) -> Path
     if path.is_file() and read_json(path)["key"] == key:
         return folder
     seed_everything(profile.seed)
-    processor = load_processor(settings, profile.data.image_size)
+    old, tokenizer = load_processor(settings, profile.data.image_size), train_tokenizer(_texts(dataset))
+    parts = {"image_processor": old.image_processor, "video_processor": old.video_processor}
+    processor = type(old)(tokenizer=tokenizer, chat_template=old.chat_template, **parts)
     model = load_base(settings, choose_device()).float()
-    spelled, processor.tokenizer = processor.tokenizer, train_tokenizer(_texts(dataset))
-    _exchange_words(model, spelled, processor.tokenizer)
+    _exchange_words(model, old.tokenizer, tokenizer)
     model.model.language_model.requires_grad_(True)
     logger.info("base: its language model learns the English of %d reports", len(dataset.split("train")))
     with tempfile.TemporaryDirectory(prefix="radvision-base-") as scratch:
