@@ -243,7 +243,7 @@ PROFILES: dict[str, Profile] = {
         ),
         stage2=_tiny(SeeingSettings, learning_rate=1e-3, epochs=2.0, batch=16, checkpointed_layers=0),
         stage3=_tiny(StageSettings, learning_rate=2e-3, epochs=6.0, batch=16, checkpointed_layers=0),
-        generation=GenerationSettings(max_new_tokens=160),
+        generation=GenerationSettings(max_new_tokens=160, findings="scored"),
         evaluation=EvaluationSettings(stages="all", evidence=0, samples=0),
     ),
     # A 16 GB card. 512 x 512 becomes 504 x 504 (multiples of 28): 36 x 36 patches, 324 visual tokens.

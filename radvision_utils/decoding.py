@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 
 _MEAN_OF = 200  # training images
 SETS = 24  # of findings at most, the commonest of the training reports
-_MULTIPLES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5)  # of a finding's frequency in training: how often it is said
+# Of a finding's frequency in training: how often it is said.
+_MULTIPLES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 _MOST = 0.6  # of the studies at most
 Findings = tuple[str, ...]
 
