@@ -7,7 +7,9 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     _output_root(check)
 
     base = verb(_build_base, "train the embedded tiny base anew (minutes on a CPU)")
+    base.add_argument(
+        "--source", default="", help="instead: teach its language model this source's English, as for run"
+    )
     base.add_argument("--to", type=Path, default=None, metavar="DIR", help="default: inside the package")
     return parser
 
@@ -142,9 +147,13 @@ def _run(options: argparse.Namespace) -> None:
     from radvision_utils.environment import choose_device, require_device
     from radvision_utils.pipeline import run_notebooks
 
-    profile = profile_of(options)
+    profile, overrides = profile_of(options), parse_settings(options.set)
     require_device(profile.model, choose_device())
-    folder = run_notebooks(profile, parse_settings(options.set), options.first, options.force)
+    if profile.name == "tiny-real" and profile.model.base == "tiny":
+        base = open_room("bases.build").base_for_source(profile, RunFolder.of(profile).path / "base")
+        overrides["model.base"] = str(base)
+        profile = replace(profile, model=replace(profile.model, base=str(base)))
+    folder = run_notebooks(profile, overrides, options.first, options.force)
     print(f"\nReports and scores  {folder.evaluation}\nNotebooks           {folder.notebooks}")
     print(f"Dashboard           {folder.dashboard / 'index.html'}\n{DISCLAIMER}")
 
@@ -184,7 +193,7 @@ def _predict(options: argparse.Namespace) -> None:
     reporter = load_reporter(options.run, options.stage, root)
     for image, written in zip(options.images, reporter.write(options.images), strict=True):
         report, flags = written.report, flags_of(written.report, set(), written.finished)
-        sections = [f"Findings: {report.findings}", f"Impression: {report.impression}"]
+        sections = [f"Findings: {report.line} {report.findings}".replace("  ", " "), f"Impression: {report.impression}"]
         print("\n  ".join([str(image), *sections, *(f"Flag: {flag}" for flag in flags)]), end="\n\n")
     print(DISCLAIMER)
 
@@ -257,8 +266,15 @@ def _gpu_check(options: argparse.Namespace) -> None:
 
 
 def _build_base(options: argparse.Namespace) -> None:
-    from radvision_utils.bases.build import TINY_BASE, build_base
+    from radvision_utils.bases.build import TINY_BASE, base_for_source, build_base
 
+    if options.source:
+        if options.to is None:
+            raise RadVisionError("a base that is taught a source's English needs a folder of its own: add --to DIR.")
+        with tempfile.TemporaryDirectory(prefix="radvision-base-") as scratch:
+            profile = load_profile("tiny-real", run="base", source=_absolute(options.source), output_root=scratch)
+            print(base_for_source(profile, options.to))
+        return
     folder = options.to or TINY_BASE
     print(json.dumps(build_base(folder), indent=2))
     print(folder)

@@ -16,7 +16,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 PROMPT = (
     "You are a helpful assistant. Please generate a report for the given image, including both findings "
@@ -83,6 +83,8 @@ class DataSettings:
     deidentified: str = _setting("drop", choices=("drop", "keep"))  # sentences with XXXX in training targets
     priors: str = _setting("drop", choices=("drop", "keep"))  # sentences that refer to earlier studies
     workers: int = _setting(0, low=0)  # processes for preparation; 0: one a core
+    augment: bool = False  # stage 1 sees images turned, scaled, moved, brighter or darker by chance; never mirrored
+    abnormal_share: float | None = _setting(None, low=0.0, high=1.0)  # of what an epoch shows; null: as it comes
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,9 @@ class ModelSettings:
     max_report_tokens: int = _setting(320, low=8)  # longer reports are cut at the end, never the image
     prompt: str = PROMPT
     indication: bool = False  # why the examination was made stands behind the prompt
+    summary: bool = (
+        False  # findings begin with a line of labels, which weighs most in the loss; see training/summary.py
+    )
 
 
 @dataclass(frozen=True)
@@ -123,11 +128,32 @@ class StageSettings:
 
 
 @dataclass(frozen=True)
+class SeeingSettings(StageSettings):
+    """Of stages 1 and 2, which make the visual tokens."""
+
+    # How much of the loss is that of finding labels, which a head reads off the tokens while the stage trains. With 1.0
+    # the language model is not asked, which makes a step many times faster.
+    label_weight: float = _setting(0.0, low=0.0, high=1.0)
+
+
+@dataclass(frozen=True)
+class VisionSettings(SeeingSettings):
+    """Of stage 1."""
+
+    train: str = _setting("lora", choices=("lora", "full"))  # LoRA, or all weights of the vision encoder
+
+
+@dataclass(frozen=True)
 class GenerationSettings:
     """How reports are written. Greedy: the same image always gives the same report."""
 
     batch_size: int = _setting(32, low=1)
     max_new_tokens: int = _setting(256, low=1)
+    # With model.summary: the line of findings as the model writes it, or chosen by thresholds that validation sets.
+    findings: str = _setting("written", choices=("written", "scored"))
+    # How much of what the mean training image makes likely is taken off while words are chosen; 0: nothing.
+    contrast: float = _setting(0.0, low=0.0, high=1.0)
+    unsupported: float | None = _setting(None, low=0.0, high=1.0)  # at most this share of them; null: as F1 is highest
 
 
 @dataclass(frozen=True)
@@ -152,8 +178,8 @@ class Profile:
     run: str
     data: DataSettings
     model: ModelSettings
-    stage1: StageSettings
-    stage2: StageSettings
+    stage1: VisionSettings
+    stage2: SeeingSettings
     stage3: StageSettings
     generation: GenerationSettings
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -176,8 +202,11 @@ class Profile:
         return dataclasses.asdict(self)
 
 
-def _tiny_stage(**changes: Any) -> StageSettings:
-    return StageSettings(micro_batch=8, accumulation=1, lora_dropout=0.0, **changes)
+Settings = TypeVar("Settings", bound=StageSettings)
+
+
+def _tiny(kind: type[Settings], batch: int = 8, **changes: Any) -> Settings:
+    return kind(micro_batch=batch, accumulation=1, lora_dropout=0.0, **changes)
 
 
 PROFILES: dict[str, Profile] = {
@@ -189,10 +218,33 @@ PROFILES: dict[str, Profile] = {
         data=DataSettings(),
         model=ModelSettings(),
         # Memory is no concern at this size: stage 2 alone computes its layers twice, to go the 7B's way.
-        stage1=_tiny_stage(learning_rate=2e-3, epochs=3.0, checkpointed_layers=0),
-        stage2=_tiny_stage(learning_rate=1e-3, epochs=1.0),
-        stage3=_tiny_stage(learning_rate=1e-3, epochs=2.0, checkpointed_layers=0),
+        stage1=_tiny(VisionSettings, learning_rate=2e-3, epochs=3.0, checkpointed_layers=0),
+        stage2=_tiny(SeeingSettings, learning_rate=1e-3, epochs=1.0),
+        stage3=_tiny(StageSettings, learning_rate=1e-3, epochs=2.0, checkpointed_layers=0),
         generation=GenerationSettings(),
+    ),
+    # Real radiographs on a CPU: before the stages the base learns the source's English (`build-base --source`); finding
+    # labels teach the vision encoder, and reports begin with them. docs/profiles.md says what each of these means does.
+    "tiny-real": Profile(
+        name="tiny-real",
+        run="tiny-real",
+        data=DataSettings(source="ykumards/open-i", augment=True, abnormal_share=0.55),
+        model=ModelSettings(summary=True),
+        stage1=_tiny(
+            VisionSettings,
+            learning_rate=1e-3,
+            epochs=20.0,
+            batch=32,
+            train="full",
+            label_weight=1.0,
+            checkpointed_layers=0,
+            weight_decay=0.05,
+            warmup_ratio=0.1,
+        ),
+        stage2=_tiny(SeeingSettings, learning_rate=1e-3, epochs=2.0, batch=16, checkpointed_layers=0),
+        stage3=_tiny(StageSettings, learning_rate=2e-3, epochs=6.0, batch=16, checkpointed_layers=0),
+        generation=GenerationSettings(max_new_tokens=160, findings="scored"),
+        evaluation=EvaluationSettings(stages="all", evidence=0, samples=0),
     ),
     # A 16 GB card. 512 x 512 becomes 504 x 504 (multiples of 28): 36 x 36 patches, 324 visual tokens.
     "lingshu-7b": Profile(
@@ -200,8 +252,8 @@ PROFILES: dict[str, Profile] = {
         run="lingshu-7b",
         data=DataSettings(source="ykumards/open-i"),
         model=ModelSettings(base="lingshu-medical-mllm/Lingshu-7B", visual_tokens=324),
-        stage1=StageSettings(learning_rate=1e-4, epochs=1.0),
-        stage2=StageSettings(learning_rate=5e-5, epochs=1.0),
+        stage1=VisionSettings(learning_rate=1e-4, epochs=1.0),
+        stage2=SeeingSettings(learning_rate=5e-5, epochs=1.0),
         stage3=StageSettings(learning_rate=1e-4, epochs=2.0),
         generation=GenerationSettings(),
         # On a T4 judging then takes no longer than training, even where every report runs to max_new_tokens (`plan`).

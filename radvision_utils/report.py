@@ -19,12 +19,13 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from peft import PeftModel
 from PIL import Image
-from transformers import PreTrainedModel
+from transformers import LogitsProcessorList, PreTrainedModel
 
 from radvision_utils.config import STAGE_LABELS, Profile, RadVisionError
 from radvision_utils.data.images import letterbox, load_image, load_square
 from radvision_utils.data.reports import Report, parse_report
 from radvision_utils.data.studies import Study, open_prepared
+from radvision_utils.decoding import Contrast, LineChoice, nothing_in_particular, thresholds
 from radvision_utils.environment import Device, choose_device
 from radvision_utils.model.base import (
     compute_device,
@@ -84,6 +85,8 @@ class Reporter:
     ) -> None:
         self.model, self.collator, self.profile, self.stage, self.device = model, collator, profile, stage, device
         self.sampling: Sampling | None = None
+        self.mean: Image.Image | None = None  # what each image is contrasted with, if generation.contrast asks for it
+        self.choice: LineChoice | None = None  # of the findings that a report begins with; None: the model writes them
         self._batch_size = profile.generation.batch_size
         model.eval()
         model.config.use_cache = True
@@ -199,23 +202,32 @@ class Reporter:
         start = time.perf_counter()
         squares = [self.prepare(image) for image in images]
         indications = [image.indication if isinstance(image, Study) else "" for image in images]
-        inputs = to_device(self.collator.prompts(squares, indications), compute_device(self.model))
+        lines = self.choice.lines(self, images) if self.choice else []
+        begun = [self.collator.beginning(line) for line in lines] or [[]] * len(images)
+        shown, contrast = squares, []
+        if self.mean is not None:
+            shown, indications, begun = squares + [self.mean] * len(squares), indications * 2, begun * 2
+            contrast = [Contrast(self.profile.generation.contrast)]
+        inputs = to_device(self.collator.prompts(shown, indications, begun), compute_device(self.model))
         with self.device.autocast(), self._lot(squares) as lot:
             output: Any = self.model.generate(
                 **inputs,
                 max_new_tokens=self.profile.generation.max_new_tokens,
                 **lot,
+                logits_processor=LogitsProcessorList(contrast),
                 repetition_penalty=1.0,  # Qwen's own 1.05 shuns words said before, and reports say "no" again and again
                 pad_token_id=self.collator.pad,
                 eos_token_id=[self.collator.end, self.collator.pad],
             )
-        rows = output[:, inputs["input_ids"].shape[1] :].tolist()
+        rows = output[: len(images), inputs["input_ids"].shape[1] :].tolist()
         seconds, reports = (time.perf_counter() - start) / len(images), []
-        for row in rows:
+        for row, beginning in zip(rows, begun[: len(images)], strict=True):
             stops = [i for i, token in enumerate(row) if token in (self.collator.end, self.collator.pad)]
             ids = row[: stops[0]] if stops else row
-            text = self.collator.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            reports.append(WrittenReport(parse_report(text), text, len(ids), bool(stops), seconds))
+            text = self.collator.tokenizer.decode(beginning + ids, skip_special_tokens=True).strip()
+            reports.append(
+                WrittenReport(parse_report(text, self.profile.model.summary), text, len(ids), bool(stops), seconds)
+            )
         return reports
 
     @contextmanager
@@ -257,7 +269,12 @@ def reporter_of(profile: Profile, stage: int, base: PreTrainedModel | None = Non
     with loading_in_memory(profile, stage):
         model = _load_model(profile, stage, device, base)
     keep_in_float32(model, _float32_blocks(profile, stage) if device.dtype == "float16" else [])
-    return Reporter(model, collator, profile, stage, device)
+    reporter = Reporter(model, collator, profile, stage, device)
+    if stage and profile.model.summary and profile.generation.findings == "scored":
+        reporter.choice = thresholds(reporter)
+    if stage and profile.generation.contrast:
+        reporter.mean = nothing_in_particular(reporter)
+    return reporter
 
 
 def _load_model(
@@ -316,4 +333,4 @@ def compare_stages(profile: Profile, stages: Sequence[int], count: int = 3) -> l
 
 
 def _in_one(report: Report) -> str:
-    return f"{report.findings} / {report.impression}"
+    return " ".join(filter(None, (report.line, f"{report.findings} / {report.impression}")))

@@ -30,6 +30,7 @@ from typing import Any
 from radvision_utils.config import (
     Profile,
     RadVisionError,
+    SeeingSettings,
     StageSettings,
     command_words,
     load_profile,
@@ -125,6 +126,10 @@ class RunFolder:
     @property
     def dashboard(self) -> Path:
         return self.path / "dashboard"
+
+    def thresholds(self, number: int) -> Path:
+        """Of the findings that reports after a stage begin with."""
+        return self.path / "thresholds" / f"stage{number}.json"
 
     @property
     def notebooks(self) -> Path:
@@ -249,12 +254,19 @@ class Stage:
     @property
     def how(self) -> str:
         """How the component trains, in words."""
-        return _STAGES[self.number][1]
+        whole = self.number == 1 and self.profile.stage1.train == "full"
+        return "all its weights" if whole else _STAGES[self.number][1]
 
     @property
     def step(self) -> str:
         """The step's name in the run: "stage1"."""
         return f"stage{self.number}"
+
+    @property
+    def label_weight(self) -> float:
+        """How much of the loss is that of finding labels; they teach what makes visual tokens, stages 1 and 2."""
+        settings = self.settings
+        return settings.label_weight if isinstance(settings, SeeingSettings) else 0.0
 
     @property
     def settings(self) -> StageSettings:
@@ -317,11 +329,13 @@ def made_from(profile: Profile, step: str) -> dict[str, Any]:
     """
     settings, seed = settings_of(profile), {"seed": profile.seed}
     if step == "data":
-        unlike = ("data.workers", "data.source")  # the source is known by its content, see `require` and `is_current`
+        # The source is known by its content, see `require` and `is_current`; how studies are shown changes none.
+        unlike = ("data.workers", "data.source", "data.augment", "data.abnormal_share")
         return seed | {name: settings[name] for name in settings_of(profile.data, "data.") if name not in unlike}
     made = {"dataset": require(profile, "data")["hash"]}
     if step.startswith("evaluation"):
-        names = ["generation.max_new_tokens", "evaluation.stages"]  # a batch's size changes no report
+        names = [name for name in settings if name.startswith("generation.") and name != "generation.batch_size"]
+        names += ["evaluation.stages"]
         return made | {"stage3": require(profile, "stage3")["hash"]} | {name: settings[name] for name in names}
     stage = Stage(profile, int(step.removeprefix("stage")))
     if stage.parent is not None:
@@ -329,6 +343,7 @@ def made_from(profile: Profile, step: str) -> dict[str, Any]:
     names = [f"{step}.{name}" for name in settings_of(stage.settings) if name not in (*NO_RESULT, *_SPLIT)]
     # The one adapter is shaped at stage 1, by the ranks of both its LoRA components.
     names += ["stage3.lora_rank", "stage3.lora_alpha"] if stage.number == 1 else []
+    names += ["data.abnormal_share", *(["data.augment"] if stage.number == 1 else [])]
     made |= seed | settings_of(profile.model, "model.") | {name: settings[name] for name in names}
     made[f"{step}.micro_batch x {step}.accumulation"] = stage.settings.micro_batch * stage.settings.accumulation
     return made

@@ -61,7 +61,7 @@ def test_a_wrong_override_is_named_in_one_sentence(overrides, sentence):
 
 
 def test_an_unknown_profile_is_answered_with_those_that_exist():
-    with pytest.raises(RadVisionError, match=r"profile 'huge' does not exist: choose one of tiny, lingshu-7b\."):
+    with pytest.raises(RadVisionError, match=r"'huge' does not exist: choose one of tiny, tiny-real, lingshu-7b\."):
         load_profile("huge")
 
 

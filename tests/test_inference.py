@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from PIL import Image
 from radvision_utils import RadVisionError, Report, load_reporter
 from radvision_utils import report as inference
 from radvision_utils.data.studies import open_prepared
+from radvision_utils.decoding import Contrast
 from radvision_utils.environment import choose_device
 from radvision_utils.evaluation.image_use import study_losses
 from radvision_utils.model.base import load_adapter, load_base
@@ -49,6 +51,23 @@ def test_path_bytes_and_picture_give_the_same_report(reporter, images):
         reporter.report([images[0], str(images[0]), images[0].read_bytes(), picture])
         == [reporter.report(images[0])] * 4
     )
+
+
+def test_contrast_follows_what_the_image_adds_and_leaves_implausible_words_alone():
+    own, mean = torch.tensor([[0.5, 0.45, 0.05]]).log(), torch.tensor([[0.7, 0.1, 0.2]]).log()
+    both = torch.cat([own, mean])
+    assert Contrast(0.0)(None, both).argmax(-1).tolist() == [0, 0]
+    chosen = Contrast(0.5)(None, both)
+    assert chosen.argmax(-1).tolist() == [1, 1]  # the second half follows
+    rare = torch.cat([torch.tensor([[0.96, 0.03, 0.01]]), torch.tensor([[0.9, 0.09, 0.01]])]).log()
+    assert Contrast(1.0)(None, rare).argmax(-1).tolist() == [0, 0]
+
+
+def test_a_contrasted_report_does_not_depend_on_its_batch(trained, images):
+    contrasted = replace(trained, generation=replace(trained.generation, contrast=0.3))
+    reporter = reporter_of(contrasted, 3)
+    assert reporter.mean is not None
+    assert reporter.report(images[:3]) == [reporter.report(image) for image in images[:3]]
 
 
 def test_a_picture_of_any_size_and_mode_is_letterboxed(reporter):

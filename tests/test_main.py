@@ -102,7 +102,7 @@ def test_a_profile_name_of_another_kind_in_a_runs_record_is_refused(name, tmp_pa
     RunFolder.of(profile).note(profile, "data")
     path = tmp_path / "r" / "run.json"
     path.write_text(json.dumps({"profile": {**profile.to_dict(), "name": name}}))
-    with pytest.raises(RadVisionError, match=r"profile .* does not exist: choose one of tiny, lingshu-7b"):
+    with pytest.raises(RadVisionError, match=r"profile .* does not exist: choose one of tiny, tiny-real, lingshu-7b"):
         RunFolder("r", tmp_path).profile()
 
 

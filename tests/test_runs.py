@@ -94,12 +94,15 @@ SETTINGS = {name: value for name, value in settings_of(load_profile()).items() i
 def another(name, value):
     """A valid value of a setting that is not the one it has."""
     choices = {"hospital": "A", "required": "either", "deidentified": "keep", "priors": "keep", "quantization": "none"}
-    choices |= {"stages": "ends", "schedule": "linear", "optimizer": "adamw_torch"}
+    choices |= {"stages": "ends", "schedule": "linear", "optimizer": "adamw_torch", "train": "full"}
+    choices |= {"findings": "scored"}
     if isinstance(value, bool):
         return not value
     if isinstance(value, str):
         return choices.get(name.rpartition(".")[2], f"{value}x")
-    return 7 if value is None else 0.25 if isinstance(value, float) else value + 1
+    if value is None:
+        return 0.5 if name in ("data.abnormal_share", "generation.unsupported") else 7
+    return 0.25 if isinstance(value, float) else value + 1
 
 
 @pytest.mark.parametrize("name", SETTINGS)

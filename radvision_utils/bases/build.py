@@ -1,4 +1,5 @@
-"""Build the tiny base and train it on phantoms of hospital A, all its parameters from random weights.
+"""Build the tiny base and train it on phantoms of hospital A, all its parameters from random weights; or teach its
+language model the English of a source.
 
 `python -m radvision_utils build-base` runs it. Nothing of hospital B, which the stages train on, is seen here. The
 classes are the 7B's, tokenizer and processor its own. The architecture follows what learned on a CPU: patches of 28 and
@@ -7,12 +8,14 @@ full attention, since 16 visual tokens are enough for drawn findings and a finer
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
 import tempfile
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import (
     GenerationConfig,
     PreTrainedModel,
+    ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
@@ -38,7 +42,7 @@ from radvision_utils.model.base import TINY_BASE, count_parameters, load_base, l
 from radvision_utils.model.faster import patch_embedding_by_matmul
 from radvision_utils.phantoms.phantom_accuracy import phantom_accuracy
 from radvision_utils.report import Reporter
-from radvision_utils.runs import write_text
+from radvision_utils.runs import fingerprint, read_json, write_json, write_text
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import mean_report_loss
 from radvision_utils.training.trainer import ReportTrainer, StageLog
@@ -81,13 +85,8 @@ def build_base(folder: Path = TINY_BASE, studies: int = 9000, epochs: float = 8.
         model = build_model(tokenizer, SEED)
         collator = Collator(processor, ours.model)
         _train(model, collator, dataset, Path(scratch), epochs)
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        model.to(torch.bfloat16).save_pretrained(partial)
-        processor.save_pretrained(partial)
+        _save(model, processor, folder)
         trained = time.perf_counter() - started
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
 
     figures = {
         "parameters": count_parameters(model),
@@ -98,6 +97,74 @@ def build_base(folder: Path = TINY_BASE, studies: int = 9000, epochs: float = 8.
     }
     write_text(folder / "README.md", _model_card(figures))
     return figures
+
+
+def base_for_source(profile: Profile, folder: Path, epochs: float = 6.0) -> Path:
+    """The profile's base, its language model and embeddings trained further on the reports of the training split.
+
+    A phantom base knows a few hundred words and spells all others. So it gets a tokenizer of these reports, and an
+    embedding for each of its tokens; LoRA over frozen embeddings does not learn a hospital's English. The vision
+    encoder and the projector stay as they are, for the stages to train. Made once: a base from the same reports,
+    settings and base is given back.
+
+    Args:
+        profile: whose data is prepared if it is not yet.
+        folder: where the base goes; an older one is replaced when the new one is complete. What is learned from a
+            source belongs to its owner: nothing of it is shipped.
+        epochs: passes over the training reports.
+
+    Returns:
+        The folder.
+    """
+    dataset, path = prepare_dataset(profile), folder / "source.json"
+    settings = replace(profile.model, quantization="none")
+    key = fingerprint([dataset.summary["hash"], dataclasses.asdict(settings), epochs, profile.seed])
+    if path.is_file() and read_json(path)["key"] == key:
+        return folder
+    seed_everything(profile.seed)
+    old, tokenizer = load_processor(settings, profile.data.image_size), train_tokenizer(_texts(dataset))
+    parts = {"image_processor": old.image_processor, "video_processor": old.video_processor}
+    processor = type(old)(tokenizer=tokenizer, chat_template=old.chat_template, **parts)
+    model = load_base(settings, choose_device()).float()
+    _exchange_words(model, old.tokenizer, tokenizer)
+    model.model.language_model.requires_grad_(True)
+    logger.info("base: its language model learns the English of %d reports", len(dataset.split("train")))
+    with tempfile.TemporaryDirectory(prefix="radvision-base-") as scratch:
+        _train(model, Collator(processor, settings), dataset, Path(scratch), epochs, learning_rate=1e-3)
+    _save(model, processor, folder)
+    write_text(
+        folder / "README.md", f"{dataset.summary['source']}: {DISCLAIMER} Made for one's own use; not to be shared.\n"
+    )
+    write_json(path, {"key": key, "reports": len(dataset.split("train")), "epochs": epochs})
+    return folder
+
+
+def _exchange_words(model: PreTrainedModel, old: Any, new: Qwen2Tokenizer) -> None:
+    """Give the model the tokens of another tokenizer, each the mean embedding of how the old one spells it."""
+    known, table = old.get_vocab(), model.get_input_embeddings().weight.data
+    rows = []
+    for token in new.convert_ids_to_tokens(range(len(new))):
+        spelling = [known[token]] if token in known else old(new.convert_tokens_to_string([token])).input_ids
+        rows.append(table[spelling].mean(0))
+    model.resize_token_embeddings(len(new), mean_resizing=False)
+    model.get_input_embeddings().weight.data = torch.stack(rows)
+    model.tie_weights()
+    fresh = build_config(new)
+    for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
+        setattr(model.config, name, getattr(fresh, name))
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(model.config.text_config, name, getattr(fresh.text_config, name))
+    model.generation_config = _greedy(new)
+
+
+def _save(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> None:
+    """Write 16-bit weights and processor; an older folder goes when the new one is complete."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.to(torch.bfloat16).save_pretrained(partial)
+    processor.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
 
 
 def measure_base(folder: Path) -> dict[str, dict[str, float]]:
@@ -122,7 +189,14 @@ def _texts(dataset: PreparedDataset) -> list[str]:
     return reports + [PROMPT, "system\nYou are a helpful assistant.", "user\n", "assistant\n"] * 200
 
 
-def _train(model: PreTrainedModel, collator: Collator, dataset: PreparedDataset, scratch: Path, epochs: float) -> None:
+def _train(
+    model: PreTrainedModel,
+    collator: Collator,
+    dataset: PreparedDataset,
+    scratch: Path,
+    epochs: float,
+    learning_rate: float = 2e-3,
+) -> None:
     device = choose_device()
     held_out = dataset.split("validation")[:200]
     batch = 16
@@ -133,7 +207,7 @@ def _train(model: PreTrainedModel, collator: Collator, dataset: PreparedDataset,
         output_dir=str(scratch / "checkpoints"),
         per_device_train_batch_size=batch,
         num_train_epochs=epochs,
-        learning_rate=2e-3,
+        learning_rate=learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=40,
         adam_beta1=0.9,
@@ -243,14 +317,18 @@ def build_model(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2_5_VLForConditiona
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer))
     patch_embedding_by_matmul(model)
+    model.generation_config = _greedy(tokenizer)
+    return model
+
+
+def _greedy(tokenizer: Qwen2Tokenizer) -> GenerationConfig:
     token = tokenizer.convert_tokens_to_ids
-    model.generation_config = GenerationConfig(
+    return GenerationConfig(
         do_sample=False,
         bos_token_id=token("<|endoftext|>"),
         eos_token_id=[token("<|im_end|>"), token("<|endoftext|>")],
         pad_token_id=token("<|endoftext|>"),
     )
-    return model
 
 
 def _model_card(figures: dict[str, Any]) -> str:

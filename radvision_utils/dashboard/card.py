@@ -59,6 +59,7 @@ STAGES = {
 }
 LABELS_TITLE, DRAWN_TITLE = "Generated against reference", "Generated against what was drawn"
 ASSERTED_TITLE, FLAGS_TITLE = "Asserted by the report", "Flags on the generated report"
+FIRST_TITLE = "Said first, as a line of findings"
 MEANING = (
     "A map shows how much less likely the sentence becomes without each part of the image; the image is the whole "
     "square that the model sees, black margins included."
@@ -287,6 +288,9 @@ class ReportCard:
                 ChipGroup(LABELS_TITLE, RULES, sorted(labels, key=_worst_first)),
                 ChipGroup(DRAWN_TITLE, "", sorted(drawn, key=_worst_first)),
             ]
+        if record.generated.line and not self.blind:
+            first = record.generated.line.rstrip(".").split(",")
+            groups.insert(0, ChipGroup(FIRST_TITLE, "", [Chip(_sentence_case(words)) for words in first]))
         odd = [Chip(FLAGS.get(flag, flag.strip()), sign="warning", glyph="!") for flag in record.flags]
         groups.append(ChipGroup(FLAGS_TITLE, RULES, odd))
         return [group for group in groups if group.chips]

@@ -456,6 +456,12 @@ def letterbox(image: Image.Image, size: int) -> Image.Image:
     return square
 
 
+def mean_image(paths: list[Path]) -> Image.Image:
+    """The mean of images of one size."""
+    total: Any = sum(np.array(load_image(path), np.float64) for path in paths)
+    return Image.fromarray((total / len(paths)).round().astype(np.uint8))
+
+
 def mirror_symmetry(square: Image.Image) -> float:
     """How alike the middle of a picture and its mirror image are: Pearson's r of gray levels at the best axis.
 

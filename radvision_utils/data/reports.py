@@ -10,8 +10,8 @@ import html
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Set
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Set
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -129,11 +129,43 @@ class Report:
         findings: what is seen.
         impression: what it means.
         headed: whether the text had headings; without any, the whole text stands in `findings`.
+        line: of findings, as `line_of_findings` makes it; a model that trained with `model.summary` begins with it.
     """
 
     findings: str = ""
     impression: str = ""
     headed: bool = True
+    line: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As records keep it; without a line there is no word of one."""
+        return {name: value for name, value in vars(self).items() if name != "line" or value}
+
+
+# Observations in a line's words, the commonest of Open-I first; the finding labels read each of them as itself.
+_WORDS = {
+    "Cardiomegaly": "cardiomegaly",
+    "Pleural Effusion": "pleural effusion",
+    "Atelectasis": "atelectasis",
+    "Lung Opacity": "lung opacity",
+    "Support Devices": "support device",
+    "Enlarged Cardiomediastinum": "enlarged mediastinum",
+    "Lung Lesion": "lung nodule",
+    "Edema": "pulmonary edema",
+    "Consolidation": "consolidation",
+    "Pneumonia": "pneumonia",
+    "Pneumothorax": "pneumothorax",
+    "Pleural Other": "pleural thickening",
+    "Fracture": "fracture",
+}
+
+_NOTHING = "no key finding"
+
+
+def line_of_findings(observations: Collection[str]) -> str:
+    """A sentence that asserts these observations and no more: "Cardiomegaly, atelectasis."."""
+    line = ", ".join(words for name, words in _WORDS.items() if name in observations) or _NOTHING
+    return f"{line.capitalize()}."
 
 
 def clean_section(text: str | None) -> str:
@@ -236,21 +268,29 @@ def is_english(text: str) -> bool:
 
 def format_report(report: Report) -> str:
     """The report as one text, the training target: "Findings: ... Impression: ...". An empty section has no heading."""
+    findings = " ".join(filter(None, (report.line, report.findings)))
     if not report.headed:
-        return report.findings
-    sections = (("Findings", report.findings), ("Impression", report.impression))
+        return findings
+    sections = (("Findings", findings), ("Impression", report.impression))
     return " ".join(f"{heading}: {text}" for heading, text in sections if text)
 
 
-def parse_report(text: str) -> Report:
+def parse_report(text: str, line: bool = False) -> Report:
     """The report in a text that any model wrote; the inverse of `format_report`, and tolerant of much else.
 
     What a model thought before its answer, marks of chat formats, HTML and Markdown are taken off, JSON is unfolded.
     Headings may be in any case and order, marked or on a line of their own without a colon; one may be missing (what
     stands before "Impression:" is then the findings) or come twice (its texts are joined). Words before "Findings:",
     such as "Here is the report:", are left out, as are braces and the empty "Findings: {}" of a prompt that is echoed.
-    Lines of a list become sentences.
+    Lines of a list become sentences. With `line`, a first sentence that is a line of findings stands by itself.
     """
+    if line:
+        report = parse_report(text)
+        opening, *rest = split_sentences(report.findings) or [""]
+        said = {part.strip().lower() for part in opening.rstrip(".").split(",")}
+        return (
+            replace(report, line=opening, findings=" ".join(rest)) if said <= {*_WORDS.values(), _NOTHING} else report
+        )
     text = _as_lines(_unfolded(_answer(text)))
     headings = [found for found in _CANDIDATE.finditer(text) if _is_heading(found)]
     has_lines, first = "\n" in text, headings[0].start() if headings else len(text)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from radvision_utils.data.reports import Report
+from radvision_utils.data.reports import Report, line_of_findings
 from radvision_utils.data.studies import Study
-from radvision_utils.evaluation.labels import ASSERTED, label
+from radvision_utils.evaluation.labels import ABNORMAL, ASSERTED, label
 from radvision_utils.evaluation.text_metrics import PROTOCOLS, bleu4_times_cider_d
 
 if TYPE_CHECKING:  # whose module imports torch, which a score does without
@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # whose module imports torch, which a score does without
 CONSTANT = "constant report"
 BEST_CONSTANT = "best constant"
 RANDOM = "random training report"
+COMMONEST_FINDING = "commonest finding"
+BEST_FINDINGS = "best findings"
 NEAREST = "nearest neighbor"
 CANDIDATES = 50  # commonest normal training reports that the best constant is chosen from
 ROWS = {
@@ -28,6 +30,8 @@ ROWS = {
     BEST_CONSTANT: f"of the {CANDIDATES} most frequent normal training reports the one that earns most BLEU-4 times "
     "CIDEr-D on validation, for every study",
     RANDOM: "a training report drawn at random for each study",
+    COMMONEST_FINDING: "the finding that most training reports assert, said of every study",
+    BEST_FINDINGS: "the set of findings that earns the highest label F1 on validation, said of every study",
     NEAREST: "the report of the training image closest in the base's vision encoder (mean token, cosine)",
 }
 
@@ -48,7 +52,34 @@ def blind_reports(
         CONSTANT: [commonest_normal_report(train)] * studies,
         BEST_CONSTANT: [best_constant(train, validation)] * studies,
         RANDOM: [train[i] for i in drawn],
+        COMMONEST_FINDING: [Report(line_of_findings(_by_frequency(train)[:1]))] * studies,
+        BEST_FINDINGS: [Report(line_of_findings(best_findings(validation)))] * studies,
     }
+
+
+def best_findings(validation: Sequence[Report]) -> list[str]:
+    """The findings that earn the highest micro F1 when they are said of every one of these references.
+
+    Of sets of one size the commonest findings earn most, so that no other sets need be tried.
+    """
+    counts = _counts(validation)
+    ranked, total = _by_frequency(validation), sum(counts.values())
+
+    def earned(size: int) -> float:
+        right = sum(counts[name] for name in ranked[:size])
+        return 2 * right / max(size * len(validation) + total, 1)
+
+    return ranked[: max(range(1, len(ranked) + 1), key=earned, default=0)]
+
+
+def _counts(reports: Sequence[Report]) -> Counter[str]:
+    """How many reports assert each observation."""
+    known = {report: label(f"{report.findings}\n\n{report.impression}") for report in set(reports)}
+    return Counter(name for report in reports for name in ABNORMAL if known[report][name].status in ASSERTED)
+
+
+def _by_frequency(reports: Sequence[Report]) -> list[str]:
+    return [name for name, _ in _counts(reports).most_common()]
 
 
 def commonest_normal_report(train: Sequence[Report]) -> Report:

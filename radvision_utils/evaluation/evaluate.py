@@ -19,7 +19,7 @@ from radvision_utils.config import STAGE_LABELS, STAGES, Profile, RadVisionError
 from radvision_utils.data.studies import SPLITS, open_prepared
 from radvision_utils.environment import choose_device, forget_peak_memory, open_room, process_rank, versions
 from radvision_utils.evaluation import image_use
-from radvision_utils.evaluation.baselines import BEST_CONSTANT, CONSTANT, NEAREST, ROWS, blind_reports, neighbor_reports
+from radvision_utils.evaluation.baselines import NEAREST, RANDOM, ROWS, blind_reports, neighbor_reports
 from radvision_utils.evaluation.bootstrap import RESAMPLES
 from radvision_utils.evaluation.charts import save_figures
 from radvision_utils.evaluation.labels import mesh_agreement
@@ -137,6 +137,7 @@ class _Evaluation:
             self.seed,
             [study.report for study in self.train],
             truths if len(truths) == len(self.studies) else None,
+            [study.mesh if study.truth is None else "" for study in self.studies],  # a phantom's is no annotation
         )
         self.chosen = image_use.sample(len(self.studies), self.seed)
         self.some = [self.studies[i] for i in self.chosen]
@@ -214,7 +215,7 @@ class _Evaluation:
             "baselines": {
                 row: {
                     "what": what,
-                    "report": vars(scored[row].reports[0]) if row in (CONSTANT, BEST_CONSTANT) else None,
+                    "report": scored[row].reports[0].to_json() if row not in (RANDOM, NEAREST) else None,
                 }
                 for row, what in ROWS.items()
             },
@@ -229,9 +230,11 @@ class _Evaluation:
         gaps = self.use.pop("gap")
         drops = image_use.exchange_drops(last.matrix, self.scorer.matrix, self.scorer.bootstrap, self.seed)
         word, sentence = image_use.verdict(gaps[row], drops["any study"])
+        beyond = image_use.beyond_labels(last.reports, self.scorer.references, self.scorer.matrix, self.seed)
         return {
             "verdict": word,
-            "sentence": sentence,
+            "sentence": f"{sentence}; {image_use.told_beyond(beyond)}" if word == "yes" else sentence,
+            "beyond_labels": beyond.to_json(),
             "row": row,
             "studies": f"{len(self.some)} of {len(self.studies)}, drawn with seed {self.seed}; exchanged reports: all",
             "loss_gap": {name: gap.to_json() for name, gap in gaps.items()},
@@ -275,7 +278,7 @@ class _Evaluation:
     def _write(
         self, metrics: dict[str, Any], scored: Mapping[str, ScoredRow], predictions: Sequence[Prediction]
     ) -> None:
-        metrics["hash"] = fingerprint([vars(ours.generated) for ours in predictions])
+        metrics["hash"] = fingerprint([ours.generated.to_json() for ours in predictions])
         metrics["finished"] = now()
         folder = self.partial
         write_json_lines(folder / "predictions.jsonl", (ours.to_json() for ours in predictions))

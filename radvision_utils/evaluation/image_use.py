@@ -17,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from radvision_utils.data.images import load_image
+from radvision_utils.data.images import load_image, mean_image
 from radvision_utils.data.reports import Report, format_report
 from radvision_utils.data.studies import Study
 from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate, share
 from radvision_utils.evaluation.labels import ABNORMAL, LabelMatrix, micro_f1
 from radvision_utils.evaluation.records import report_labels
+from radvision_utils.evaluation.text_metrics import RAW, score_texts
 from radvision_utils.report import Reporter
 
 SAMPLE = 200  # studies at most: each pass over them costs a 7B minutes
@@ -88,17 +89,15 @@ def exchange_drops(
 
     Returns:
         "any study": exchanged among all; "same labels": among studies whose references assert the same observations,
-        where a report that says no more than its labels loses nothing; "other labels": with a study whose reference
-        asserts others. The last two only for studies that have such a partner.
+        where label F1 can lose nothing, whatever the reports say (see `beyond_labels`); "other labels": with a study
+        whose reference asserts others. The last two only for studies that have such a partner.
     """
     n = len(reference.abnormal)
     rng = np.random.default_rng(seed)
-    keys = [row.tobytes() for row in reference.positive]
-    groups = {key: np.flatnonzero([k == key for k in keys]) for key in dict.fromkeys(keys)}
     same, different = np.arange(n), np.arange(n)
-    for key, members in groups.items():
+    for members in _equal_labels(reference):
         same[members] = members[exchange(len(members), seed)]
-        others = np.flatnonzero([k != key for k in keys])
+        others = np.setdiff1d(np.arange(n), members)
         if len(others):
             different[members] = rng.choice(others, len(members))
     orders = {"any study": exchange(n, seed), "same labels": same, "other labels": different}
@@ -110,18 +109,50 @@ def exchange_drops(
     return drops
 
 
+def _equal_labels(reference: LabelMatrix) -> list[Order]:
+    """Positions of the studies whose references assert the same observations, a group each."""
+    keys = [row.tobytes() for row in reference.positive]
+    return [np.flatnonzero([k == key for k in keys]) for key in dict.fromkeys(keys)]
+
+
+def beyond_labels(reports: Sequence[Report], references: Sequence[Report], matrix: LabelMatrix, seed: int) -> Estimate:
+    """What ROUGE-L loses when studies whose references assert the same observations exchange their reports.
+
+    A report that says no more of its image than these labels (no side, no place, no extent) loses nothing.
+
+    Args:
+        matrix: labels of the references.
+    """
+    n = len(reports)
+    order = np.arange(n)
+    for members in _equal_labels(matrix):
+        order[members] = members[exchange(len(members), seed)]
+    own, other = (
+        np.array([each["rouge_l"] for each in score_texts(given, references, RAW).each])
+        for given in (reports, [reports[i] for i in order.tolist()])
+    )
+    return Bootstrap(n, seed).mean(own - other, order != np.arange(n))
+
+
+def told_beyond(lost: Estimate) -> str:
+    """What `beyond_labels` found, in words."""
+    more = "more" if lost.interval[0] > 0 else "no more"
+    return (
+        f"it says {more} of the image than its labels (exchanged among studies of equal labels its reports lose "
+        f"{_figure(lost)} ROUGE-L)"
+    )
+
+
 def empty_images(train: Sequence[Study], folder: Path, seed: int) -> dict[str, Path]:
     """Writes `blank.png` (black) and `mean.png` (the mean of training images) and gives their paths."""
     chosen = [train[i].image for i in sample(len(train), seed)]
-    total = np.zeros(np.array(load_image(chosen[0])).shape)
-    for path in chosen:
-        total += np.array(load_image(path))
-    pictures = {"blank image": np.zeros(total.shape), "mean image": total / len(chosen)}
+    mean = mean_image(chosen)
+    pictures = {"blank image": Image.new("L", mean.size), "mean image": mean}
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
-    for name, pixels in pictures.items():
+    for name, picture in pictures.items():
         paths[name] = folder / f"{name.split()[0]}.png"
-        Image.fromarray(pixels.round().astype(np.uint8)).save(paths[name])
+        picture.save(paths[name])
     return paths
 
 

@@ -176,8 +176,9 @@ class Prediction:
     def to_json(self) -> dict[str, Any]:
         """The line of `predictions.jsonl`."""
         values = json.loads(json.dumps(dataclasses.asdict(self)))  # lists for tuples
+        values["generated"] = self.generated.to_json()
         if self.reference is not None:
-            del values["reference"]["headed"]
+            values["reference"] = {"findings": self.reference.findings, "impression": self.reference.impression}
         return {name: value for name, value in values.items() if value is not None or name == "reference"}
 
 
@@ -236,13 +237,13 @@ def clean(value: object) -> str:
 
 
 def report_labels(report: Report) -> dict[str, Label]:
-    """The 14 labels of a report, both sections read together."""
-    return label(f"{report.findings}\n\n{report.impression}")
+    """The 14 labels of a report, both sections, and its line of findings if it has one, read together."""
+    return label("\n\n".join(filter(None, (report.line, f"{report.findings}\n\n{report.impression}"))))
 
 
 def normal_form(report: Report) -> str:
-    """A report as it is compared for being a copy: one line, lower case."""
-    return " ".join(format_report(report).lower().split())
+    """A report as it is compared for being a copy: without a line of findings, one line, lower case."""
+    return " ".join(format_report(dataclasses.replace(report, line="")).lower().split())
 
 
 def training_forms(profile: Profile) -> set[str]:
@@ -381,7 +382,7 @@ def rexrank_submission(predictions: Iterable[Prediction]) -> dict[str, dict[str,
             "report": format_report(ours.reference),
             "context": f"Indication: {ours.indication}",
             "split": ours.split,
-            "model_prediction": format_report(ours.generated),
+            "model_prediction": format_report(dataclasses.replace(ours.generated, line="")),
         }
         for ours in predictions
         if ours.reference is not None

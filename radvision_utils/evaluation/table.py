@@ -20,7 +20,7 @@ from radvision_utils.config import STAGES, EvaluationSettings, Profile
 from radvision_utils.data.reports import Report
 from radvision_utils.environment import open_room
 from radvision_utils.evaluation.baselines import NEAREST
-from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate, figure_text
+from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate, figure_text, rounded
 from radvision_utils.evaluation.labels import (
     ABNORMAL,
     Label,
@@ -28,6 +28,8 @@ from radvision_utils.evaluation.labels import (
     compare,
     confusion,
     label_scores,
+    mesh_labels,
+    micro_f1,
     observation_scores,
     says_nothing,
 )
@@ -35,6 +37,7 @@ from radvision_utils.evaluation.records import COPIED, CUT, FLAGS, flags_of, nor
 from radvision_utils.evaluation.text_metrics import (
     NEEDS_JAVA,
     PROTOCOLS,
+    RAW,
     TextScores,
     meteor_scores,
     score_texts,
@@ -46,7 +49,7 @@ from radvision_utils.runs import redo_command
 
 RULE_LABELS = "rule labels, findings + impression"
 DRAWN = "drawn truth"  # phantoms only
-CARD_PROTOCOL = "findings + impression, raw"  # whose text metrics the table and a study's card show
+CARD_PROTOCOL = RAW  # whose text metrics the table and a study's card show
 VERDICTS = ("agree", "missed", "unsupported", "contradiction")  # in the order of the table
 
 
@@ -85,7 +88,10 @@ _TEXT_HEADS = {
     **{f"bleu{order}": f"BLEU-{order}" for order in (1, 2, 3, 4)},
     **{"rouge_l": "ROUGE-L", "cider_d": "CIDEr-D", "meteor": "METEOR"},
 }
-FACTS = {"loss": "loss, nats per token", "distinct_reports": "distinct reports"}
+FACTS = {
+    **{"loss": "loss, nats per token", "distinct_reports": "distinct reports"},
+    **{"text_f1": "F1 without the line of findings", "mesh_f1": "F1 against MeSH"},
+}
 
 HALF = 0.5  # of the reports, or of their words
 MOST = 0.9  # of the reports; on a set of mostly normal studies a good model too writes some report very often
@@ -126,6 +132,8 @@ class Scorer:
         seed: of the bootstrap.
         training: training reports, to find copies; none known for another system's predictions.
         truths: what was drawn into each study; phantoms only.
+        mesh: human annotation of each study, "" where there is none. The rules that make the labels also teach where
+            labels teach; by the annotation somebody else judges.
     """
 
     def __init__(
@@ -134,12 +142,18 @@ class Scorer:
         seed: int,
         training: Sequence[Report] = (),
         truths: Sequence[str] | None = None,
+        mesh: Sequence[str] = (),
     ) -> None:
         self.references, self.truths = list(references), truths
         self.bootstrap = Bootstrap(len(references), seed)
         self.training = {normal_form(report) for report in training}
         self.labels = [report_labels(report) for report in references]
         self.matrix = LabelMatrix.of(self.labels, _silent(references))
+        self.annotated = np.array([bool(text) and text != "No Indexing" for text in mesh], bool)
+        said = np.array([[name in mesh_labels(text) for name in ABNORMAL] for text in mesh], bool)
+        self.by_people = (
+            LabelMatrix(said, said, np.array([row.any() for row in said])) if self.annotated.any() else None
+        )
 
     def score(self, reports: Sequence[Report]) -> ScoredRow:
         """All scores of a row, one report for each study."""
@@ -159,6 +173,12 @@ class Scorer:
             "observations": observation_scores(matrix, self.matrix, self.bootstrap),
             "confusion": confusion(matrix, self.matrix),
         }
+        if self.by_people is not None:
+            facts["mesh_f1"] = rounded(micro_f1(matrix, self.by_people, self.bootstrap, self.annotated).value)
+        if any(report.line for report in reports):
+            texts_alone = [report_labels(replace(report, line="")) for report in reports]
+            bare = LabelMatrix.of(texts_alone, _silent(reports))
+            facts["text_f1"] = rounded(micro_f1(bare, self.matrix, self.bootstrap).value)
         return ScoredRow(list(reports), matrix, estimates, texts, facts)
 
     def against_drawn(self, reports: Sequence[Report], truths: Sequence[str]) -> dict[str, Estimate]:

@@ -50,9 +50,10 @@ def _raw_pair(generated: Report, reference: Report) -> tuple[str, str]:
     return tuple(" ".join(f"{r.findings} {r.impression}".split()) for r in (generated, reference))  # type: ignore[return-value]
 
 
+RAW = "findings + impression, raw"
 PROTOCOLS: dict[str, Callable[[Report, Report], tuple[str, str]]] = {
     "findings, R2Gen normalization": _r2gen_pair,
-    "findings + impression, raw": _raw_pair,
+    RAW: _raw_pair,
 }
 
 

@@ -50,7 +50,8 @@ def write_reports(reporter: Reporter, studies: Sequence[Study], folder: Path) ->
     ordered = [studies[i] for i in order]
     firsts = range(0, len(ordered), size)
     name = f"stage{reporter.stage}-by-{size}"  # batches of another size are others
-    done = _read(folder, name)
+    line = reporter.profile.model.summary
+    done = _read(folder, name, line)
     if done:
         logger.info("%s: the reports of %d of %d batches were there", name, len(done), len(firsts))
     own = folder / f"{name}.{process_rank()}.jsonl"
@@ -62,7 +63,7 @@ def write_reports(reporter: Reporter, studies: Sequence[Study], folder: Path) ->
         reports = [next(written) for _ in ordered[first : first + size]]
         append_json_lines(own, {"first": first, "reports": [{key: getattr(w, key) for key in _KEPT} for w in reports]})
     next(written, None)  # lets the progress end
-    while process_rank() == 0 and len(done := _read(folder, name)) < len(firsts):
+    while process_rank() == 0 and len(done := _read(folder, name, line)) < len(firsts):
         time.sleep(0.5)
     placed = {order[first + k]: report for first, reports in done.items() for k, report in enumerate(reports)}
     return [placed[number] for number in sorted(placed)]
@@ -82,11 +83,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return read_json_lines(path, {"first": int, "reports": [report]}, torn=True) if path.is_file() else []
 
 
-def _read(folder: Path, name: str) -> Batches:
+def _read(folder: Path, name: str, line: bool) -> Batches:
     return {
-        line["first"]: [
-            WrittenReport(parse_report(kept["text"]), **{key: kept[key] for key in _KEPT}) for kept in line["reports"]
+        batch["first"]: [
+            WrittenReport(parse_report(kept["text"], line), **{key: kept[key] for key in _KEPT})
+            for kept in batch["reports"]
         ]
         for path in sorted(folder.glob(f"{name}.*.jsonl"))
-        for line in _lines(path)
+        for batch in _lines(path)
     }

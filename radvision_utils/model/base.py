@@ -39,7 +39,7 @@ from radvision_utils.content import public_name
 from radvision_utils.environment import Device, open_room, require_device
 from radvision_utils.model.faster import speed_up_vision
 from radvision_utils.progress import download_bar
-from radvision_utils.runs import checked, first_line, read_json, write_json
+from radvision_utils.runs import checked, first_line, is_disk_full, read_json, write_json
 
 COMPONENTS = ("vision_encoder", "projector", "language_model")
 
@@ -48,7 +48,8 @@ VISION_LINEARS = r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(gate_proj
 LANGUAGE_LINEARS = (
     r"model\.language_model\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
 )
-PROJECTOR = "merger"
+LABEL_HEAD = "label_head"  # what labels teach through; no part of the adapter, and gone when the stage ends
+PROJECTOR, VISION_ENCODER = "merger", "visual"  # the one is the last part of the other
 
 
 def component_of(name: str) -> str:
@@ -57,7 +58,7 @@ def component_of(name: str) -> str:
     Raises:
         ValueError: the name belongs to no component of a Qwen2.5-VL.
     """
-    if re.search(r"(^|\.)visual\.merger\.", name):
+    if re.search(r"(^|\.)visual\.([\w.]+\.)?merger\.", name):
         return "projector"
     if re.search(r"(^|\.)visual\.", name):
         return "vision_encoder"
@@ -67,7 +68,7 @@ def component_of(name: str) -> str:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter of a PEFT model is part of the adapter: a LoRA matrix or the projector's trained copy."""
+    """Whether a parameter of a PEFT model is part of the adapter: a LoRA matrix, or of a copy that trains in full."""
     return ".lora_A." in name or ".lora_B." in name or ".modules_to_save." in name
 
 
@@ -235,7 +236,7 @@ def _from_pretrained(loader: Any, settings: ModelSettings, **options: Any) -> An
     except RadVisionError:
         raise
     except Exception as error:  # a damaged file ends in whatever its reader stumbles over
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or is_disk_full(error):
             raise
         if folder.is_dir():
             raise RadVisionError(f"the model folder {folder} cannot be loaded: {_why(folder, error)}.") from error
@@ -359,20 +360,25 @@ _OF_QWEN = {
 
 
 def lora_config(profile: Profile) -> LoraConfig:
-    """LoRA (Hu et al. 2021) of stage 1's rank on the vision encoder and of stage 3's rank on the language model."""
+    """LoRA (Hu et al. 2021) of stage 1's rank on the vision encoder and of stage 3's rank on the language model.
+
+    Where stage 1 trains the vision encoder in full there is a copy of all of it, as otherwise of the projector alone.
+    """
     vision, language = profile.stage1, profile.stage3
-    return _lora(language.lora_rank, language.lora_alpha, vision.lora_rank, vision.lora_alpha)
+    lora = (vision.lora_rank, vision.lora_alpha) if vision.train == "lora" else ()
+    return _lora(language.lora_rank, language.lora_alpha, *lora)
 
 
-def _lora(rank: int, alpha: int, vision_rank: int, vision_alpha: int) -> LoraConfig:
+def _lora(rank: int, alpha: int, *vision: int) -> LoraConfig:
+    """`vision`: rank and alpha of its LoRA; without them the whole of it is saved."""
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        rank_pattern={VISION_LINEARS: vision_rank},
-        alpha_pattern={VISION_LINEARS: vision_alpha},
+        rank_pattern={VISION_LINEARS: vision[0]} if vision else {},
+        alpha_pattern={VISION_LINEARS: vision[1]} if vision else {},
         lora_dropout=0.0,  # each stage sets the dropout of its own component, see training.stages
-        target_modules=f"({VISION_LINEARS}|{LANGUAGE_LINEARS})",
-        modules_to_save=[PROJECTOR],
+        target_modules=f"({VISION_LINEARS}|{LANGUAGE_LINEARS})" if vision else LANGUAGE_LINEARS,
+        modules_to_save=[PROJECTOR if vision else VISION_ENCODER],
         bias="none",
     )
 
@@ -396,7 +402,7 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
         tensors = load_file(checked(folder / WEIGHTS))
         config = read_lora(folder)
         ranks = {int(value.shape[0]) for name, value in tensors.items() if name.endswith("lora_A.weight")}
-        asked, there = max(config.r, *(config.rank_pattern or {}).values()), max(ranks, default=0)
+        asked, there = max([config.r, *(config.rank_pattern or {}).values()]), max(ranks, default=0)
         if asked > there:  # before memory is taken for it
             raise ValueError(f"a rank in adapter_config.json is above that of its tensors, {there}")
         if damaged := [name for name, value in tensors.items() if not torch.isfinite(value).all()]:
@@ -417,11 +423,12 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def read_lora(folder: Path) -> LoraConfig:
-    """An adapter's four numbers. RadVisionError: its config says more, and some of its words name modules to import."""
+    """An adapter's numbers. RadVisionError: its config says more, and some of its words name modules to import."""
     path, ours = checked(folder / "adapter_config.json"), "use the adapter of a run of your own"
-    patterns = {f"{name}_pattern": {VISION_LINEARS: int} for name in ("rank", "alpha")}
-    given = read_json(path, {"r": int, "lora_alpha": int, **patterns}, ours)
-    numbers = given["r"], given["lora_alpha"], *(given[f"{name}_pattern"][VISION_LINEARS] for name in ("rank", "alpha"))
+    given = read_json(path, {"r": int, "lora_alpha": int, "rank_pattern": dict, "alpha_pattern": dict}, ours)
+    patterns = ["rank_pattern", "alpha_pattern"] if given["rank_pattern"] or given["alpha_pattern"] else []
+    given = read_json(path, {name: {VISION_LINEARS: int} for name in patterns}, ours)
+    numbers = given["r"], given["lora_alpha"], *(given[name][VISION_LINEARS] for name in patterns)
     if min(numbers) < 1:
         raise RadVisionError(f"a rank or an alpha in {path} is below 1: {ours}.")
     config = _lora(*numbers)

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 LARGEST_FLOAT16 = 65504.0
 MARGIN = 4.0  # a block nears overflow from a quarter of the largest number on: other images may be that much larger
-_BLOCK = r"model\.(visual\.blocks\.\d+|visual\.merger|language_model\.layers\.\d+)"
+_BLOCK = r"model\.(visual\.(modules_to_save\.default\.)?(blocks\.\d+|merger)|language_model\.layers\.\d+)"
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.model.base import COMPONENTS, component_of, is_adapter
+from radvision_utils.model.base import COMPONENTS, LABEL_HEAD, component_of, is_adapter
 from radvision_utils.runs import Stage
 
 
@@ -65,7 +65,7 @@ def checkpoint_layers(model: nn.Module, stage: Stage, layers: int | None) -> Non
 
 
 def assert_gradients(model: nn.Module, stage: Stage) -> None:
-    """After a backward pass: every tensor of the stage has a gradient, no other tensor has one.
+    """After a backward pass: every tensor of the stage, and of a label head, has a gradient, no other tensor has one.
 
     Re-entrant checkpointing, a frozen input or a wrong target pattern would leave LoRA untrained without a word.
 
@@ -73,7 +73,7 @@ def assert_gradients(model: nn.Module, stage: Stage) -> None:
         RadVisionError: it is not so; the sentence names the first such tensor.
     """
     for name, parameter in model.named_parameters():
-        belongs = is_adapter(name) and component_of(name) == stage.component
+        belongs = name.startswith(LABEL_HEAD) or (is_adapter(name) and component_of(name) == stage.component)
         if belongs != (parameter.grad is not None):
             what = "has no gradient" if belongs else "has a gradient"
             raise RadVisionError(

@@ -133,14 +133,17 @@ class Shape:
         return self.vision_parameters + self.projector_parameters + language
 
     def adapter_tensors(self, profile: Profile) -> dict[int, list[int]]:
-        """Numbers in each trained tensor, by the stage that trains it: LoRA matrices, and the projector in full."""
+        """Numbers in each trained tensor, by the stage that trains it: LoRA matrices, and what trains in full."""
 
         def lora(linears: list[tuple[int, int]], depth: int, rank: int) -> list[int]:
             return [rank * size for pair in linears for size in pair] * depth
 
         projector = [size for a, b in self.merger_linears for size in (a * b, b)] + [self.vision.width]
+        encoder = lora(self.vision.block_linears(), self.vision.depth, profile.stage1.lora_rank)
+        if profile.stage1.train == "full":
+            encoder = [self.vision.block_parameters] * self.vision.depth + [self.patch_embedding]
         return {
-            1: lora(self.vision.block_linears(), self.vision.depth, profile.stage1.lora_rank),
+            1: encoder,
             2: projector,
             3: lora(self.language.layer_linears(), self.language.depth, profile.stage3.lora_rank),
         }

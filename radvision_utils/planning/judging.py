@@ -269,7 +269,7 @@ def reports_beside(reporter: Reporter, studies: Sequence[Study]) -> dict[str, An
 
     Planned are torch's tensors; measured is the card's peak since `forget_peak_memory`, None where there is no card.
     """
-    report = max(len(reporter.collator.report_ids(study.report)) for study in studies)
+    report = max(len(reporter.collator.report_ids(reporter.collator.target(study))) for study in studies)
     size = min(reporter.profile.generation.batch_size, len(studies))
     writing = _step(reporter, studies, reporter.profile.generation.max_new_tokens, size).writing()
     scoring = _step(reporter, studies, report, size).scoring()

@@ -5,9 +5,10 @@ The same class makes the inputs of training and of generation, so that no prompt
 
 from __future__ import annotations
 
+import copy
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,8 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from radvision_utils.config import ModelSettings, RadVisionError
 from radvision_utils.data.reports import Report, format_report
 from radvision_utils.runs import checked
+from radvision_utils.training.augmentation import Augmentation
+from radvision_utils.training.summary import token_weights, with_line
 
 IGNORED = -100  # label of a position that the loss skips
 _CACHE_BYTES = 1 << 30
@@ -38,6 +41,8 @@ class TrainingStudy(Protocol):
     def image(self) -> Any: ...
     @property
     def report(self) -> Report: ...
+    @property
+    def reference(self) -> Report: ...
     @property
     def indication(self) -> str: ...
 
@@ -69,7 +74,15 @@ class Collator:
         self.end = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
         self.pad = self.tokenizer.convert_tokens_to_ids("<|endoftext|>")
         self.prompt()  # an image token in model.prompt is refused before anything else is done
+        self.augmentation: Augmentation | None = None
+        self.labels: Mapping[str, torch.Tensor] | None = None  # of studies, for those of a batch to stand in it
         self._resized: dict[str, torch.Tensor] = {}
+
+    def augmenting(self, augmentation: Augmentation) -> Collator:
+        """The same, with the images of training batches changed by chance."""
+        other = copy.copy(self)
+        other.augmentation = augmentation
+        return other
 
     def conversation(self, image: Any, indication: str = "") -> list[dict[str, Any]]:
         """The user's turn on an image, in the words of Qwen's chat format; `process_vision_info` reads its image.
@@ -101,6 +114,10 @@ class Collator:
             raise RadVisionError(f"model.prompt must not contain the image token {token!r}: remove it.")
         return self._ids(text.replace(token, token * self._image_tokens))
 
+    def target(self, study: TrainingStudy) -> Report:
+        """The report that a study teaches: its own, with `model.summary` begun by a line of its findings."""
+        return with_line(study.report, study.reference) if self.settings.summary else study.report
+
     def report_ids(self, report: Report) -> list[int]:
         """Token numbers of a report with the end mark; a longer one is cut and then has no end mark to learn."""
         return [*self._ids(format_report(report)), self.end][: self.settings.max_report_tokens]
@@ -111,32 +128,48 @@ class Collator:
         Returns:
             input_ids, attention_mask, mm_token_type_ids, labels: (B, L) int64, padded on the right; pixel_values (or
             features in their place) and image_grid_thw as the processor gives them; logits_to_keep: how many last
-            positions have a say in the loss (one before the report to the end); uids: whose studies these are.
+            positions have a say in the loss (one before the report to the end); uids: whose studies these are;
+            findings: (B, 14) their labels, if there are any; weights: (B, L) of the tokens, with `model.summary`.
         """
         images = self._study_inputs(studies)
         prompts = [self.prompt(study.indication) for study in studies]
-        reports = [self.report_ids(study.report) for study in studies]
+        targets = [self.target(study) for study in studies]
+        reports = [self.report_ids(target) for target in targets]
+        texts = self.rows(prompts, reports)
+        return {
+            **texts,
+            **images,
+            "uids": [study.uid for study in studies],
+            **({"weights": self._weights(targets, texts["labels"])} if self.settings.summary else {}),
+            **({} if self.labels is None else {"findings": torch.stack([self.labels[s.uid] for s in studies])}),
+        }
+
+    def rows(self, prompts: Sequence[list[int]], reports: Sequence[list[int]]) -> dict[str, Any]:
+        """Of a training batch what is not the image: prompts with reports behind them."""
         length = max(len(prompt) + len(report) for prompt, report in zip(prompts, reports, strict=True))
-        ids = torch.full((len(studies), length), self.pad)
-        labels = torch.full((len(studies), length), IGNORED)
-        mask = torch.zeros((len(studies), length), dtype=torch.int64)
+        ids = torch.full((len(prompts), length), self.pad)
+        labels = torch.full((len(prompts), length), IGNORED)
+        mask = torch.zeros((len(prompts), length), dtype=torch.int64)
         for row, (prompt, report) in enumerate(zip(prompts, reports, strict=True)):
             start, end = len(prompt), len(prompt) + len(report)
             ids[row, :end] = torch.tensor(prompt + report)
             labels[row, start:end] = torch.tensor(report)
             mask[row, :end] = 1
-        return {
-            **self._text_inputs(ids, mask),
-            **images,
-            "labels": labels,
-            "logits_to_keep": length - min(map(len, prompts)) + 1,
-            "uids": [study.uid for study in studies],
-        }
+        keep = length - min(map(len, prompts)) + 1
+        return {**self._text_inputs(ids, mask), "labels": labels, "logits_to_keep": keep}
 
-    def prompts(self, images: Sequence[Any], indications: Sequence[str] = ()) -> dict[str, Any]:
-        """Inputs for generation: the prompt with each image (a path or a prepared `PIL.Image`), no report."""
-        inputs = self._image_inputs(images, [None] * len(images))
+    def beginning(self, line: str) -> list[int]:
+        """Token numbers of a report that says no more yet than its line of findings."""
+        return self._ids(format_report(Report(line=line)))
+
+    def prompts(
+        self, images: Sequence[Any], indications: Sequence[str] = (), begun: Sequence[list[int]] = ()
+    ) -> dict[str, Any]:
+        """Inputs for generation: the prompt with each image (a path or a prepared `PIL.Image`), and what the report is
+        to begin with."""
+        inputs = self._image_inputs([self._resized_once(image, None) for image in images])
         prompts = [self.prompt(indication) for indication in indications or [""] * len(images)]
+        prompts = [prompt + begins for prompt, begins in zip(prompts, begun, strict=True)] if begun else prompts
         length = max(map(len, prompts))
         # Left: the first word of a report must come right behind its prompt.
         ids = torch.tensor([[self.pad] * (length - len(prompt)) + prompt for prompt in prompts])
@@ -147,7 +180,7 @@ class Collator:
         """The parts of a training example in order: `{"part", "tokens", "text", "in the loss"}`."""
         prompt = self.tokenizer.decode(self.prompt(study.indication))
         before, after = prompt.split(self.processor.image_token * self._image_tokens)
-        report = self.tokenizer.decode(self.report_ids(study.report))
+        report = self.tokenizer.decode(self.report_ids(self.target(study)))
         parts = [("system and user turn", before), ("prompt", after), ("report", report)]
         rows = [
             {"part": part, "tokens": len(self._ids(text)), "text": text, "in the loss": part == "report"}
@@ -169,18 +202,30 @@ class Collator:
         is_image = (ids == self.processor.image_token_id).long()
         return {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": is_image}
 
+    def _weights(self, targets: Sequence[Report], labels: torch.Tensor) -> torch.Tensor:
+        weights = torch.ones(labels.shape)
+        for row, target in enumerate(targets):
+            text = self.tokenizer(format_report(target), add_special_tokens=False, return_offsets_mapping=True)
+            places = (labels[row] != IGNORED).nonzero().flatten()[: len(text.input_ids)]
+            weights[row, places] = torch.tensor(token_weights(target, text.offset_mapping)[: len(places)])
+        return weights
+
     def _study_inputs(self, studies: Sequence[TrainingStudy]) -> dict[str, Any]:
         if self.features is None:
-            images = [study.image for study in studies]
-            return self._image_inputs(images, [str(image) for image in images])
-        side = math.isqrt(self._image_tokens) * self.processor.image_processor.merge_size
-        features = self.features.of(studies)
-        grid = torch.tensor([[1, side, side]] * len(studies))
-        return {"pixel_values": features, "image_grid_thw": grid}
+            images = [self._resized_once(study.image, str(study.image)) for study in studies]
+            if self.augmentation is not None:
+                images = [self.augmentation(image, s.uid) for image, s in zip(images, studies, strict=True)]
+            return self._image_inputs(images)
+        return {"pixel_values": self.features.of(studies), "image_grid_thw": self.grid(len(studies))}
 
-    def _image_inputs(self, images: Sequence[Any], keys: Sequence[str | None]) -> dict[str, Any]:
-        resized = [self._resized_once(image, key) for image, key in zip(images, keys, strict=True)]
-        pixels = self.processor.image_processor(images=resized, do_resize=False, return_tensors="pt")
+    def grid(self, images: int) -> torch.Tensor:
+        """(images, 3) the patches of so many images: one frame, rows, columns."""
+        side = math.isqrt(self._image_tokens) * self.processor.image_processor.merge_size
+        return torch.tensor([[1, side, side]] * images)
+
+    def _image_inputs(self, gray: Sequence[torch.Tensor]) -> dict[str, Any]:
+        images = [image.expand(3, -1, -1) for image in gray]
+        pixels = self.processor.image_processor(images=images, do_resize=False, return_tensors="pt")
         tokens = pixels["image_grid_thw"].prod(1) // self.processor.image_processor.merge_size**2
         if not (tokens == self._image_tokens).all():
             raise RadVisionError(
@@ -190,7 +235,7 @@ class Collator:
         return {"pixel_values": pixels["pixel_values"], "image_grid_thw": pixels["image_grid_thw"]}
 
     def _resized_once(self, image: Any, key: str | None) -> torch.Tensor:
-        """The image as the processor would resize it, (3, H, W) uint8; decoded and resized once in training."""
+        """The image as the processor would resize it, (1, H, W) uint8; decoded and resized once in training."""
         resized = None if key is None else self._resized.get(key)
         if resized is None:
             if not isinstance(image, Image.Image):
@@ -199,7 +244,7 @@ class Collator:
             resized = self._resize(image.convert("L"))
             if key is not None and (len(self._resized) + 1) * resized.numel() <= _CACHE_BYTES:
                 self._resized[key] = resized
-        return resized.expand(3, -1, -1)
+        return resized
 
     def _resize(self, image: Image.Image) -> torch.Tensor:
         if image.width != image.height:

@@ -48,8 +48,10 @@ from radvision_utils.runs import (
     read_json_lines,
     write_json,
 )
+from radvision_utils.training.augmentation import Augmentation
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.features import VisionLeaves, features_for_pixels, stage_features
+from radvision_utils.training.label_head import label_auc, shows_finding, taught_by_labels
 from radvision_utils.training.loss import MODEL_INPUTS, mean_report_loss, to_device
 from radvision_utils.training.resume import (
     CheckpointMark,
@@ -145,7 +147,7 @@ def _train(stage: Stage, watch: Stopwatch, model: PeftModel | None) -> None:
 
     # Train, in micro-batches that fit the memory.
     fit, memory = _Fit(stage, device, model, collator, dataset, watch), MemoryBudget(stage)
-    with features_for_pixels(model) if features else nullcontext():
+    with features_for_pixels(model) if features else nullcontext(), taught_by_labels(stage, model, collator, dataset):
         facts = train_in_memory(memory, model, fit.attempt)
     if process_rank():
         return  # the first process alone writes
@@ -240,11 +242,14 @@ class _Fit:
 
         step = stage.settings.micro_batch * stage.settings.accumulation
         log = StageLog(work / "log.jsonl", f"stage {stage.number}", step, validate)
-        seed = stage.profile.seed + stage.number
+        seed, data, labels = stage.profile.seed + stage.number, stage.profile.data, collator.labels or {}
+        share = data.abnormal_share
         trainer = ReportTrainer(
             model=model,
             args=training_arguments(settings, self.device, work / "checkpoints", seed),
-            collator=collator,
+            collator=collator.augmenting(Augmentation(seed)) if data.augment and stage.number == 1 else collator,
+            abnormal=None if share is None else ([shows_finding(labels[s.uid]) for s in train], share),
+            label_weight=stage.label_weight,
             train_dataset=train,
             callbacks=[
                 GradientCheck(stage),
@@ -271,12 +276,15 @@ class _Fit:
             "samples_per_second": round(log.samples_per_second, 2),
             "train_loss": log.train_loss(),
             "validation_loss": log.validation_losses,
+            "label_auc": label_auc(model, collator, held_out, settings.micro_batch * 2, self.device.autocast)
+            if stage.label_weight
+            else None,
             "plan": open_room("planning.plan").plan_record(
                 stage.profile,
                 stage.number,
                 settings,
                 len(collator.prompt()),
-                max(len(collator.report_ids(study.report)) for study in train),
+                max(len(collator.report_ids(collator.target(study))) for study in train),
                 cached=collator.features is not None,
                 card=self.device.kind == "cuda",
             ),

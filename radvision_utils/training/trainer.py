@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from radvision_utils.config import RadVisionError, StageSettings
 from radvision_utils.environment import Device, in_live_notebook, process_count, process_rank
 from radvision_utils.model.stage import assert_gradients
 from radvision_utils.runs import Stage, read_json_lines, write_text
+from radvision_utils.training.augmentation import Augmentation
 from radvision_utils.training.collator import Collator
+from radvision_utils.training.label_head import label_head_of, look_only
 from radvision_utils.training.loss import report_token_losses
 from radvision_utils.training.resume import load_trained, save_trained
 
@@ -99,10 +102,14 @@ class StudyOrder(Sampler[int]):
         lengths: of each study's report.
         step: studies of an optimizer step, over all processes and micro-batches.
         seed: the order depends on it and the epoch alone, so an interrupted epoch goes on with the studies left.
+        abnormal: which studies show a finding, and their share of an epoch; None: each study comes once.
     """
 
-    def __init__(self, lengths: Sequence[int], step: int, seed: int) -> None:
+    def __init__(
+        self, lengths: Sequence[int], step: int, seed: int, abnormal: tuple[Sequence[bool], float] | None = None
+    ) -> None:
         self.lengths, self.step, self.seed, self.epoch = lengths, step, seed, 0
+        self.abnormal = abnormal if abnormal is not None and 0 < sum(abnormal[0]) < len(lengths) else None
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -113,26 +120,53 @@ class StudyOrder(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed((self.seed << 16) + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        if self.abnormal is not None:
+            order = self._balanced(order, generator)
         for first in range(0, len(order), self.step):
             yield from sorted(order[first : first + self.step], key=lambda study: self.lengths[study], reverse=True)
 
+    def _balanced(self, order: list[int], generator: torch.Generator) -> list[int]:
+        """As many studies as before, so many of which show a finding: some of one kind stay away, or come again."""
+        shows, share = self.abnormal or ((), 0.0)
+        wanted = round(share * len(order))
+        chosen: list[int] = []
+        for kind, count in ((True, wanted), (False, len(order) - wanted)):
+            chosen += islice(cycle(study for study in order if shows[study] is kind), count)
+        return [chosen[place] for place in torch.randperm(len(chosen), generator=generator).tolist()]
+
 
 class EpochOrder(TrainerCallback):
-    """Tells an order its epoch. accelerate's own `set_epoch` does not reach it where several processes resume."""
+    """Tells what changes with the epoch. accelerate's `set_epoch` reaches no order where several processes resume."""
 
-    def __init__(self, order: StudyOrder) -> None:
-        self.order = order
+    def __init__(self, *changing: StudyOrder | Augmentation) -> None:
+        self.changing = changing
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.order.set_epoch(int(state.epoch or 0))
+        for each in self.changing:
+            each.set_epoch(int(state.epoch or 0))
 
 
 class ReportTrainer(GuardedTrainer):
     """transformers.Trainer with the loss on report tokens, which ends at once where it is no number, and with
-    checkpoints that hold what the stage trains."""
+    checkpoints that hold what the stage trains.
 
-    def __init__(self, *, model: torch.nn.Module, args: TrainingArguments, collator: Collator, **options: Any) -> None:
+    Args:
+        abnormal: see `StudyOrder`.
+        label_weight: how much of the loss is that of the model's label head.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: torch.nn.Module,
+        args: TrainingArguments,
+        collator: Collator,
+        abnormal: tuple[Sequence[bool], float] | None = None,
+        label_weight: float = 0.0,
+        **options: Any,
+    ) -> None:
         args._n_gpu = min(args.n_gpu, 1)  # several cards in one process would mean DataParallel; use accelerate launch
+        self.abnormal, self.label_weight = abnormal, label_weight
         super().__init__(model=model, args=args, data_collator=collator, **options)
         # The loss below is already divided by the tokens of the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
@@ -141,10 +175,10 @@ class ReportTrainer(GuardedTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StudyOrder:
         args, collator = self.args, self.data_collator
-        lengths = [len(collator.report_ids(study.report)) for study in self.train_dataset]
+        lengths = [len(collator.report_ids(collator.target(study))) for study in self.train_dataset]
         step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        order = StudyOrder(lengths, step, args.seed)
-        self.add_callback(EpochOrder(order))
+        order = StudyOrder(lengths, step, args.seed, self.abnormal)
+        self.add_callback(EpochOrder(order, *filter(None, [collator.augmentation])))
         return order
 
     def compute_loss(
@@ -154,9 +188,20 @@ class ReportTrainer(GuardedTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Sum of the report tokens' losses over the number of report tokens in the whole (accumulated) batch."""
-        losses, counts = report_token_losses(model, inputs)
-        loss = losses.sum() / (counts.sum() if num_items_in_batch is None else num_items_in_batch)
+        """Sum of the report tokens' losses over the number of report tokens in the whole (accumulated) batch; with
+        labels, of which each study counts alike, the mean of both losses by `label_weight`."""
+        share, args, parts = self.label_weight, self.args, []
+        if share < 1:
+            losses, counts = report_token_losses(model, inputs)
+            if "weights" in inputs:
+                losses = losses * inputs["weights"][:, -losses.shape[1] :]
+            parts = [(1 - share) * losses.sum() / (counts.sum() if num_items_in_batch is None else num_items_in_batch)]
+        else:
+            look_only(model, inputs)
+        if share:
+            studies = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            parts.append(share * label_head_of(model).loss(inputs["findings"]) / studies)
+        loss = torch.stack(parts).sum()
         if not torch.isfinite(loss):
             raise RadVisionError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1} on studies "

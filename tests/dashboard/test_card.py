@@ -195,6 +195,13 @@ def test_finding_chips_name_their_verdict_in_glyph_and_word(make_record):
         assert re.search(rf">{re.escape(glyph)}</span>Left nodule <span[^>]*>{verdict}<", html)
 
 
+def test_the_findings_that_a_report_says_first_are_chips_unless_the_card_is_blind(make_record):
+    record = make_record(generated={"findings": "Clear.", "impression": "", "line": "Cardiomegaly, pleural effusion."})
+    assert "Said first" in card_of(record).html()
+    assert re.search(r"Cardiomegaly.*Pleural effusion", card_of(record).html(), re.DOTALL)
+    assert "Pleural effusion" not in card_of(record, blind=("reference", "generated")).article()
+
+
 def test_an_unknown_verdict_is_refused(make_record):
     for record in (
         make_record(findings=[{"name": "nodule", "side": None, "verdict": "maybe"}]),

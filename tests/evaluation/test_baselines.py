@@ -8,15 +8,20 @@ import pytest
 
 from radvision_utils import Report
 from radvision_utils.__main__ import main as command
+from radvision_utils.data.reports import line_of_findings
 from radvision_utils.evaluation.baselines import (
     BEST_CONSTANT,
+    BEST_FINDINGS,
+    COMMONEST_FINDING,
     CONSTANT,
     RANDOM,
     best_constant,
+    best_findings,
     blind_reports,
     commonest_normal_report,
     nearest,
 )
+from radvision_utils.evaluation.labels import ABNORMAL, label
 from radvision_utils.evaluation.score import score_file
 from radvision_utils.evaluation.text_metrics import PROTOCOLS
 
@@ -57,7 +62,26 @@ def test_random_reports_are_training_reports_and_follow_the_seed():
 
 def test_every_row_has_a_report_for_every_study():
     rows = blind_reports(TRAIN, VALIDATION, 5, 1)
-    assert {name: len(reports) for name, reports in rows.items()} == {CONSTANT: 5, BEST_CONSTANT: 5, RANDOM: 5}
+    blind = (CONSTANT, BEST_CONSTANT, RANDOM, COMMONEST_FINDING, BEST_FINDINGS)
+    assert {name: len(reports) for name, reports in rows.items()} == dict.fromkeys(blind, 5)
+
+
+def test_a_finding_said_of_everyone_is_the_commonest_and_a_set_the_best_on_validation():
+    rows = blind_reports(TRAIN, VALIDATION, 2, 1)
+    assert rows[COMMONEST_FINDING][0].findings == "Cardiomegaly."  # of the three that are ill, as often as effusion
+    assert rows[BEST_FINDINGS][0].findings == "Pleural effusion."
+    both = [ILL] * 3 + [CLEAR] * 3
+    assert set(best_findings(both)) == {"Cardiomegaly", "Pleural Effusion"}
+    assert best_findings([CLEAR, QUIET]) == []
+    assert sorted(best_findings([ILL] * 9 + [PACED])) == ["Cardiomegaly", "Pleural Effusion"]
+
+
+def test_a_line_of_findings_asserts_these_findings_and_no_other():
+    for chosen in ([], *[[name] for name in ABNORMAL], list(ABNORMAL)):
+        found = label(line_of_findings(chosen))
+        assert [name for name in ABNORMAL if found[name].status == "present"] == chosen
+        assert all(found[name].status in ("present", "not mentioned") for name in ABNORMAL)
+        assert (found["No Finding"].status == "present") == (not chosen or chosen == ["Support Devices"])
 
 
 def test_the_nearest_is_by_angle_and_not_by_length():

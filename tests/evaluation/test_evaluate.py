@@ -24,7 +24,8 @@ from radvision_utils.runs import RunFolder, is_current
 
 LABELS, DRAWN = "rule labels, findings + impression", "drawn truth"
 ROWS = [
-    *("constant report", "best constant", "random training report", "nearest neighbor"),
+    *("constant report", "best constant", "random training report", "commonest finding", "best findings"),
+    "nearest neighbor",
     *("base, untuned", "after stage 1", "after stage 2", "after stage 3"),
 ]
 
@@ -53,7 +54,8 @@ def test_every_figure_of_a_protocol_has_value_interval_and_n(result, dataset):
 def test_the_constant_rows_find_nothing_and_the_random_row_copies(result, dataset):
     rows = result.metrics["rows"]
     assert rows["best constant"][LABELS]["micro_f1"]["value"] == 0
-    assert rows["best constant"]["distinct_reports"] == 1
+    assert rows["best constant"]["distinct_reports"] == rows["commonest finding"]["distinct_reports"] == 1
+    assert rows["best findings"][LABELS]["micro_f1"]["value"] > 0
     assert rows["random training report"]["flags"]["copied from training"] == len(dataset.split("test"))
 
 
@@ -63,7 +65,7 @@ def test_the_image_use_has_a_verdict_and_what_it_rests_on(result):
     assert use["sentence"].startswith(f"image used: {use['verdict']}")
     assert set(use["loss_gap"]) == {"base, untuned", "after stage 3"}
     assert set(use["f1_drop"]) == {"any study", "same labels", "other labels"}
-    assert {"without its image", "mirrored"} <= set(use)
+    assert {"without its image", "mirrored", "beyond_labels"} <= set(use)
     assert "Image used: " in (result.folder / "table.md").read_text()
 
 

@@ -45,6 +45,17 @@ def test_reports_that_follow_the_image_lose_by_exchange_but_not_within_equal_lab
     assert drops["same labels"].n == 30
 
 
+def test_reports_that_name_the_side_say_more_than_their_labels_and_those_that_do_not_say_no_more():
+    references = [Report(f"There is a small {side} pleural effusion.", "") for side in ("left", "right")] * 10
+    true = matrix(*[report.findings for report in references])
+    sided = image_use.beyond_labels(references, references, true, seed=1)
+    assert sided.interval[0] > 0
+    assert image_use.told_beyond(sided).startswith("it says more of the image than its labels (")
+    alike = image_use.beyond_labels([Report(EFFUSION, "")] * 20, references, true, seed=1)
+    assert alike.value == 0
+    assert image_use.told_beyond(alike).startswith("it says no more of the image than its labels (")
+
+
 def test_one_report_for_all_loses_nothing_by_exchange():
     texts = [EFFUSION, HEART, NORMAL] * 10
     drops = image_use.exchange_drops(matrix(*[EFFUSION] * 30), matrix(*texts), Bootstrap(30, seed=1), seed=1)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from radvision_utils import Report
 from radvision_utils.evaluation.bootstrap import Bootstrap
 from radvision_utils.evaluation.labels import (
     LabelMatrix,
@@ -13,6 +14,7 @@ from radvision_utils.evaluation.labels import (
     observation_scores,
     study_f1,
 )
+from radvision_utils.evaluation.table import Scorer
 
 TRUE = [label(text) for text in ("Left effusion.", "Cardiomegaly. Possible pneumonia.", "Normal chest.", "Scoliosis.")]
 SAID = [label(text) for text in ("Left effusion.", "Cardiomegaly. Left effusion.", "Normal chest.", "Normal chest.")]
@@ -101,3 +103,10 @@ def test_agreement_with_mesh_counts_reports():
     labels = [label("Cardiomegaly."), label("Normal heart."), label("Possible cardiomegaly.")]
     found = mesh_agreement(labels, ["Cardiomegaly/mild", "Cardiomegaly", "normal"])["Cardiomegaly"]
     assert found == {"support": 2, "precision": 1.0, "recall": 0.5, "f1": 0.6667, "f1_uncertain": 0.5}
+
+
+def test_reports_are_judged_by_people_where_people_annotated():
+    reports = [Report("Left effusion.", ""), Report("Cardiomegaly.", ""), Report("Cardiomegaly.", "")]
+    scorer = Scorer(reports, seed=1, mesh=["Pleural Effusion/left", "normal", "No Indexing"])
+    assert scorer.score(reports).to_json()["mesh_f1"] == pytest.approx(2 / 3, abs=1e-4)
+    assert "mesh_f1" not in Scorer(reports, seed=1, mesh=["", "", ""]).score(reports).to_json()

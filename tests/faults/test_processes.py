@@ -70,8 +70,10 @@ def losses_of(profile):
     return torch.tensor([line["loss"] for line in lines if "loss" in line])
 
 
-def test_two_processes_train_as_one_each_on_its_own_studies(fresh_run, launch, tmp_path):
-    one, two = fresh_run("one", stage1=STEPS), fresh_run("two", stage1=STEPS)
+@pytest.mark.parametrize("labels", [0.0, 0.5, 1.0])
+def test_two_processes_train_as_one_each_on_its_own_studies(fresh_run, launch, tmp_path, labels):
+    settings = {**STEPS, "label_weight": labels}
+    one, two = fresh_run("one", stage1=settings), fresh_run("two", stage1=settings)
     train_stage(one, 1)
     result = launch(two, "train", "--stage=1", *settings_of(two, 1))
     assert result.returncode == 0, result.stderr[-3000:]

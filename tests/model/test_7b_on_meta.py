@@ -21,7 +21,9 @@ from radvision_utils.model.base import (
     quantization_config,
 )
 from radvision_utils.model.stage import select_stage
+from radvision_utils.planning.cost import read_shape
 from radvision_utils.runs import Stage
+from radvision_utils.training.label_head import LabelHead
 
 CONFIG = project_root() / "radvision_utils" / "model" / "qwen2_5_vl_7b.json"
 
@@ -56,6 +58,19 @@ def test_each_stage_trains_exactly_its_component(adapted, stage, component, para
     assert {component_of(name) for name in names} == {component}
     assert len(names) == tensors
     assert sum(adapted.get_parameter(name).numel() for name in names) == parameters
+
+
+def test_all_of_the_7bs_vision_encoder_can_train_and_a_label_head_reads_its_tokens():
+    profile = load_profile("lingshu-7b", {"stage1.train": "full", "stage1.label_weight": 1.0})
+    model = attach_adapter(build(), profile)
+    names = select_stage(model, Stage(profile, 1))
+    assert sum(model.get_parameter(name).numel() for name in names) == 630_470_400 + 1_505_280
+    assert sum(read_shape(profile.model).adapter_tensors(profile)[1]) == 630_470_400 + 1_505_280
+    with torch.device("meta"):
+        labels = {str(number): torch.tensor([float(number % 2)] * 14, device="cpu") for number in range(40)}
+        with torch.device("cpu"):
+            head = LabelHead(model.config.get_text_config().hidden_size, labels)
+        assert head.to("meta")(torch.empty(2, 324, 3584)).shape == (2, 14)
 
 
 def test_lora_sits_on_the_intended_linears_and_nothing_else_is_adapted(adapted):

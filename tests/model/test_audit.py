@@ -121,6 +121,7 @@ def test_reports_keep_in_float32_what_training_kept(trained, tmp_path, monkeypat
     shutil.copytree(RunFolder.of(trained).path, RunFolder.of(profile).path)
     path = RunFolder.of(profile).record_path("stage3")
     write_json(path, read_json(path) | {"float32_blocks": [LAST]})
+    (path.parent / "files.json").unlink()  # it lists the record as it was written
     monkeypatch.setenv(DTYPE_VARIABLE, "float16")
     blocks = reporter_of(profile, 3).model.model.visual.blocks
     assert [block.mlp.up_proj.weight.dtype for block in blocks] == [torch.float16, torch.float16, torch.float32]

@@ -55,7 +55,8 @@ def logits(model, profile):
 @pytest.fixture(scope="module")
 def watched(small_profile, dataset, tmp_path_factory):
     """A run of two steps a stage; of each the live model's logits, formats and optimizer state when it was saved."""
-    stages = {f"stage{n}": replace(small_profile.stage(n), max_steps=2, save_steps=2, micro_batch=4) for n in (1, 2, 3)}
+    few = {"max_steps": 2, "save_steps": 2, "micro_batch": 4, "checkpointed_layers": None}
+    stages = {f"stage{n}": replace(small_profile.stage(n), **few) for n in (1, 2, 3)}
     profile = replace(small_profile, run="watched", output_root=str(tmp_path_factory.mktemp("watched")), **stages)
     shutil.copytree(RunFolder.of(small_profile).data, RunFolder.of(profile).data)
     seen = []

@@ -1,0 +1,178 @@
+"""Findings as a second teacher: a head reads rule labels off the visual tokens while stage 1 or 2 trains.
+
+Where most reports are normal and alike, their words teach an encoder to see next to nothing; which findings a study has
+does. The head is thrown away when the stage ends: no adapter holds it, and no report comes from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from radvision_utils.config import RadVisionError
+from radvision_utils.data.studies import PreparedDataset, Study
+from radvision_utils.environment import open_room
+from radvision_utils.model.base import compute_device
+from radvision_utils.model.faster import computing
+from radvision_utils.runs import Stage
+from radvision_utils.training.collator import Collator
+from radvision_utils.training.loss import MODEL_INPUTS, to_device
+
+FEWEST = 10  # training studies that must show a finding; of fewer a head learns the studies, not the finding
+Labels = dict[str, torch.Tensor]
+"""Study -> (14,) what its reference says of each observation: 1 present, 0 not, NaN uncertain."""
+
+
+def finding_labels(studies: Sequence[Study]) -> Labels:
+    """The rule labels of studies."""
+    # Not imported: the rules stand with the judgement, above the training. Who teaches here judges there.
+    rules = open_room("evaluation.labels")
+    worth = {"present": 1.0, "uncertain": float("nan")}
+    found = {study.uid: rules.label(f"{study.reference.findings}\n\n{study.reference.impression}") for study in studies}
+    return {
+        uid: torch.tensor([worth.get(labels[name].status, 0.0) for name in rules.OBSERVATIONS])
+        for uid, labels in found.items()
+    }
+
+
+def shows_finding(labels: torch.Tensor) -> bool:
+    """Whether a study's labels hold any finding, be it an uncertain one."""
+    return bool((labels[1:] != 0).any())  # the first is "No Finding"
+
+
+class LabelHead(nn.Module):
+    """One linear layer from mean and maximum of a study's visual tokens to its findings.
+
+    Args:
+        width: of a visual token.
+        labels: of the training studies; findings that fewer than `FEWEST` of them show are left out.
+
+    Attributes:
+        names: of the findings, K of them.
+        weight: (K, 2 x width), from zero: what it is depends on no chance.
+        logits: (B, K) of the last pass of the model that it is attached to.
+
+    Raises:
+        RadVisionError: no finding is left.
+    """
+
+    kept: torch.Tensor
+    positive_weight: torch.Tensor
+
+    def __init__(self, width: int, labels: Labels) -> None:
+        super().__init__()
+        table = torch.stack(list(labels.values()))
+        shown, clear = (table == 1).sum(0), (table == 0).sum(0)
+        kept = ((shown >= FEWEST) & (clear >= FEWEST)).nonzero().flatten()
+        if not len(kept):
+            raise RadVisionError(
+                f"no finding is in {FEWEST} training reports or more, so that labels teach nothing: "
+                "prepare more studies, or set stage1.label_weight and stage2.label_weight to 0."
+            )
+        self.names = [open_room("evaluation.labels").OBSERVATIONS[i] for i in kept]
+        self.register_buffer("kept", kept, persistent=False)
+        # Positives are few: by the root of the odds they weigh more, and calling everything positive does not pay.
+        self.register_buffer("positive_weight", (clear / shown)[kept].sqrt(), persistent=False)
+        self.weight = nn.Parameter(torch.zeros(len(kept), 2 * width))
+        self.bias = nn.Parameter(torch.zeros(len(kept)))
+        self.logits = torch.empty(0)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, V, width) visual tokens to (B, K) logits."""
+        tokens = F.layer_norm(tokens.float(), tokens.shape[-1:])
+        return F.linear(torch.cat([tokens.mean(1), tokens.amax(1)], 1), self.weight, self.bias)
+
+    def loss(self, labels: torch.Tensor) -> torch.Tensor:
+        """Binary cross entropy of the last pass with (B, 14) labels: mean of the findings, sum of the studies; what is
+        uncertain is left out."""
+        targets = labels.to(self.kept.device)[:, self.kept]
+        each = F.binary_cross_entropy_with_logits(
+            self.logits.float(), targets.nan_to_num(), pos_weight=self.positive_weight, reduction="none"
+        )
+        return each.masked_fill(targets.isnan(), 0.0).mean(1).sum()
+
+
+@contextmanager
+def reading_labels(model: Any, head: LabelHead) -> Iterator[None]:
+    """Within, the head is part of the model, and so of optimizer and checkpoints, and every pass feeds it."""
+    inner = model.get_base_model().model
+    before, made = inner.__dict__.get("get_image_features"), inner.get_image_features
+
+    def image_features(pixels: torch.Tensor, grid: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        found = made(pixels, grid, *args, **kwargs)
+        tokens = torch.cat(list(found.pooler_output))
+        head.logits = head(tokens.view(len(grid), -1, tokens.shape[-1]))
+        return found
+
+    model.label_head = head.to(compute_device(model))
+    inner.get_image_features = image_features
+    try:
+        yield
+    finally:
+        del model.label_head, inner.get_image_features
+        if before is not None:
+            inner.get_image_features = before
+        head.logits = torch.empty(0)  # and with it what autograd keeps
+
+
+@contextmanager
+def taught_by_labels(stage: Stage, model: Any, collator: Collator, dataset: PreparedDataset) -> Iterator[None]:
+    """Within, batches hold the labels that the settings ask for, and the model a head that learns them."""
+    weight, share, train = stage.label_weight, stage.profile.data.abnormal_share, dataset.split("train")
+    labels = finding_labels([*train, *dataset.split("validation")]) if weight or share is not None else {}
+    collator.labels = labels or None
+    head = (
+        LabelHead(model.config.get_text_config().hidden_size, {s.uid: labels[s.uid] for s in train}) if weight else None
+    )
+    with reading_labels(model, head) if head else nullcontext():
+        yield
+
+
+def label_head_of(model: Any) -> LabelHead:
+    """The head of a model within `reading_labels`, whatever wraps the model."""
+    head: LabelHead = getattr(model, "module", model).label_head
+    return head
+
+
+def look_only(model: Any, batch: Mapping[str, Any]) -> None:
+    """A pass of vision encoder and projector alone, whatever wraps the model; the head then has its logits."""
+    core = getattr(model, "module", model).get_base_model()
+
+    def forward(pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **_: Any) -> torch.Tensor:
+        found: tuple[torch.Tensor, ...] = core.model.get_image_features(pixel_values, image_grid_thw).pooler_output
+        return found[0]
+
+    with computing(core, forward):
+        model(**{name: batch[name] for name in MODEL_INPUTS})
+
+
+@torch.no_grad()
+def label_auc(
+    model: Any, collator: Collator, studies: Sequence[Study], batch_size: int, autocast: Any
+) -> dict[str, dict[str, float]]:
+    """How well the head tells studies apart that it has not seen: finding -> positives, area under the ROC curve.
+
+    Left out are findings that all or none of the studies show. Other arguments as of `mean_report_loss`.
+    """
+    was_training, head = model.training, label_head_of(model)
+    model.eval()
+    said, true = [], []
+    for first in range(0, len(studies), batch_size):
+        batch = to_device(collator(studies[first : first + batch_size]), compute_device(model))
+        with autocast():
+            look_only(model, batch)
+        said.append(head.logits.float())
+        true.append(batch["findings"][:, head.kept])
+    model.train(was_training)
+    found, logits, labels = {}, torch.cat(said), torch.cat(true)
+    for column, name in enumerate(head.names):
+        shown, clear = (logits[labels[:, column] == value, column] for value in (1, 0))
+        if len(shown) and len(clear):
+            above = (shown[:, None] > clear).double() + 0.5 * (shown[:, None] == clear)
+            found[name] = {"positive": len(shown), "auc": round(above.mean().item(), 3)}
+    return found
