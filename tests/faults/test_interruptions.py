@@ -180,10 +180,10 @@ def test_so_does_that_of_an_evaluation_and_those_of_other_splits_stay(fresh_run,
     profile = fresh_run()
     run = RunFolder.of(profile)
     for name, path in (("evaluation", run.evaluation), ("evaluation/validation", run.evaluation / "validation")):
-        write_json(path / "metrics.json", {"key": "old", "of": f"{name}, old"})
+        write_json(path / "metrics.json", {"key": "", "hash": "", "of": f"{name}, old"})
         (path / "predictions.jsonl").write_text("old")
     shutil.copytree(run.path / step, run.partial(step))
-    write_json(run.partial(step) / "metrics.json", {"key": "new", "of": f"{step}, new"})
+    write_json(run.partial(step) / "metrics.json", {"key": "", "hash": "", "of": f"{step}, new"})
     (run.partial(step) / "predictions.jsonl").write_text("new")
     with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
         killed_before_change(patch, number)
