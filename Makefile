@@ -22,11 +22,11 @@ run: $(STAMP) ## the whole chain on a CPU with profile tiny: data, three stages,
 # since they share what is costly to make.
 test: export HF_HUB_OFFLINE = 1
 test: $(STAMP) ## the fast tests
-	$(IN_VENV) pytest -n 2 --dist loadscope
+	$(IN_VENV) pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-floor: export HF_HUB_OFFLINE = 1
 test-floor: $(FLOOR_STAMP) ## tests of models, training, reports and the chain with the oldest versions, in .venv-floor
-	.venv-floor/bin/python -m pytest -n 2 --dist loadscope $(FLOOR_TESTS)
+	.venv-floor/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(FLOOR_TESTS)
 
 lint: $(STAMP) ## formatting, lint (notebooks too) and types
 	$(IN_VENV) ruff format --check .

@@ -22,6 +22,11 @@ SMALL = {
 }
 
 
+def pytest_collection_modifyitems(items):
+    """The module that takes longest comes first: else one worker ends with it while the other waits."""
+    items.sort(key=lambda item: item.path.name != "test_chain.py")
+
+
 @pytest.fixture(autouse=True)
 def log_of_one_test():
     """What a command or a notebook's first cell sets for the log ends with the test, as its captured output does."""
