@@ -97,9 +97,8 @@ class ModelSettings:
     max_report_tokens: int = _setting(320, low=8)  # longer reports are cut at the end, never the image
     prompt: str = PROMPT
     indication: bool = False  # why the examination was made stands behind the prompt
-    summary: bool = (
-        False  # findings begin with a line of labels, which weighs most in the loss; see training/summary.py
-    )
+    # Findings begin with a line of labels, which weighs most in the loss; see training/summary.py.
+    summary: bool = False
 
 
 @dataclass(frozen=True)

@@ -129,8 +129,8 @@ def calibrate(
     Returns:
         The choice, and what it rests on: factor, F1 and share of unsupported findings on validation.
     """
-    said = [asserted(f"{s.reference.findings}\n\n{s.reference.impression}") for s in training]
-    true = [asserted(f"{s.reference.findings}\n\n{s.reference.impression}") for s in validation]
+    said = [asserted(s.reference.text) for s in training]
+    true = [asserted(s.reference.text) for s in validation]
     sets = [chosen for chosen, _ in Counter(said).most_common(SETS)]
     names, chances = finding_chances(reporter, list(validation), sets)
     common = np.array([sum(name in found for found in said) / len(said) for name in names])

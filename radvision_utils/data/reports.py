@@ -137,6 +137,11 @@ class Report:
     headed: bool = True
     line: str = ""
 
+    @property
+    def text(self) -> str:
+        """Both sections, a blank line between them: the finding labels would take a single break for a wrapped line."""
+        return f"{self.findings}\n\n{self.impression}"
+
     def to_json(self) -> dict[str, Any]:
         """As records keep it; without a line there is no word of one."""
         return {name: value for name, value in vars(self).items() if name != "line" or value}

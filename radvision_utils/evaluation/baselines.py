@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from radvision_utils.data.reports import Report, line_of_findings
 from radvision_utils.data.studies import Study
-from radvision_utils.evaluation.labels import ABNORMAL, ASSERTED, label
+from radvision_utils.evaluation.labels import ASSERTED, label
 from radvision_utils.evaluation.text_metrics import PROTOCOLS, bleu4_times_cider_d
+from radvision_utils.training.summary import asserted
 
 if TYPE_CHECKING:  # whose module imports torch, which a score does without
     from radvision_utils.report import ImageLike, Reporter
@@ -52,7 +53,7 @@ def blind_reports(
         CONSTANT: [commonest_normal_report(train)] * studies,
         BEST_CONSTANT: [best_constant(train, validation)] * studies,
         RANDOM: [train[i] for i in drawn],
-        COMMONEST_FINDING: [Report(line_of_findings(_by_frequency(train)[:1]))] * studies,
+        COMMONEST_FINDING: [Report(line_of_findings([name for name, _ in _counts(train).most_common(1)]))] * studies,
         BEST_FINDINGS: [Report(line_of_findings(best_findings(validation)))] * studies,
     }
 
@@ -63,7 +64,7 @@ def best_findings(validation: Sequence[Report]) -> list[str]:
     Of sets of one size the commonest findings earn most, so that no other sets need be tried.
     """
     counts = _counts(validation)
-    ranked, total = _by_frequency(validation), sum(counts.values())
+    ranked, total = [name for name, _ in counts.most_common()], sum(counts.values())
 
     def earned(size: int) -> float:
         right = sum(counts[name] for name in ranked[:size])
@@ -74,12 +75,7 @@ def best_findings(validation: Sequence[Report]) -> list[str]:
 
 def _counts(reports: Sequence[Report]) -> Counter[str]:
     """How many reports assert each observation."""
-    known = {report: label(f"{report.findings}\n\n{report.impression}") for report in set(reports)}
-    return Counter(name for report in reports for name in ABNORMAL if known[report][name].status in ASSERTED)
-
-
-def _by_frequency(reports: Sequence[Report]) -> list[str]:
-    return [name for name, _ in _counts(reports).most_common()]
+    return Counter(name for report in reports for name in asserted(report.text))
 
 
 def commonest_normal_report(train: Sequence[Report]) -> Report:

@@ -230,7 +230,8 @@ class _Evaluation:
         gaps = self.use.pop("gap")
         drops = image_use.exchange_drops(last.matrix, self.scorer.matrix, self.scorer.bootstrap, self.seed)
         word, sentence = image_use.verdict(gaps[row], drops["any study"])
-        beyond = image_use.beyond_labels(last.reports, self.scorer.references, self.scorer.matrix, self.seed)
+        own, scorer = last.texts[CARD_PROTOCOL], self.scorer
+        beyond = image_use.beyond_labels(last.reports, scorer.references, own, scorer.matrix, self.seed)
         return {
             "verdict": word,
             "sentence": f"{sentence}; {image_use.told_beyond(beyond)}" if word == "yes" else sentence,

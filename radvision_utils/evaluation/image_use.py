@@ -23,7 +23,7 @@ from radvision_utils.data.studies import Study
 from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate, share
 from radvision_utils.evaluation.labels import ABNORMAL, LabelMatrix, micro_f1
 from radvision_utils.evaluation.records import report_labels
-from radvision_utils.evaluation.text_metrics import RAW, score_texts
+from radvision_utils.evaluation.text_metrics import RAW, TextScores, score_texts
 from radvision_utils.report import Reporter
 
 SAMPLE = 200  # studies at most: each pass over them costs a 7B minutes
@@ -115,23 +115,24 @@ def _equal_labels(reference: LabelMatrix) -> list[Order]:
     return [np.flatnonzero([k == key for k in keys]) for key in dict.fromkeys(keys)]
 
 
-def beyond_labels(reports: Sequence[Report], references: Sequence[Report], matrix: LabelMatrix, seed: int) -> Estimate:
+def beyond_labels(
+    reports: Sequence[Report], references: Sequence[Report], own: TextScores, matrix: LabelMatrix, seed: int
+) -> Estimate:
     """What ROUGE-L loses when studies whose references assert the same observations exchange their reports.
 
     A report that says no more of its image than these labels (no side, no place, no extent) loses nothing.
 
     Args:
+        own: scores of the reports as they are, by the protocol `RAW`.
         matrix: labels of the references.
     """
     n = len(reports)
     order = np.arange(n)
     for members in _equal_labels(matrix):
         order[members] = members[exchange(len(members), seed)]
-    own, other = (
-        np.array([each["rouge_l"] for each in score_texts(given, references, RAW).each])
-        for given in (reports, [reports[i] for i in order.tolist()])
-    )
-    return Bootstrap(n, seed).mean(own - other, order != np.arange(n))
+    other = score_texts([reports[i] for i in order.tolist()], references, RAW)
+    lost = [mine["rouge_l"] - theirs["rouge_l"] for mine, theirs in zip(own.each, other.each, strict=True)]
+    return Bootstrap(n, seed).mean(np.array(lost), order != np.arange(n))
 
 
 def told_beyond(lost: Estimate) -> str:

@@ -238,7 +238,7 @@ def clean(value: object) -> str:
 
 def report_labels(report: Report) -> dict[str, Label]:
     """The 14 labels of a report, both sections, and its line of findings if it has one, read together."""
-    return label("\n\n".join(filter(None, (report.line, f"{report.findings}\n\n{report.impression}"))))
+    return label("\n\n".join(filter(None, (report.line, report.text))))
 
 
 def normal_form(report: Report) -> str:

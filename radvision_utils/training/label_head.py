@@ -33,7 +33,7 @@ def finding_labels(studies: Sequence[Study]) -> Labels:
     # Not imported: the rules stand with the judgement, above the training. Who teaches here judges there.
     rules = open_room("evaluation.labels")
     worth = {"present": 1.0, "uncertain": float("nan")}
-    found = {study.uid: rules.label(f"{study.reference.findings}\n\n{study.reference.impression}") for study in studies}
+    found = {study.uid: rules.label(study.reference.text) for study in studies}
     return {
         uid: torch.tensor([worth.get(labels[name].status, 0.0) for name in rules.OBSERVATIONS])
         for uid, labels in found.items()

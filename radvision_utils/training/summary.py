@@ -27,7 +27,7 @@ def asserted(text: str) -> tuple[str, ...]:
 def with_line(report: Report, reference: Report) -> Report:
     """The report with a line of what the reference asserts, its sentences with a finding before those without one."""
     ordered = sorted(split_sentences(report.findings), key=lambda sentence: not asserted(sentence))
-    line = line_of_findings(asserted(f"{reference.findings}\n\n{reference.impression}"))
+    line = line_of_findings(asserted(reference.text))
     return replace(report, findings=" ".join(ordered), line=line)
 
 

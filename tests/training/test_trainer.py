@@ -178,20 +178,14 @@ def copy_run(profile, folder, **changes):
     return other
 
 
-def test_an_interrupted_stage_goes_on_and_ends_with_the_same_weights(small_profile, dataset, tmp_path, monkeypatch):
+def test_an_interrupted_stage_goes_on_and_ends_with_the_same_weights(small_profile, dataset, tmp_path, interrupted_at):
     settings = replace(small_profile.stage1, max_steps=4, save_steps=2, micro_batch=4)
     whole = copy_run(small_profile, tmp_path / "whole", stage1=settings)
     train_stage(whole, 1)
     cut = copy_run(small_profile, tmp_path / "cut", stage1=settings)
 
-    def stop_at_3(self, args, state, control, **kwargs):
-        if state.global_step == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.StageLog, "on_step_end", stop_at_3)
-        with pytest.raises(KeyboardInterrupt):
-            train_stage(cut, 1)
+    with interrupted_at(3):
+        train_stage(cut, 1)
     result = train_stage(cut, 1)
     assert result.record["resumed_from"] == "checkpoint-2"
     assert result.record["hash"] == RunFolder.of(whole).record("stage1")["hash"]
