@@ -14,17 +14,10 @@ from pathlib import Path
 
 from radvision_utils.config import RadVisionError
 from radvision_utils.data.cells import check_columns, csv_columns, csv_lines, given, study_number
+from radvision_utils.data.labels import OBSERVATIONS, Label, find_mentions, label, mesh_labels, sentences
 from radvision_utils.data.reports import Report, clean_section, format_report
 from radvision_utils.evaluation.baselines import best_constant, commonest_normal_report
-from radvision_utils.evaluation.labels import (
-    OBSERVATIONS,
-    Label,
-    find_mentions,
-    label,
-    mesh_agreement,
-    mesh_labels,
-    sentences,
-)
+from radvision_utils.evaluation.label_scores import mesh_agreement
 from radvision_utils.runs import read_json, write_text
 
 

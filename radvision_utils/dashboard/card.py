@@ -35,7 +35,7 @@ from radvision_utils.dashboard.record import (
     Sentence,
     is_explained,
 )
-from radvision_utils.evaluation.labels import Label
+from radvision_utils.data.labels import Label
 from radvision_utils.evaluation.records import FLAGS
 from radvision_utils.figures import VERDICT_COLORS, VERDICTS
 from radvision_utils.runs import write_text

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from radvision_utils.config import RadVisionError, load_profile
-from radvision_utils.evaluation.labels import Label, sentences
+from radvision_utils.data.labels import Label, sentences
 from radvision_utils.evaluation.records import Mention, Prediction, clean, read_as
 from radvision_utils.figures import VERDICTS
 from radvision_utils.runs import checked, parse_line, redo_command, text_lines

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from radvision_utils.data.labels import ASSERTED, asserted, label
 from radvision_utils.data.reports import Report, line_of_findings
 from radvision_utils.data.studies import Study
-from radvision_utils.evaluation.labels import ASSERTED, label
 from radvision_utils.evaluation.text_metrics import PROTOCOLS, bleu4_times_cider_d
-from radvision_utils.training.summary import asserted
 
 if TYPE_CHECKING:  # whose module imports torch, which a score does without
     from radvision_utils.report import ImageLike, Reporter

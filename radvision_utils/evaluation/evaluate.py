@@ -22,7 +22,7 @@ from radvision_utils.evaluation import image_use
 from radvision_utils.evaluation.baselines import NEAREST, RANDOM, ROWS, blind_reports, neighbor_reports
 from radvision_utils.evaluation.bootstrap import RESAMPLES
 from radvision_utils.evaluation.charts import save_figures
-from radvision_utils.evaluation.labels import mesh_agreement
+from radvision_utils.evaluation.label_scores import mesh_agreement
 from radvision_utils.evaluation.records import (
     CUT,
     Prediction,

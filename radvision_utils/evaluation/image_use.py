@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from radvision_utils.data.images import load_image, mean_image
+from radvision_utils.data.labels import ABNORMAL
 from radvision_utils.data.reports import Report, format_report
 from radvision_utils.data.studies import Study
 from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate, share
-from radvision_utils.evaluation.labels import ABNORMAL, LabelMatrix, micro_f1
+from radvision_utils.evaluation.label_scores import LabelMatrix, micro_f1
 from radvision_utils.evaluation.records import report_labels
 from radvision_utils.evaluation.text_metrics import RAW, TextScores, score_texts
 from radvision_utils.report import Reporter

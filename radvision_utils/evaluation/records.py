@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get
 
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.content import public_name
+from radvision_utils.data.labels import Label, compare, find_mentions, label
 from radvision_utils.data.reports import (
     DEIDENTIFIED,
     PRIORS,
@@ -32,7 +33,7 @@ from radvision_utils.data.reports import (
 )
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import open_room
-from radvision_utils.evaluation.labels import Label, compare, find_mentions, label, study_f1
+from radvision_utils.evaluation.label_scores import study_f1
 from radvision_utils.figures import VERDICTS
 from radvision_utils.runs import RunFolder, read_json_lines
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from radvision_utils.config import STAGE_LABELS, RadVisionError
 from radvision_utils.data.cells import csv_columns, csv_lines, given, study_number
+from radvision_utils.data.labels import label
 from radvision_utils.data.reports import Report, is_english, parse_report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.evaluation.bootstrap import RESAMPLES
-from radvision_utils.evaluation.labels import label
 from radvision_utils.evaluation.records import check_texts
 from radvision_utils.evaluation.table import CONVENTIONS, Scorer, add_meteor, page, scoring_versions, table_rows
 from radvision_utils.runs import RunFolder, read_json_lines

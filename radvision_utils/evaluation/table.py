@@ -17,22 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from radvision_utils.config import STAGES, EvaluationSettings, Profile
+from radvision_utils.data.labels import ABNORMAL, Label, compare, mesh_labels, says_nothing
 from radvision_utils.data.reports import Report
 from radvision_utils.environment import open_room
 from radvision_utils.evaluation.baselines import NEAREST
 from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate, figure_text, rounded
-from radvision_utils.evaluation.labels import (
-    ABNORMAL,
-    Label,
-    LabelMatrix,
-    compare,
-    confusion,
-    label_scores,
-    mesh_labels,
-    micro_f1,
-    observation_scores,
-    says_nothing,
-)
+from radvision_utils.evaluation.label_scores import LabelMatrix, confusion, label_scores, micro_f1, observation_scores
 from radvision_utils.evaluation.records import COPIED, CUT, FLAGS, flags_of, normal_form, report_labels
 from radvision_utils.evaluation.text_metrics import (
     NEEDS_JAVA,

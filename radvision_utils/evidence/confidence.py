@@ -20,12 +20,12 @@ import torch
 from numpy.typing import NDArray
 
 from radvision_utils.config import STAGES, Profile, RadVisionError
+from radvision_utils.data.labels import find_mentions
 from radvision_utils.data.reports import Report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import forget_peak_memory, open_room, process_count
 from radvision_utils.evaluation.bootstrap import Array, Bootstrap, divide, figure_text, share
 from radvision_utils.evaluation.image_use import sample
-from radvision_utils.evaluation.labels import find_mentions
 from radvision_utils.evaluation.records import Prediction
 from radvision_utils.evaluation.writing import write_reports
 from radvision_utils.evidence.passage import Part, parts_of, token_places

@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radvision_utils.config import RadVisionError
+from radvision_utils.data.labels import sentences
 from radvision_utils.data.reports import Report
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.evaluation.bootstrap import Array
-from radvision_utils.evaluation.labels import sentences
 from radvision_utils.evidence.passage import (
     SECTIONS,
     Kept,

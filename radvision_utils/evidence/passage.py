@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from radvision_utils.data.labels import ASSERTED, label, sentences
 from radvision_utils.data.reports import Report, format_report
 from radvision_utils.data.studies import Study
 from radvision_utils.evaluation.bootstrap import Array
-from radvision_utils.evaluation.labels import ASSERTED, label, sentences
 from radvision_utils.model.base import compute_device
 from radvision_utils.report import ImageLike, Reporter
 from radvision_utils.training.collator import Collator

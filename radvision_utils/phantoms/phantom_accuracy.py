@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from radvision_utils.data.labels import find_mentions
 from radvision_utils.data.reports import Report
 from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate, share
-from radvision_utils.evaluation.labels import find_mentions
 
 Pairs = frozenset[tuple[str, str | None]]
 # What the rule labels call a drawn finding. They know one name for all devices; reports call a consolidation an

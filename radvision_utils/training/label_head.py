@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from radvision_utils.config import RadVisionError
+from radvision_utils.data.labels import OBSERVATIONS, label
 from radvision_utils.data.studies import PreparedDataset, Study
-from radvision_utils.environment import open_room
 from radvision_utils.model.base import compute_device
 from radvision_utils.model.faster import computing
 from radvision_utils.runs import Stage
@@ -30,12 +30,10 @@ Labels = dict[str, torch.Tensor]
 
 def finding_labels(studies: Sequence[Study]) -> Labels:
     """The rule labels of studies."""
-    # Not imported: the rules stand with the judgement, above the training. Who teaches here judges there.
-    rules = open_room("evaluation.labels")
     worth = {"present": 1.0, "uncertain": float("nan")}
-    found = {study.uid: rules.label(study.reference.text) for study in studies}
+    found = {study.uid: label(study.reference.text) for study in studies}
     return {
-        uid: torch.tensor([worth.get(labels[name].status, 0.0) for name in rules.OBSERVATIONS])
+        uid: torch.tensor([worth.get(labels[name].status, 0.0) for name in OBSERVATIONS])
         for uid, labels in found.items()
     }
 
@@ -74,7 +72,7 @@ class LabelHead(nn.Module):
                 f"no finding is in {FEWEST} training reports or more, so that labels teach nothing: "
                 "prepare more studies, or set stage1.label_weight and stage2.label_weight to 0."
             )
-        self.names = [open_room("evaluation.labels").OBSERVATIONS[i] for i in kept]
+        self.names = [OBSERVATIONS[i] for i in kept]
         self.register_buffer("kept", kept, persistent=False)
         # Positives are few: by the root of the odds they weigh more, and calling everything positive does not pay.
         self.register_buffer("positive_weight", (clear / shown)[kept].sqrt(), persistent=False)

@@ -6,22 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 
+from radvision_utils.data.labels import asserted
 from radvision_utils.data.reports import Report, format_report, line_of_findings, split_sentences
-from radvision_utils.environment import open_room
 
 # How much a token weighs in the loss: of the line, of a sentence without a finding; of all else 1.
 LINE, PLAIN = 3.0, 0.5
-
-
-@lru_cache(maxsize=1 << 16)
-def asserted(text: str) -> tuple[str, ...]:
-    """The abnormal observations that a text asserts by the finding labels, uncertain ones too."""
-    # Not imported: the rules stand with the judgement, above the training.
-    rules = open_room("evaluation.labels")
-    found = rules.label(text)
-    return tuple(name for name in rules.ABNORMAL if found[name].status in rules.ASSERTED)
 
 
 def with_line(report: Report, reference: Report) -> Report:

@@ -25,7 +25,7 @@ from radvision_utils.dashboard.card import (
 from radvision_utils.dashboard.picture import draw_card
 from radvision_utils.dashboard.radiograph import View, windowed
 from radvision_utils.dashboard.record import Record, find_prediction, image_path, read_predictions
-from radvision_utils.evaluation.labels import find_mentions, label
+from radvision_utils.data.labels import find_mentions, label
 from radvision_utils.evaluation.records import clean
 from radvision_utils.figures import VERDICTS
 from radvision_utils.phantoms.phantom_rows import phantom_row

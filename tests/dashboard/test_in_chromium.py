@@ -10,8 +10,8 @@ from radvision_utils.config import project_root
 from radvision_utils.dashboard.card import ReportCard
 from radvision_utils.dashboard.page import write_page
 from radvision_utils.dashboard.record import Record, read_predictions
+from radvision_utils.data.labels import OBSERVATIONS
 from radvision_utils.evaluation.charts import show_agreement
-from radvision_utils.evaluation.labels import OBSERVATIONS
 from radvision_utils.evaluation.table import COLUMNS, FACTS
 from radvision_utils.figures import save_figure
 from radvision_utils.phantoms.phantom_rows import phantom_row

@@ -11,7 +11,7 @@ import json
 import sys
 import zipfile
 
-from radvision_utils.evaluation.labels import ABNORMAL, ASSERTED, find_mentions, label, sentences
+from radvision_utils.data.labels import ABNORMAL, ASSERTED, find_mentions, label, sentences
 
 FOLDER = "radlabels/samples/"
 # Their findings that make up an observation. "air_space_opacity" is left out: it holds consolidation and pneumonia too.

@@ -8,6 +8,7 @@ import pytest
 
 from radvision_utils import Report
 from radvision_utils.__main__ import main as command
+from radvision_utils.data.labels import ABNORMAL, label
 from radvision_utils.data.reports import line_of_findings
 from radvision_utils.evaluation.baselines import (
     BEST_CONSTANT,
@@ -21,7 +22,6 @@ from radvision_utils.evaluation.baselines import (
     commonest_normal_report,
     nearest,
 )
-from radvision_utils.evaluation.labels import ABNORMAL, label
 from radvision_utils.evaluation.score import score_file
 from radvision_utils.evaluation.text_metrics import PROTOCOLS
 

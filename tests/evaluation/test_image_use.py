@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from radvision_utils import Report
+from radvision_utils.data.labels import label
 from radvision_utils.evaluation import image_use
 from radvision_utils.evaluation.baselines import image_vectors, neighbor_reports
 from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate
-from radvision_utils.evaluation.labels import LabelMatrix, label
+from radvision_utils.evaluation.label_scores import LabelMatrix
 from radvision_utils.evaluation.text_metrics import RAW, score_texts
 from radvision_utils.report import reporter_of
 

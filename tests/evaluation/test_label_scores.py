@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from radvision_utils import Report
+from radvision_utils.data.labels import label
 from radvision_utils.evaluation.bootstrap import Bootstrap
-from radvision_utils.evaluation.labels import (
+from radvision_utils.evaluation.label_scores import (
     LabelMatrix,
     confusion,
-    label,
     label_scores,
     mesh_agreement,
     observation_scores,

@@ -5,8 +5,8 @@ import textwrap
 
 import pytest
 
+from radvision_utils.data.labels import ABNORMAL, ASSERTED, OBSERVATIONS, find_mentions, label, says_nothing
 from radvision_utils.data.lines import join_lines
-from radvision_utils.evaluation.labels import ABNORMAL, ASSERTED, OBSERVATIONS, find_mentions, label, says_nothing
 
 WORDS = {
     "Enlarged Cardiomediastinum": "mediastinal widening",

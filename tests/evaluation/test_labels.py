@@ -7,15 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from radvision_utils.evaluation.labels import (
-    OBSERVATIONS,
-    Label,
-    Mention,
-    compare,
-    find_mentions,
-    label,
-    sentences,
-)
+from radvision_utils.data.labels import OBSERVATIONS, Label, Mention, compare, find_mentions, label, sentences
 
 SIDES = {"left": ("left",), "right": ("right",), "bilateral": ("left", "right"), "": ()}
 

@@ -1,7 +1,7 @@
 """The rule labels against the human annotation of Open-I."""
 
 from radvision_utils.__main__ import main as command
-from radvision_utils.evaluation.labels import OBSERVATIONS, mesh_labels
+from radvision_utils.data.labels import OBSERVATIONS, mesh_labels
 
 
 def test_mesh_annotations_become_observations() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from radvision_utils import Report
-from radvision_utils.evaluation.labels import Label
+from radvision_utils.data.labels import Label
 from radvision_utils.evaluation.records import (
     DrawnFinding,
     Model,

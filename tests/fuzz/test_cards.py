@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from radvision_utils.config import RadVisionError
 from radvision_utils.dashboard.card import FLAGS, ReportCard
 from radvision_utils.dashboard.record import AUTHORS, ORDERS, Record, find_prediction, read_predictions
+from radvision_utils.data.labels import OBSERVATIONS, compare, label
 from radvision_utils.data.reports import Report
-from radvision_utils.evaluation.labels import OBSERVATIONS, compare, label
 from radvision_utils.evaluation.records import mention_spans, mentioned
 from radvision_utils.figures import VERDICTS
 

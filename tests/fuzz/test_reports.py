@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from radvision_utils.__main__ import parse_settings
 from radvision_utils.collections.mimic import sections_of
 from radvision_utils.config import PROFILES, PROMPT, Profile, RadVisionError, load_profile, settings_of
+from radvision_utils.data.labels import OBSERVATIONS, compare, find_mentions, label, sentences
 from radvision_utils.data.reports import (
     DEIDENTIFIED,
     PRIORS,
@@ -26,7 +27,6 @@ from radvision_utils.data.reports import (
     parse_report,
     split_sentences,
 )
-from radvision_utils.evaluation.labels import OBSERVATIONS, compare, find_mentions, label, sentences
 
 # Pieces that the rules look for, mixed with anything: random letters alone would hardly ever meet a rule.
 PIECES = [

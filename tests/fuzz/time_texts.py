@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from radvision_utils.collections.mimic import sections_of
+from radvision_utils.data.labels import find_mentions, label
 from radvision_utils.data.reports import (
     DEIDENTIFIED,
     PRIORS,
@@ -19,7 +20,6 @@ from radvision_utils.data.reports import (
     parse_report,
     split_sentences,
 )
-from radvision_utils.evaluation.labels import find_mentions, label
 
 LENGTHS = (12_500, 25_000, 50_000, 100_000)  # characters
 PATTERNS = [

@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from radvision_utils import RadVisionError, Report, load_profile, train_stage
+from radvision_utils.data.labels import ABNORMAL, asserted
 from radvision_utils.data.reports import format_report, line_of_findings, parse_report
 from radvision_utils.decoding import LineChoice, calibrate
-from radvision_utils.evaluation.labels import ABNORMAL
 from radvision_utils.evaluation.records import Model, Prediction, normal_form, report_labels
 from radvision_utils.evaluation.table import Scorer
 from radvision_utils.model.base import load_processor
 from radvision_utils.report import reporter_of
 from radvision_utils.runs import RunFolder, read_json
 from radvision_utils.training.collator import IGNORED, Collator
-from radvision_utils.training.summary import LINE, PLAIN, asserted, with_line
+from radvision_utils.training.summary import LINE, PLAIN, with_line
 
 PLAIN_FIRST = Report("The lungs are clear. The heart is enlarged.", "Cardiomegaly.")
 REFERENCE = Report("The lungs are clear. The heart is enlarged. XXXX pacemaker.", "Cardiomegaly.")
