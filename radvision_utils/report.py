@@ -23,7 +23,7 @@ from transformers import LogitsProcessorList, PreTrainedModel
 
 from radvision_utils.config import STAGE_LABELS, Profile, RadVisionError
 from radvision_utils.data.images import letterbox, load_image, load_square
-from radvision_utils.data.reports import Report, parse_report
+from radvision_utils.data.reports import Report, format_report, parse_report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.decoding import Contrast, LineChoice, nothing_in_particular, thresholds
 from radvision_utils.environment import Device, choose_device
@@ -42,6 +42,7 @@ from radvision_utils.progress import Progress, show_progress
 from radvision_utils.runs import RunFolder, require
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import report_token_losses, to_device
+from radvision_utils.training.summary import following
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class WrittenReport:
     """A report with how it came about."""
 
     report: Report
-    text: str  # as the model wrote it
+    text: str  # as the model wrote it; with findings by thresholds without the sentences that contradict these
     tokens: int
     finished: bool  # False: the longest allowed report ended it, not the model
     seconds: float  # its share of the batch's time
@@ -225,9 +226,11 @@ class Reporter:
             stops = [i for i, token in enumerate(row) if token in (self.collator.end, self.collator.pad)]
             ids = row[: stops[0]] if stops else row
             text = self.collator.tokenizer.decode(beginning + ids, skip_special_tokens=True).strip()
-            reports.append(
-                WrittenReport(parse_report(text, self.profile.model.summary), text, len(ids), bool(stops), seconds)
-            )
+            report = parse_report(text, self.profile.model.summary)
+            if self.choice:
+                report = following(report)
+                text = format_report(report)
+            reports.append(WrittenReport(report, text, len(ids), bool(stops), seconds))
         return reports
 
     @contextmanager

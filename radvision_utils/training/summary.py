@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from radvision_utils.data.labels import asserted
+from radvision_utils.data.labels import asserted, label
 from radvision_utils.data.reports import Report, format_report, line_of_findings, split_sentences
 
 # How much a token weighs in the loss: of the line, of a sentence without a finding; of all else 1.
@@ -19,6 +19,21 @@ def with_line(report: Report, reference: Report) -> Report:
     ordered = sorted(split_sentences(report.findings), key=lambda sentence: not asserted(sentence))
     line = line_of_findings(asserted(reference.text))
     return replace(report, findings=" ".join(ordered), line=line)
+
+
+def following(report: Report) -> Report:
+    """The report without sentences that contradict its line: that assert a finding it does not name, or deny one that
+    it names. An impression that is left without a sentence says the line again."""
+    named = asserted(report.line)
+
+    def follows(sentence: str) -> bool:
+        found = label(sentence)
+        return not any(found[name].status == "absent" for name in named) and set(asserted(sentence)) <= set(named)
+
+    findings, impression = (
+        " ".join(filter(follows, split_sentences(section))) for section in (report.findings, report.impression)
+    )
+    return replace(report, findings=findings, impression=impression or (report.impression and report.line))
 
 
 def token_weights(report: Report, offsets: Sequence[tuple[int, int]]) -> list[float]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from radvision_utils import RadVisionError, Report, load_profile, train_stage
-from radvision_utils.data.labels import ABNORMAL, asserted
+from radvision_utils.data.labels import ABNORMAL, asserted, label
 from radvision_utils.data.reports import format_report, line_of_findings, parse_report
 from radvision_utils.decoding import LineChoice, calibrate
 from radvision_utils.evaluation.records import Model, Prediction, normal_form, report_labels
@@ -20,7 +20,7 @@ from radvision_utils.model.base import load_processor
 from radvision_utils.report import reporter_of
 from radvision_utils.runs import RunFolder, read_json
 from radvision_utils.training.collator import IGNORED, Collator
-from radvision_utils.training.summary import LINE, PLAIN, with_line
+from radvision_utils.training.summary import LINE, PLAIN, following, with_line
 
 PLAIN_FIRST = Report("The lungs are clear. The heart is enlarged.", "Cardiomegaly.")
 REFERENCE = Report("The lungs are clear. The heart is enlarged. XXXX pacemaker.", "Cardiomegaly.")
@@ -60,6 +60,25 @@ def test_a_record_keeps_the_line_and_one_without_has_no_word_of_it():
         kept = json.loads(json.dumps(written.to_json()))
         assert ("line" in kept["generated"]) == bool(line)
         assert Prediction.read(kept).generated == report
+
+
+@pytest.mark.parametrize("named", ["No key finding.", "Cardiomegaly.", "Pleural effusion, atelectasis."])
+@pytest.mark.parametrize(
+    ("findings", "impression"),
+    [
+        ("The heart is enlarged. The lungs are clear.", "Cardiomegaly."),
+        ("The heart is normal in size. There is a small left pleural effusion.", "Left effusion with atelectasis."),
+        ("No pleural effusion or pneumothorax. The lungs are clear.", "No acute disease."),
+        ("There is edema. The heart is mildly enlarged.", ""),
+    ],
+)
+def test_a_report_that_follows_its_line_says_what_the_line_says(named, findings, impression):
+    report = following(Report(findings, impression, line=named))
+    assert asserted(f"{named}\n\n{report.text}") == asserted(named)
+    assert bool(report.impression) == bool(impression)
+    assert following(report) == report
+    denied = label(report.text)
+    assert not any(denied[name].status == "absent" for name in asserted(named))
 
 
 @pytest.fixture
