@@ -2,7 +2,7 @@
 
     python -m benchmarks.means --source FOLDER
 
-Every mean is left out by itself, and the whole is trained with three seeds; all of it is judged on the validation split,
+Every mean is left out by itself, and the whole is trained with three seeds. All is judged on the validation split,
 so that the test split stays unseen. It takes some two hours on two cores; given again, it goes on where it was.
 """
 
@@ -21,8 +21,8 @@ from radvision_utils.bases.build import base_for_source
 from radvision_utils.config import DISCLAIMER, STAGE_LABELS, STAGES, Profile, load_profile
 from radvision_utils.environment import quiet_libraries
 from radvision_utils.evaluation.baselines import BEST_FINDINGS, COMMONEST_FINDING, NEAREST
-from radvision_utils.evaluation.evaluate import evaluate
 from radvision_utils.evaluation.bootstrap import figure_text
+from radvision_utils.evaluation.evaluate import evaluate
 from radvision_utils.figures import markdown_table
 from radvision_utils.runs import RunFolder, is_current
 from radvision_utils.training.train import train_stage
