@@ -12,7 +12,7 @@ import argparse
 import logging
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,22 +90,16 @@ def judged(profile: Profile, like: Profile | None = None) -> dict[str, Any]:
 def _line(name: str, metrics: Mapping[str, Any]) -> list[str]:
     last, use = STAGE_LABELS[STAGES[-1]], metrics["image_use"]
     over = metrics["differences"][last][COMMONEST_FINDING]["abnormal_f1"]
-    return [
-        *_blind(metrics, last, name)[:2],
-        figure_text(over),
-        use["verdict"],
-        figure_text(use["loss_gap"][last]),
-    ] + _blind(metrics, last)[-2:]
+    told = figure_text(over), use["verdict"], figure_text(use["loss_gap"][last])
+    return _blind(metrics, last, name, told)
 
 
-def _blind(metrics: Mapping[str, Any], row: str, name: str = "") -> list[str]:
+def _blind(metrics: Mapping[str, Any], row: str, name: str = "", told: Sequence[str] = ("", "", "")) -> list[str]:
     [found] = [line for line in metrics["table"] if line["row"] == row]
     return [
         name or row,
         f"{found['abnormal_f1']:.3f}",
-        "",
-        "",
-        "",
+        *told,
         str(found["distinct_reports"]),
         f"{found['rouge_l']:.3f}",
     ]
