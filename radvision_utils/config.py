@@ -232,7 +232,7 @@ PROFILES: dict[str, Profile] = {
         stage1=_tiny(
             VisionSettings,
             learning_rate=1e-3,
-            epochs=20.0,
+            epochs=28.0,
             batch=32,
             train="full",
             label_weight=1.0,

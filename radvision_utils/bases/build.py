@@ -99,7 +99,7 @@ def build_base(folder: Path = TINY_BASE, studies: int = 9000, epochs: float = 8.
     return figures
 
 
-def base_for_source(profile: Profile, folder: Path, epochs: float = 6.0) -> Path:
+def base_for_source(profile: Profile, folder: Path, epochs: float = 8.0) -> Path:
     """The profile's base, its language model and embeddings trained further on the reports of the training split.
 
     A phantom base knows a few hundred words and spells all others. So it gets a tokenizer of these reports, and an

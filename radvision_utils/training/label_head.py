@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.data.labels import OBSERVATIONS, label
+from radvision_utils.data.labels import ASSERTED, OBSERVATIONS, label
 from radvision_utils.data.studies import PreparedDataset, Study
 from radvision_utils.model.base import compute_device
 from radvision_utils.model.faster import computing
@@ -25,15 +25,16 @@ from radvision_utils.training.loss import MODEL_INPUTS, to_device
 
 FEWEST = 10  # training studies that must show a finding; of fewer a head learns the studies, not the finding
 Labels = dict[str, torch.Tensor]
-"""Study -> (14,) what its reference says of each observation: 1 present, 0 not, NaN uncertain."""
+"""Study -> (14,) what its reference says of each observation: 1 present or uncertain, 0 not."""
 
 
 def finding_labels(studies: Sequence[Study]) -> Labels:
-    """The rule labels of studies."""
-    worth = {"present": 1.0, "uncertain": float("nan")}
+    """The rule labels of studies. What is uncertain counts as present, as it does in the judgement (and as in U-Ones of
+    Irvin et al. 2019, arXiv:1901.07031)."""
+    # Who teaches here judges there.
     found = {study.uid: label(study.reference.text) for study in studies}
     return {
-        uid: torch.tensor([worth.get(labels[name].status, 0.0) for name in OBSERVATIONS])
+        uid: torch.tensor([float(labels[name].status in ASSERTED) for name in OBSERVATIONS])
         for uid, labels in found.items()
     }
 
@@ -86,13 +87,12 @@ class LabelHead(nn.Module):
         return F.linear(torch.cat([tokens.mean(1), tokens.amax(1)], 1), self.weight, self.bias)
 
     def loss(self, labels: torch.Tensor) -> torch.Tensor:
-        """Binary cross entropy of the last pass with (B, 14) labels: mean of the findings, sum of the studies; what is
-        uncertain is left out."""
+        """Binary cross entropy of the last pass with (B, 14) labels: mean of the findings, sum of the studies."""
         targets = labels.to(self.kept.device)[:, self.kept]
         each = F.binary_cross_entropy_with_logits(
-            self.logits.float(), targets.nan_to_num(), pos_weight=self.positive_weight, reduction="none"
+            self.logits.float(), targets, pos_weight=self.positive_weight, reduction="none"
         )
-        return each.masked_fill(targets.isnan(), 0.0).mean(1).sum()
+        return each.mean(1).sum()
 
 
 @contextmanager

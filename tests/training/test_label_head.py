@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from radvision_utils import RadVisionError, load_profile, load_reporter, train_stage
+from radvision_utils import RadVisionError, Report, load_profile, load_reporter, train_stage
+from radvision_utils.data.labels import OBSERVATIONS
 from radvision_utils.environment import choose_device
 from radvision_utils.model.base import WEIGHTS, attach_adapter, load_adapter, load_base, load_file
 from radvision_utils.model.stage import select_stage
@@ -84,18 +85,25 @@ def test_how_data_is_shown_makes_no_prepared_data_stale(small_profile, dataset):
             load_profile("tiny", setting)
 
 
-def test_what_is_uncertain_teaches_nothing_and_a_positive_weighs_by_the_root_of_the_odds(dataset):
+def test_a_positive_weighs_by_the_root_of_the_odds(dataset):
     labels = finding_labels(dataset.split("train"))
     head = LabelHead(8, labels)
     table = torch.stack(list(labels.values()))[:, head.kept]
     odds = (table == 0).sum(0) / (table == 1).sum(0)
     torch.testing.assert_close(head.positive_weight, odds.sqrt())
+    with torch.no_grad():
+        head.bias.fill_(50.0)
     head.logits = head(torch.randn(2, 16, 8))
-    unknown = torch.full((2, 14), torch.nan)
-    assert head.loss(unknown) == 0
-    assert head.loss(torch.stack([unknown[0], torch.ones(14)])) > 0
+    assert head.loss(torch.ones(2, 14)) < 1e-3 < head.loss(torch.zeros(2, 14))
     with pytest.raises(RadVisionError, match="no finding is in 10 training reports or more"):
         LabelHead(8, {"1": labels[dataset.split("train")[0].uid]})
+
+
+def test_what_is_uncertain_teaches_as_what_is_present_does_since_it_is_judged_so(dataset):
+    study = dataset.split("train")[0]
+    for text in ("There is a pleural effusion.", "There may be a pleural effusion.", "No pleural effusion."):
+        [found] = finding_labels([replace(study, reference=Report(text))]).values()
+        assert found[OBSERVATIONS.index("Pleural Effusion")] == (not text.startswith("No "))
 
 
 def test_a_full_vision_encoder_is_saved_and_loaded_whole(small_profile, teach):
