@@ -37,6 +37,16 @@ def log_of_one_test():
     root.setLevel(level)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def without_java():
+    """METEOR's Java takes seconds to start: one test of test_text_metrics.py starts it, as does the chain."""
+    from radvision_utils.evaluation import table
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "meteor_scores", lambda sets: [None] * len(sets))
+        yield
+
+
 @pytest.fixture(scope="session")
 def open_i() -> Path:
     """The folder with real Open-I studies, which the project may use and may not ship."""

@@ -35,7 +35,7 @@ def home(tmp_path_factory):
     """The home of somebody who keeps base, source, images and runs in it."""
     home = tmp_path_factory.mktemp("home") / USER
     shutil.copytree(TINY_BASE, home / "models" / "base")
-    rows = [{**row, "uid": f"MRN{row['uid']}-77"} for row in phantom_rows(60, "B", 11, workers=1)]
+    rows = [{**row, "uid": f"MRN{row['uid']}-77"} for row in phantom_rows(40, "B", 11, workers=1)]
     pq.write_table(pa.Table.from_pylist(rows), home / "studies.parquet")
     return home
 
@@ -43,6 +43,7 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(home, small_settings):
     settings = {**small_settings, "model.base": str(home / "models" / "base"), "generation.max_new_tokens": 16}
+    settings |= {f"stage{n}.max_steps": 1 for n in STAGES}
     profile = load_profile(
         "tiny", settings, run="r", source=str(home / "studies.parquet"), output_root=str(home / "outputs")
     )

@@ -1,5 +1,6 @@
 """Time and memory end: the stage pauses at a checkpoint, or takes smaller micro-batches, or says what to change."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -32,8 +33,16 @@ def losses_of(result):
     return torch.tensor([line["loss"] for line in result.log if "loss" in line])
 
 
-def test_a_stage_out_of_time_pauses_at_a_checkpoint_and_goes_on_to_the_same_weights(fresh_run):
-    whole = train_stage(fresh_run("whole", stage1=STEPS), 1).record
+@pytest.fixture(scope="module")
+def whole(small_profile, dataset, tmp_path_factory):
+    """Stage 1 with all the time and memory that it takes."""
+    stage = replace(small_profile.stage1, **STEPS)
+    profile = replace(small_profile, output_root=str(tmp_path_factory.mktemp("whole")), stage1=stage)
+    shutil.copytree(RunFolder.of(small_profile).data, RunFolder.of(profile).data)
+    return train_stage(profile, 1)
+
+
+def test_a_stage_out_of_time_pauses_at_a_checkpoint_and_goes_on_to_the_same_weights(whole, fresh_run):
     short = fresh_run("short", stage1={**STEPS, "max_minutes": 0.0})
     for step in (1, 2):
         told = rf"stage 1 used up its max_minutes \(0\) and stopped at step {step} of 3, .*; the same command goes on"
@@ -43,7 +52,7 @@ def test_a_stage_out_of_time_pauses_at_a_checkpoint_and_goes_on_to_the_same_weig
     result = train_stage(short, 1).record
     assert result["resumed_from"] == "checkpoint-2"
     for same in ("hash", "validation_loss", "train_loss", "key"):
-        assert result[same] == whole[same]
+        assert result[same] == whole.record[same]
 
 
 def test_a_pause_is_told_by_the_command_line_with_status_0(fresh_run, capsys, monkeypatch):
@@ -83,8 +92,9 @@ def test_in_a_notebook_a_pause_is_a_sentence_and_no_traceback():
     assert shown == ["it paused."]
 
 
-def test_where_memory_ends_the_micro_batch_is_halved_and_a_step_takes_the_same_studies(fresh_run, monkeypatch, caplog):
-    whole = train_stage(fresh_run("whole", stage1=STEPS), 1)
+def test_where_memory_ends_the_micro_batch_is_halved_and_a_step_takes_the_same_studies(
+    whole, fresh_run, monkeypatch, caplog
+):
     monkeypatch.setattr(report_trainer, "report_token_losses", memory_for(1))
     with caplog.at_level("WARNING"):
         result = train_stage(fresh_run("small", stage1=STEPS), 1)
@@ -96,8 +106,7 @@ def test_where_memory_ends_the_micro_batch_is_halved_and_a_step_takes_the_same_s
     torch.testing.assert_close(losses_of(result), losses_of(whole), rtol=1e-3, atol=1e-4)
 
 
-def test_memory_that_ends_late_goes_on_from_the_checkpoint(fresh_run, monkeypatch):
-    whole = train_stage(fresh_run("whole", stage1=STEPS), 1)
+def test_memory_that_ends_late_goes_on_from_the_checkpoint(whole, fresh_run, monkeypatch):
     true, tight = report_trainer.report_token_losses, memory_for(2)
     calls = []
 

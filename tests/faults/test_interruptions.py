@@ -38,33 +38,59 @@ from radvision_utils.training.resume import TRAINED, last_checkpoint, mark_whole
 STEPS = {"max_steps": 4, "save_steps": 1, "micro_batch": 4, "lora_dropout": 0.1}
 
 
-@pytest.fixture
-def killed(monkeypatch):
+def killed(profile, stage, place):
     """End a stage as a kill would, at a place of the trainer's own code; everything written stays."""
 
-    def run(profile, stage, place):
-        def stop(*_, **__):
-            raise KeyboardInterrupt
+    def stop(*_, **__):
+        raise KeyboardInterrupt
 
-        with monkeypatch.context() as patch:
-            patch.setattr(trainer, place, stop)
-            with pytest.raises(KeyboardInterrupt):
-                train_stage(profile, stage)
-
-    return run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, place, stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_stage(profile, stage)
 
 
-def test_half_a_checkpoint_is_not_used_but_the_one_before(fresh_run, killed):
-    whole = train_stage(fresh_run("whole", stage1=STEPS), 1).record
-    cut = fresh_run("cut", stage1=STEPS)
+def of_four_steps(small_profile, root, **changes):
+    """A run of its own with the session's data."""
+    stage = replace(small_profile.stage1, **{**STEPS, **changes})
+    profile = replace(small_profile, output_root=str(root), stage1=stage)
+    shutil.copytree(RunFolder.of(small_profile).data, RunFolder.of(profile).data)
+    return profile
+
+
+def copy_of(profile, root):
+    shutil.copytree(profile.output_root, root)
+    return replace(profile, output_root=str(root))
+
+
+@pytest.fixture(scope="module")
+def ends(small_profile, dataset, tmp_path_factory):
+    """Two runs, alike but that stage 1 of the second was killed after its last step."""
+    whole, cut = (of_four_steps(small_profile, tmp_path_factory.mktemp(name)) for name in ("whole", "cut"))
+    train_stage(whole, 1)
     killed(cut, 1, "save_adapter")
-    checkpoints = RunFolder.of(cut).partial("stage1") / "checkpoints"
+    return whole, cut
+
+
+@pytest.fixture
+def finished(ends, tmp_path):
+    return copy_of(ends[0], tmp_path / "finished")
+
+
+@pytest.fixture
+def unfinished(ends, tmp_path):
+    return copy_of(ends[1], tmp_path / "unfinished")
+
+
+def test_half_a_checkpoint_is_not_used_but_the_one_before(finished, unfinished):
+    whole = RunFolder.of(finished).record("stage1")
+    checkpoints = RunFolder.of(unfinished).partial("stage1") / "checkpoints"
     newest = last_checkpoint(checkpoints)
     assert newest.name == "checkpoint-4"
     with (newest / "optimizer.pt").open("r+b") as file:
         file.truncate(file.seek(0, 2) // 2)
     assert not is_whole(newest)
-    result = train_stage(cut, 1)
+    result = train_stage(unfinished, 1)
     assert result.record["resumed_from"] == "checkpoint-3"
     for same in ("hash", "validation_loss", "train_loss"):
         assert result.record[same] == whole[same]
@@ -77,9 +103,8 @@ def test_a_checkpoint_without_its_mark_is_not_used(tmp_path):
     assert last_checkpoint(tmp_path) is None
 
 
-def test_a_checkpoint_holds_what_the_stage_trains_in_the_bytes_that_are_planned(fresh_run, killed):
-    profile = fresh_run(stage1=STEPS, stage2=STEPS)
-    train_stage(profile, 1)
+def test_a_checkpoint_holds_what_the_stage_trains_in_the_bytes_that_are_planned(finished):
+    profile = replace(finished, stage2=replace(finished.stage2, **STEPS))
     killed(profile, 2, "save_adapter")
     checkpoint = last_checkpoint(RunFolder.of(profile).partial("stage2") / "checkpoints")
     saved = load_file(checkpoint / TRAINED)
@@ -91,23 +116,19 @@ def test_a_checkpoint_holds_what_the_stage_trains_in_the_bytes_that_are_planned(
     assert sum(path.stat().st_size for path in checkpoint.iterdir()) == pytest.approx(planned, rel=0.05)
 
 
-def test_a_checkpoint_of_other_tensors_is_refused_and_named(fresh_run, killed):
-    profile = fresh_run(stage1=STEPS)
-    killed(profile, 1, "save_adapter")
-    checkpoint = last_checkpoint(RunFolder.of(profile).partial("stage1") / "checkpoints")
+def test_a_checkpoint_of_other_tensors_is_refused_and_named(unfinished):
+    checkpoint = last_checkpoint(RunFolder.of(unfinished).partial("stage1") / "checkpoints")
     renamed = {name.replace("lora_A", "lora_a"): tensor for name, tensor in load_file(checkpoint / TRAINED).items()}
     save_file(renamed, checkpoint / TRAINED)
     (checkpoint / LIST).unlink()
     mark_whole(checkpoint)
     with pytest.raises(RadVisionError, match=r"checkpoint-4 holds other tensors .* delete .*stage1\.partial and give"):
-        train_stage(profile, 1)
+        train_stage(unfinished, 1)
 
 
-def test_a_stage_killed_after_its_last_step_does_not_train_on(fresh_run, killed):
-    whole = train_stage(fresh_run("whole", stage1=STEPS), 1).record
-    cut = fresh_run("cut", stage1=STEPS)
-    killed(cut, 1, "save_adapter")
-    result = train_stage(cut, 1)
+def test_a_stage_killed_after_its_last_step_does_not_train_on(finished, unfinished):
+    whole = RunFolder.of(finished).record("stage1")
+    result = train_stage(unfinished, 1)
     assert result.record["resumed_from"] == "checkpoint-4"
     assert (result.record["hash"], result.record["steps"]) == (whole["hash"], 4)
     assert result.record["validation_loss"] == whole["validation_loss"]
@@ -132,11 +153,9 @@ def test_a_stage_killed_before_it_is_put_in_its_place_is_put_there(fresh_run, mo
     assert sorted(p.name for p in RunFolder.of(profile).path.iterdir()) == ["data", "run.json", "stage1"]
 
 
-def test_an_older_stage_stays_until_the_new_one_is_whole(fresh_run, killed):
-    profile = fresh_run(stage1=STEPS)
-    old = train_stage(profile, 1).record["hash"]
-    other = fresh_run("other", stage1={**STEPS, "max_steps": 3})
-    shutil.copytree(RunFolder.of(profile).stage(1), RunFolder.of(other).stage(1))
+def test_an_older_stage_stays_until_the_new_one_is_whole(finished):
+    old = RunFolder.of(finished).record("stage1")["hash"]
+    other = replace(finished, stage1=replace(finished.stage1, max_steps=3))
     killed(other, 1, "draw_losses")
     assert (RunFolder.of(other).adapter(1) / "adapter_model.safetensors").is_file()
     assert train_stage(other, 1).record["hash"] != old
@@ -162,14 +181,14 @@ def killed_before_change(patch, number):
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_an_exchange_killed_before_any_of_its_changes_leaves_a_whole_result(fresh_run, monkeypatch, number):
-    profile = fresh_run(stage1=STEPS)
-    run, old = RunFolder.of(profile), train_stage(profile, 1).record
+def test_an_exchange_killed_before_any_of_its_changes_leaves_a_whole_result(finished, monkeypatch, number):
+    run = RunFolder.of(finished)
+    old = run.record("stage1")
     shutil.copytree(run.stage(1), run.partial("stage1"))
     with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
         killed_before_change(patch, number)
-        run.publish(profile, "stage1")
-    assert train_stage(profile, 1).record["finished"] == old["finished"]
+        run.publish(finished, "stage1")
+    assert train_stage(finished, 1).record["finished"] == old["finished"]
     assert not run.before("stage1").exists()
     assert file_hash(run.adapter(1) / "adapter_model.safetensors") == old["hash"]
 
@@ -198,9 +217,8 @@ def test_so_does_that_of_an_evaluation_and_those_of_other_splits_stay(fresh_run,
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RadVisionError])
-def test_a_forced_attempt_that_ends_early_leaves_the_result_and_the_same_command_goes_on(fresh_run, monkeypatch, error):
-    profile = fresh_run(stage1=STEPS)
-    old = train_stage(profile, 1).record
+def test_a_forced_attempt_that_ends_early_leaves_the_result_and_the_same_command_goes_on(finished, monkeypatch, error):
+    old = RunFolder.of(finished).record("stage1")
 
     def stop(*_, **__):
         raise error
@@ -208,31 +226,26 @@ def test_a_forced_attempt_that_ends_early_leaves_the_result_and_the_same_command
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "save_adapter", stop)
         with pytest.raises(error):
-            train_stage(profile, 1, force=True)
-    assert train_stage(profile, 1).record == old
-    again = train_stage(profile, 1, force=True).record
+            train_stage(finished, 1, force=True)
+    assert train_stage(finished, 1).record == old
+    again = train_stage(finished, 1, force=True).record
     assert (again["resumed_from"], again["hash"]) == ("checkpoint-4", old["hash"])
-    assert train_stage(profile, 1, force=True).record["resumed_from"] is None
+    assert train_stage(finished, 1, force=True).record["resumed_from"] is None
 
 
-def of_four_steps(small_profile, root):
-    # Masks of dropout would depend on the micro-batches.
-    stage = replace(small_profile.stage1, **{**STEPS, "accumulation": 2, "lora_dropout": 0.0})
-    profile = replace(small_profile, output_root=str(root), stage1=stage)
-    shutil.copytree(RunFolder.of(small_profile).data, RunFolder.of(profile).data)
-    return profile
+NO_DROPOUT = {"accumulation": 2, "lora_dropout": 0.0}  # masks would depend on the micro-batches
 
 
 @pytest.fixture(scope="module")
 def whole(small_profile, dataset, tmp_path_factory):
     """Stage 1, uninterrupted."""
-    return train_stage(of_four_steps(small_profile, tmp_path_factory.mktemp("whole")), 1)
+    return train_stage(of_four_steps(small_profile, tmp_path_factory.mktemp("whole"), **NO_DROPOUT), 1)
 
 
 @pytest.fixture(scope="module")
 def begun(small_profile, dataset, tmp_path_factory):
     """The profile of a run whose stage 1 was interrupted after two of its four steps."""
-    profile = of_four_steps(small_profile, tmp_path_factory.mktemp("begun"))
+    profile = of_four_steps(small_profile, tmp_path_factory.mktemp("begun"), **NO_DROPOUT)
     for _ in range(2):
         with pytest.raises(RunPaused):
             train_stage(replace(profile, stage1=replace(profile.stage1, max_minutes=0.0)), 1)
@@ -242,8 +255,7 @@ def begun(small_profile, dataset, tmp_path_factory):
 class TestChangedSettings:
     @pytest.fixture
     def cut(self, begun, tmp_path):
-        shutil.copytree(begun.output_root, tmp_path / "cut")
-        return replace(begun, output_root=str(tmp_path / "cut"))
+        return copy_of(begun, tmp_path / "cut")
 
     @pytest.mark.parametrize(
         "change",
@@ -317,10 +329,9 @@ class TestChangedSettings:
         assert "not bit for bit" in caplog.text
 
 
-def test_8_bit_optimizer_state_resumes_to_the_same_weights(fresh_run, killed):
-    whole, cut = (fresh_run(name, stage1=STEPS, stage2=STEPS) for name in ("whole", "cut"))
-    train_stage(whole, 1)
-    shutil.copytree(RunFolder.of(whole).stage(1), RunFolder.of(cut).stage(1))
+def test_8_bit_optimizer_state_resumes_to_the_same_weights(finished, tmp_path):
+    whole = replace(finished, stage2=replace(finished.stage2, **STEPS))
+    cut = copy_of(whole, tmp_path / "cut")
     expected = train_stage(whole, 2).record["hash"]
     killed(cut, 2, "save_adapter")
     checkpoints = RunFolder.of(cut).partial("stage2") / "checkpoints"

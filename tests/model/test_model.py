@@ -1,8 +1,6 @@
 """The base and the adapter: what is 4-bit, what is adapted, what is saved, and that nothing gets lost on the way."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import bitsandbytes as bnb
@@ -181,17 +179,3 @@ def test_a_model_folder_that_holds_no_model_is_named(tmp_path):
     settings = load_profile("tiny", {"model.base": str(tmp_path)}).model
     with pytest.raises(RadVisionError, match="cannot be loaded"):
         load_base(settings, choose_device())
-
-
-def test_a_fresh_process_loads_a_base_without_reaching_for_the_network(tmp_path):
-    code = (
-        "import socket; socket.socket.connect = lambda *a: (_ for _ in ()).throw(AssertionError('network'))\n"
-        "from radvision_utils import load_profile\n"
-        "from radvision_utils.environment import choose_device\n"
-        "from radvision_utils.model.base import attach_adapter, save_adapter\n"
-        "from radvision_utils.model.base import load_base, load_processor\n"
-        "from pathlib import Path; import sys\n"
-        "p = load_profile('tiny'); load_processor(p.model, 512)\n"
-        "save_adapter(attach_adapter(load_base(p.model, choose_device()), p), Path(sys.argv[1]) / 'adapter')\n"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

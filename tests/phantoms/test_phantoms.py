@@ -244,13 +244,14 @@ def test_rows_can_be_left_early():
     rows.close()
 
 
-def test_dirt_is_there_in_the_stated_amount(monkeypatch):
-    blank = np.zeros((512, 512), np.uint8)
-    monkeypatch.setattr(
-        phantom,
-        "render",
-        lambda look, findings, stream: (blank, [(0, 0, 1, 1)] * len(findings)),
-    )
+@pytest.fixture
+def blank(monkeypatch):
+    """Nothing is drawn, for tests of what is written: drawing takes nearly all of the time."""
+    pixels = np.zeros((8, 8), np.uint8)
+    monkeypatch.setattr(phantom, "render", lambda look, findings, stream: (pixels, [(0, 0, 1, 1)] * len(findings)))
+
+
+def test_dirt_is_there_in_the_stated_amount(blank):
     rows = list(phantom_rows(1500, "B", workers=1))
     text = [f"{row['findings']} {row['impression']}" for row in rows]
 
@@ -309,7 +310,7 @@ def test_where_opacities_are_ambiguous_the_image_does_not_tell_them_apart():
     np.testing.assert_array_equal(images["consolidation"], images["atelectasis"])
 
 
-def test_an_ambiguous_hospitals_indication_names_the_kind_and_says_nothing_where_there_is_none():
+def test_an_ambiguous_hospitals_indication_names_the_kind_and_says_nothing_where_there_is_none(blank):
     told = Counter()
     for uid in range(1, 400):
         row = phantom_row(uid, "C", dirt=False)
