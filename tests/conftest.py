@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from pathlib import Path
@@ -25,6 +26,11 @@ SMALL = {
 def pytest_collection_modifyitems(items):
     """The module that takes longest comes first: else one worker ends with it while the other waits."""
     items.sort(key=lambda item: item.path.name != "test_chain.py")
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: the garbage collection before each load of a model need not look at it again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -43,7 +43,6 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(home, small_settings):
     settings = {**small_settings, "model.base": str(home / "models" / "base"), "generation.max_new_tokens": 16}
-    settings |= {f"stage{n}.max_steps": 1 for n in STAGES}
     profile = load_profile(
         "tiny", settings, run="r", source=str(home / "studies.parquet"), output_root=str(home / "outputs")
     )

@@ -73,7 +73,7 @@ def run_cells(notebook, parameters):
 
 def words_of(figures):
     for figure in figures:
-        figure.savefig(io.BytesIO())
+        figure.savefig(io.BytesIO(), dpi=20)
     return {text.get_text() for figure in figures for axes in figure.axes for text in (*axes.texts, axes.title)}
 
 
@@ -91,7 +91,8 @@ def test_the_last_notebook_runs_to_its_end_whatever_the_model_writes(
     monkeypatch.setattr(study_maps, "VALIDATED", 2)
     monkeypatch.setattr(confidence, "CALIBRATED", 4)
     monkeypatch.chdir(project_root())
-    parameters = {"run": trained.run, "output_root": str(tmp_path), "overrides": json.dumps(small_settings), "seed": 11}
+    overrides = json.dumps({**small_settings, "evaluation.stages": "ends", "evaluation.evidence": 4})
+    parameters = {"run": trained.run, "output_root": str(tmp_path), "overrides": overrides, "seed": 11}
     names, shown = run_cells(project_root() / "notebooks" / f"{NOTEBOOKS['evaluation']}.ipynb", parameters)
     metrics = json.loads((names["result"].folder / "metrics.json").read_text(), parse_constant=not_json)
     sentence = model_verdict(metrics)

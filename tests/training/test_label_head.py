@@ -13,6 +13,7 @@ from radvision_utils.model.base import WEIGHTS, attach_adapter, load_adapter, lo
 from radvision_utils.model.stage import select_stage
 from radvision_utils.planning.cost import read_shape
 from radvision_utils.runs import RunFolder, Stage, is_current
+from radvision_utils.training import train as trainer
 from radvision_utils.training.augmentation import Augmentation
 from radvision_utils.training.label_head import LabelHead, finding_labels
 from radvision_utils.training.trainer import StudyOrder
@@ -45,11 +46,17 @@ def test_labels_move_the_vision_encoder_alone_and_their_head_is_thrown_away(teac
     assert load_reporter(profile.run, 1, profile.output_root).stage == 1
 
 
-def test_the_head_and_the_changes_of_images_go_on_where_they_were_interrupted(teach, interrupted_at):
+def test_the_head_and_the_changes_of_images_go_on_where_they_were_interrupted(teach, monkeypatch):
     _, whole = teach("whole")
 
-    with interrupted_at(3):
-        teach("cut")
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.StageLog, "on_step_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            teach("cut")
     _, cut = teach("cut")
     assert cut.record["resumed_from"] == "checkpoint-2"
     assert cut.record["hash"] == whole.record["hash"]
