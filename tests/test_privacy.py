@@ -35,7 +35,7 @@ def home(tmp_path_factory):
     """The home of somebody who keeps base, source, images and runs in it."""
     home = tmp_path_factory.mktemp("home") / USER
     shutil.copytree(TINY_BASE, home / "models" / "base")
-    rows = [{**row, "uid": f"MRN{row['uid']}-77"} for row in phantom_rows(40, "B", 11, workers=1)]
+    rows = [{**row, "uid": f"MRN{row['uid']}-77"} for row in phantom_rows(60, "B", 11, workers=1)]
     pq.write_table(pa.Table.from_pylist(rows), home / "studies.parquet")
     return home
 
