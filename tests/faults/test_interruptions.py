@@ -137,7 +137,7 @@ def test_an_older_stage_stays_until_the_new_one_is_whole(fresh_run, killed):
     old = train_stage(profile, 1).record["hash"]
     other = fresh_run("other", stage1={**STEPS, "max_steps": 3})
     shutil.copytree(RunFolder.of(profile).stage(1), RunFolder.of(other).stage(1))
-    killed(other, 1, "draw_losses")
+    killed(other, 1, "loss_figure")
     assert (RunFolder.of(other).adapter(1) / "adapter_model.safetensors").is_file()
     assert train_stage(other, 1).record["hash"] != old
 
