@@ -49,7 +49,7 @@ def show_maps(folder: Path, count: int = 3) -> Figure:
     """
     predictions = {ours.uid: ours for ours in read_predictions(folder / "predictions.jsonl")}
     found = _supported(read_json_lines(folder / "evidence.jsonl"))[:count]
-    figure = new_figure(8.4, 3.1 * max(len(found), 1) + 0.3)
+    figure = new_figure(8.4, 2.45 * max(len(found), 1) + 0.3)
     if not found:
         return _say(figure, "no sentence has a supported map")
     grid, kinds = figure.subplots(len(found), 3, squeeze=False), ("radiograph", "gradient", "occlusion")
