@@ -25,7 +25,7 @@ def run(trained):
     evaluate(trained)
     run = RunFolder.of(trained)
     stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (1500, 1500, 3), np.uint8)).save(stream, "PNG")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 1500, 3), np.uint8)).save(stream, "PNG")
     picture = {"image/png": base64.b64encode(stream.getvalue()).decode(), "text/plain": "<Figure>"}
     widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": f"in {run.path}"}
     outputs = [nbformat.v4.new_output("display_data", data) for data in (picture, widget)]
