@@ -24,7 +24,7 @@ from radvision_utils.config import (
     parse_json,
 )
 from radvision_utils.environment import open_room, process_rank, quiet_libraries, set_up_libraries
-from radvision_utils.runs import RunFolder
+from radvision_utils.runs import RunFolder, only_run
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,8 +36,8 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(act=act)
         return added
 
-    run = verb(_run, "prepare, train three stages, evaluate: the five notebooks in order")
-    run.add_argument("--from", type=int, default=1, dest="first", metavar="N", help="begin with notebook N (1 to 5)")
+    run = verb(_run, "prepare, train three stages, evaluate: the six notebooks in order")
+    run.add_argument("--from", type=int, default=1, dest="first", metavar="N", help="begin with notebook N (1 to 6)")
     train = verb(_train, "one stage without its notebook; also under `accelerate launch`")
     train.add_argument("--stage", type=int, required=True, choices=STAGES)
     for made in (run, train):
@@ -54,7 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER|CSV")
     predict.add_argument("--to", type=Path, default=None, metavar="DIR", help="write JSONL and a page there, resumable")
     predict.add_argument("--stage", type=int, default=3, choices=(0, 1, 2, 3), help="0: the untuned base")
-    _run_name(predict)
+    predict.add_argument("--run", default="", metavar="NAME", help="whose model (default: the only run's)")
+    _output_root(predict)
 
     judge = verb(_evaluate, "write and score the reports of a split")
     _run_name(judge)
@@ -179,22 +180,29 @@ def _absolute(path: str) -> str:
 
 def _predict(options: argparse.Namespace) -> None:
     root = options.output_root or "outputs"
+    from radvision_utils.evaluation.records import Model, flags_of
+
+    for image in options.images:
+        if not image.exists():
+            raise RadVisionError(f"image {image} does not exist: give paths of PNG, JPEG or DICOM files.")
+    run = only_run(options.run, root)
+    band = Model.of(RunFolder(run, root).profile(), options.stage).band(own=True)
+    print(f"Run {run}. {band}", end="\n\n")
     if options.to or any(path.is_dir() or path.suffix.lower() == ".csv" for path in options.images):
         from radvision_utils.own_images import predict_files, told
 
-        print(f"{told(predict_files(options.images, options.run, options.stage, options.to, root))}\n{DISCLAIMER}")
+        print(f"{told(predict_files(options.images, run, options.stage, options.to, root))}\n{DISCLAIMER}")
         return
-    from radvision_utils.evaluation.records import flags_of
     from radvision_utils.report import load_reporter
 
-    for image in options.images:
-        if not image.is_file():
-            raise RadVisionError(f"image {image} does not exist: give paths of PNG, JPEG or DICOM files.")
-    reporter = load_reporter(options.run, options.stage, root)
+    reporter = load_reporter(run, options.stage, root)
     for image, written in zip(options.images, reporter.write(options.images), strict=True):
-        report, flags = written.report, flags_of(written.report, set(), written.finished)
+        report, flags = written.report, flags_of(written.report, frozenset(), written.finished)
         sections = [f"Findings: {report.line} {report.findings}".replace("  ", " "), f"Impression: {report.impression}"]
-        print("\n  ".join([str(image), *sections, *(f"Flag: {flag}" for flag in flags)]), end="\n\n")
+        print(
+            "\n  ".join([str(image), *sections, *(f"Flag: {flag}" for flag in flags), *filter(None, [band])]),
+            end="\n\n",
+        )
     print(DISCLAIMER)
 
 

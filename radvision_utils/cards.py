@@ -6,13 +6,16 @@ The dashboard draws records and never loads a model; here a run's records and it
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from markupsafe import escape
+
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.dashboard import browser
-from radvision_utils.dashboard.card import ReportCard
+from radvision_utils.dashboard.card import ReportCard, training_changed
 from radvision_utils.dashboard.record import Record, find_prediction, image_path, read_predictions
 from radvision_utils.data.images import load_square
 from radvision_utils.data.studies import Studies, Study, open_prepared
@@ -29,6 +32,7 @@ def predict_beautiful(
     stage: int = 3,
     output_root: str = "outputs",
     evidence: bool = False,
+    before: int | None = None,
 ) -> ReportCard:
     """A card with radiograph, generated report and reference side by side.
 
@@ -40,6 +44,7 @@ def predict_beautiful(
         stage: whose report: 1, 2 or 3; 0 is the untuned base.
         output_root: the folder that holds the run.
         evidence: also show what each sentence rests on; computed now where the evaluation has not done so.
+        before: an earlier stage whose report stands beside it, with what changed since; 0 is the untuned base.
 
     Raises:
         RadVisionError: no such run, study or stage; the sentence names the valid range or the command.
@@ -48,16 +53,82 @@ def predict_beautiful(
     profile = folder.profile()
     studies = open_prepared(profile).split(split)
     position = _position(studies, split, index, uid)
+    found, cached = _find(profile, studies, position, stage)
+    if evidence and not found.evidence:
+        explained = _explain(profile, studies[position], found, stage)
+        found = Record.read({**found.source, "evidence": explained})
+    earlier = None if before is None else _find(profile, studies, position, before)[0]
+    return ReportCard(found, image_path(found, folder.path), cached, before=earlier)
+
+
+def _find(profile: Profile, studies: Studies, position: int, stage: int) -> tuple[Record, bool]:
+    """A study's record in a stage, and whether it was there already."""
     # Predictions of an older adapter would pass for this one's.
-    current = is_current(profile, "evaluation")
-    record = find_prediction(folder.predictions, studies[position].uid, split, stage) if current else None
-    cached = record is not None
-    if record is None:
-        record = _generate(profile, studies, position, stage)
-    if evidence and not record.evidence:
-        found = _explain(profile, studies[position], record, stage)
-        record = Record.read({**record.source, "evidence": found})
-    return ReportCard(record, image_path(record, folder.path), cached)
+    there = RunFolder.of(profile).predictions if is_current(profile, "evaluation") else None
+    found = find_prediction(there, studies[position].uid, studies[position].split, stage) if there else None
+    return found or _generate(profile, studies, position, stage), found is not None
+
+
+@dataclass(frozen=True)
+class StageChanges:
+    """What a stage changed in the reports on validation studies, for a notebook.
+
+    Attributes:
+        sentence: of so many studies how many gained, lost or dropped a finding.
+        cards: of the studies that changed most, both reports in one card.
+    """
+
+    sentence: str
+    cards: list[ReportCard]
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        shown = "".join(f'<div style="margin-top:16px">{card.html()}</div>' for card in self.cards)
+        text = "\n\n".join([self.sentence, *(card.text() for card in self.cards)])
+        return {"text/html": f"<p>{escape(self.sentence)}</p>{shown}", "text/plain": text}
+
+
+def compare_stages(profile: Profile, before: int, after: int, studies: int = 60, show: int = 2) -> StageChanges:
+    """Reports of two stages on the first validation studies: counts, and cards of the studies that changed most.
+
+    Args:
+        profile: the run's settings.
+        before: the earlier stage; 0 is the untuned base.
+        after: the later one.
+        studies: to write reports on, in both stages.
+        show: cards at most.
+
+    Raises:
+        RadVisionError: data or a stage is missing, unfinished or made with other settings.
+    """
+    from radvision_utils.report import write_in_stages
+
+    chosen, training = open_prepared(profile).split("validation")[:studies], training_forms(profile)
+    old, new = (
+        [
+            Record.read(study_prediction(profile, stage, study, index, ours, training, scores={}).to_json())
+            for index, (study, ours) in enumerate(zip(chosen, written, strict=True))
+        ]
+        for stage, written in zip((before, after), write_in_stages(profile, (before, after), chosen), strict=True)
+    )
+    changes = [list(training_changed(*pair).values()) for pair in zip(old, new, strict=True)]
+    gained, lost, dropped, invented = (
+        sum(any(test(then, now) for then, now in found) for found in changes)
+        for test in (
+            lambda then, now: now == "agree",
+            lambda then, now: then == "agree",
+            lambda then, now: then == "unsupported" and not now,
+            lambda then, now: now == "unsupported" and not then,
+        )
+    )
+    sentence = (
+        f"Of {len(chosen)} validation studies {gained} gained a true finding and {lost} lost one; {dropped} dropped a "
+        f"false one and {invented} gained one."
+    )
+    most = sorted((n for n in range(len(chosen)) if changes[n]), key=lambda n: -len(changes[n]))[:show]
+    root = RunFolder.of(profile).path
+    return StageChanges(
+        sentence, [ReportCard(new[n], image_path(new[n], root), cached=False, before=old[n]) for n in most]
+    )
 
 
 class ReportBrowser(browser.ReportBrowser):
@@ -98,8 +169,8 @@ def _position(studies: Studies, split: str, index: int, uid: str | int | None) -
     uids = [study.uid for study in studies]
     if str(uid) not in uids:
         raise RadVisionError(
-            f"study {uid} is not in the {split} split, whose {len(uids)} studies run from {uids[0]} to {uids[-1]}: "
-            "give another uid, or another split."
+            f"study {uid} is not in the {split} split of {len(uids)} studies: give another uid, such as {uids[0]}, or "
+            "another split."
         )
     return uids.index(str(uid))
 

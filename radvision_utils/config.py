@@ -119,6 +119,9 @@ class StageSettings:
     checkpointed_layers: int | None = _setting(None, low=0)
     cache_features: bool = True  # stages 2 and 3: compute the frozen vision encoder once for each image, on disk
     save_steps: int = _setting(100, low=1)  # optimizer steps between checkpoints
+    eval_steps: int | None = _setting(None, low=1)  # between validations; null: after each epoch
+    patience: int | None = _setting(None, low=1)  # validations without a better loss that end it, with the best kept
+    report_to: str = "none"  # transformers sends the curves there too: tensorboard, wandb, trackio
     max_minutes: float | None = _setting(None, low=0.0)  # of one call; then it stops at a checkpoint and can go on
     validation_studies: int = _setting(200, low=1)  # validation studies whose loss is measured
     lora_rank: int = _setting(16, low=1)  # of this stage's component; the projector has no LoRA

@@ -6,6 +6,8 @@ XXH3 reads as fast as the memory gives; it tells faults, and nobody is kept by i
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -55,6 +57,18 @@ def find_source(source: str) -> Path | None:
 def public_name(path: str) -> str:
     """A path as others may know it: its last part. What is none (`tiny`, `phantom`, a name of the hub) stays."""
     return path if is_hub_name(path) and not Path(path).exists() else re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+@cache
+def parameter_count(base: str) -> int | None:
+    """How many numbers the weights of a base hold, by the heads of its files; None of one that is no folder here."""
+    folder = Path(__file__).parent / "model" / "tiny_base" if base == "tiny" else Path(base)
+    heads = []
+    for file in folder.glob("*.safetensors") if folder.is_dir() else ():
+        with file.open("rb") as stream:
+            heads.append(json.loads(stream.read(int.from_bytes(stream.read(8), "little"))))
+    shapes = [entry["shape"] for head in heads for name, entry in head.items() if name != "__metadata__"]
+    return sum(map(math.prod, shapes)) or None
 
 
 def source_content(source: str) -> str | None:

@@ -269,6 +269,8 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # On a CPU it warns that a faster 4-bit kernel could be fetched from the hub; nothing is fetched here unasked.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # It says with every model on a CPU that 4-bit weights are unpacked, as they are meant to be.
+    logging.getLogger("transformers.integrations.bitsandbytes").setLevel(logging.ERROR)
     # transformers 5.24 renames gradient to activation checkpointing; the 5.15 of Colab knows only the old name.
     warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     # Known: without a card there is nothing to page to.

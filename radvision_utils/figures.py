@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
-from radvision_utils.config import DISCLAIMER
+from radvision_utils.config import DISCLAIMER, settings_of
+from radvision_utils.environment import in_live_notebook
 from radvision_utils.runs import read_json_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from IPython.display import HTML
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from radvision_utils.config import Profile
 
 # Okabe and Ito 2008, Color Universal Design (jfly.uni-koeln.de/color).
 BLUE, ORANGE, VERMILION, GREEN, PURPLE, GRAY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#999999"
@@ -53,12 +59,27 @@ def text_table(rows: Sequence[Mapping[str, object]]) -> HTML:
     import pandas as pd
     from IPython.display import HTML
 
+    told = [{name: "\N{EN DASH}" if value is None else value for name, value in row.items()} for row in rows]
     with pd.option_context("display.max_colwidth", None):
-        html = pd.DataFrame(rows).to_html(index=False, escape=True, justify="left")
+        html = pd.DataFrame(told).to_html(na_rep="\N{EN DASH}", index=False, escape=True, justify="left")
     # Notebooks' own sheets set headers and cells to the right; only a style of their own wins over those.
     for cell in ("th", "td"):
         html = html.replace(f"<{cell}>", f'<{cell} style="text-align:left;vertical-align:top">')
     return HTML(html)
+
+
+def settings_table(profile: Profile, meanings: Mapping[str, str]) -> HTML:
+    """Some settings by their dotted names, each with its value and with what it means."""
+    values = settings_of(profile)
+    return text_table([{"setting": name, "value": values[name], "meaning": words} for name, words in meanings.items()])
+
+
+def link_to(page: Path) -> HTML:
+    """A link to a page of a run, from the notebook that is worked in or from the run's executed copy of it."""
+    from IPython.display import HTML
+
+    here = Path.cwd() if in_live_notebook() else page.parent.parent / "notebooks"
+    return HTML(f'<a href="{quote(os.path.relpath(page, here))}" target="_blank">{page.name}</a> ({escape(str(page))})')
 
 
 def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -71,24 +92,27 @@ def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw_losses(log: Path, picture: Path, title: str) -> None:
-    """Save the training and validation loss of a `log.jsonl` as a figure."""
-    lines = read_json_lines(log)
+def loss_figure(log: Path, title: str) -> Figure:
+    """Training and validation loss of a `log.jsonl`, as far as there are any."""
+    lines = read_json_lines(log, torn=True)
     train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     held_out = [(line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line]
     figure = new_figure(7, 3.6)
     axes = figure.subplots()
-    axes.plot(*zip(*train, strict=True), color=BLUE, alpha=0.35, linewidth=1, label="training, each step")
-    axes.plot(*zip(*_smooth(train), strict=True), color=BLUE, linewidth=2, label="training, running mean")
-    axes.plot(*zip(*held_out, strict=True), "o-", color=VERMILION, label="validation")
-    axes.set(xlabel="optimizer step", ylabel="loss (nats per report token)", title=f"Training the {title}")
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per report token)", title=title)
+    for points, style, looks in (
+        (train, "-", {"color": BLUE, "alpha": 0.35, "linewidth": 1, "label": "training, each step"}),
+        (_smooth(train), "-", {"color": BLUE, "linewidth": 2, "label": "training, running mean"}),
+        (held_out, "o-", {"color": VERMILION, "label": "validation"}),
+    ):
+        axes.plot([step for step, _ in points], [loss for _, loss in points], style, **looks)
     # Single batches with an unknown finding shoot up; the curve is what one wants to read.
     losses = sorted(loss for _, loss in train)
-    tallest = max(losses[int(0.98 * (len(losses) - 1))], *(loss for _, loss in held_out))
+    tallest = max([*losses[: 1 + int(0.98 * len(losses))][-1:], *(loss for _, loss in held_out)], default=1.0)
     axes.set_ylim(0, 1.1 * tallest)
     tidy(axes)
     axes.legend(frameon=False)
-    figure.savefig(picture, dpi=120)
+    return figure
 
 
 def _smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -195,7 +195,7 @@ class _Batch:
         self.profile, self.stage, self.folder, self.key, self.kept = profile, stage, folder, key, kept
         self.written, self.skipped = 0, dict[str, str]()
         self._reporter: Reporter | None = None
-        self._training: set[str] = set()
+        self._training: frozenset[str] = frozenset()
 
     def write(self, images: Sequence[OwnImage]) -> None:
         waiting: list[tuple[OwnImage, Image.Image]] = []

@@ -25,7 +25,6 @@ from radvision_utils.config import Profile, RadVisionError, RunPaused, command_w
 from radvision_utils.runs import (
     FORCE_VARIABLE,
     NOTEBOOKS,
-    STEPS,
     RunFolder,
     is_current,
     redo_command,
@@ -36,14 +35,14 @@ logger = logging.getLogger(__name__)
 
 
 def run_notebooks(
-    profile: Profile, overrides: Mapping[str, Any], first: int = 1, force: bool = False, last: int = len(STEPS)
+    profile: Profile, overrides: Mapping[str, Any], first: int = 1, force: bool = False, last: int = len(NOTEBOOKS)
 ) -> RunFolder:
-    """Execute the five notebooks into `outputs/<run>/notebooks/`.
+    """Execute the six notebooks into `outputs/<run>/notebooks/`.
 
     Args:
         profile: the settings, overrides applied.
         overrides: the same overrides again, as the notebooks take them.
-        first: number of the notebook to begin with, 1 to 5.
+        first: number of the notebook to begin with, 1 to 6.
         force: run also what is finished and unchanged.
         last: number of the notebook to end with.
 
@@ -62,9 +61,9 @@ def run_notebooks(
         "overrides": json.dumps(dict(overrides)),
         "seed": profile.seed,
     }
-    if not 1 <= first <= len(STEPS):
-        raise RadVisionError(f"there is no notebook {first}: --from takes 1 to {len(STEPS)}.")
-    steps = STEPS[first - 1 : last]
+    if not 1 <= first <= len(NOTEBOOKS):
+        raise RadVisionError(f"there is no notebook {first}: --from takes 1 to {len(NOTEBOOKS)}.")
+    steps = list(NOTEBOOKS)[first - 1 : last]
     for step in steps:
         check_parameters(notebook_path(step), parameters)
     for step in steps:
@@ -85,10 +84,10 @@ def run_notebooks(
 
 
 def _is_shown(profile: Profile, step: str) -> bool:
-    """Whether the step is current and, of the last notebook, whether the maps and samples asked for are there."""
-    if step != "evaluation" or not is_current(profile, step):
-        return is_current(profile, step)
-    record, asked = RunFolder.of(profile).record(step) or {}, profile.evaluation
+    """Whether the step is current; of the last notebook, whether the maps and samples asked for are there."""
+    if step != "evidence" or not is_current(profile, "evaluation"):
+        return step != "evidence" and is_current(profile, step)
+    record, asked = RunFolder.of(profile).record("evaluation") or {}, profile.evaluation
     maps, samples = record.get("evidence", {}).get("asked"), record.get("confidence", {}).get("samples")
     return asked.evidence in (0, maps) and asked.samples in (0, samples)
 

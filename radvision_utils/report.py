@@ -21,10 +21,10 @@ from peft import PeftModel
 from PIL import Image
 from transformers import LogitsProcessorList, PreTrainedModel
 
-from radvision_utils.config import STAGE_LABELS, Profile, RadVisionError
+from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.data.images import letterbox, load_image, load_square
 from radvision_utils.data.reports import Report, format_report, parse_report
-from radvision_utils.data.studies import Study, open_prepared
+from radvision_utils.data.studies import Study
 from radvision_utils.decoding import Contrast, LineChoice, nothing_in_particular, thresholds
 from radvision_utils.environment import Device, choose_device
 from radvision_utils.model.base import (
@@ -314,26 +314,12 @@ def _base_again(reporter: Reporter) -> PreTrainedModel | None:
     return None if reporter.stage else reporter.model
 
 
-def compare_stages(profile: Profile, stages: Sequence[int], count: int = 3) -> list[dict[str, str]]:
-    """Reports of several stages on the first validation studies, beside the reference: a row a study.
-
-    Raises:
-        RadVisionError: data or a stage is missing, unfinished or made with other settings.
-    """
-    studies = open_prepared(profile).split("validation")[:count]
-    rows = [{"study": study.uid} for study in studies]
-    base = None
+def write_in_stages(profile: Profile, stages: Sequence[int], studies: Sequence[Study]) -> list[list[WrittenReport]]:
+    """Of several stages on the same studies, a list a stage, one model at a time; raises what `reporter_of` does."""
+    found, base = [], None
     for stage in stages:
         reporter = reporter_of(profile, stage, base)
-        reports = reporter.report(studies)
+        found.append(list(reporter.write(studies)))
         base = _base_again(reporter)
         del reporter  # before another base is loaded
-        for row, report in zip(rows, reports, strict=True):
-            row[STAGE_LABELS[stage]] = _in_one(report)
-    for row, study in zip(rows, studies, strict=True):
-        row["reference"] = _in_one(study.reference)
-    return rows
-
-
-def _in_one(report: Report) -> str:
-    return " ".join(filter(None, (report.line, f"{report.findings} / {report.impression}")))
+    return found

@@ -51,7 +51,10 @@ log = logging.getLogger(__name__)
 
 STEPS = ("data", "stage1", "stage2", "stage3", "evaluation")
 # Settings of a stage that change how it gets to its result, not the result.
-NO_RESULT = ("save_steps", "max_minutes", "validation_studies", "checkpointed_layers", "cache_features")
+NO_RESULT = (
+    *("save_steps", "eval_steps", "report_to", "max_minutes"),
+    *("validation_studies", "checkpointed_layers", "cache_features"),
+)
 _SPLIT = ("micro_batch", "accumulation")  # only their product changes the result, but for the masks of dropout
 # What each stage trains, and how; the first is the untuned base.
 _STAGES = (
@@ -66,6 +69,7 @@ NOTEBOOKS = {
     "stage2": "03_stage2_projector",
     "stage3": "04_stage3_language_model",
     "evaluation": "05_inference_dashboard",
+    "evidence": "06_judge_the_judge",  # adds to the evaluation, and is no step of its own
 }
 FORCE_VARIABLE = "RADVISION_FORCE"
 _MANY = 200  # files in a folder
@@ -222,6 +226,18 @@ class RunFolder:
         write_json(path, known)
 
 
+def only_run(run: str, output_root: str | Path = "outputs") -> str:
+    """The run that is asked for; where none is, the only one there, or "tiny" before there is any.
+
+    Raises:
+        RadVisionError: none is asked for and there are several.
+    """
+    found = sorted(path.parent.name for path in RunFolder("tiny", output_root).path.parent.glob("*/run.json"))
+    if not run and len(found) > 1:
+        raise RadVisionError(f"there are several runs ({', '.join(found)}): name one with --run.")
+    return run or (found[0] if found else "tiny")
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage of a run, resolved once: what it trains, with which settings, and where its files lie.
@@ -340,7 +356,9 @@ def made_from(profile: Profile, step: str) -> dict[str, Any]:
     stage = Stage(profile, int(step.removeprefix("stage")))
     if stage.parent is not None:
         made[stage.parent.step] = stage.parent.record()["hash"]
-    names = [f"{step}.{name}" for name in settings_of(stage.settings) if name not in (*NO_RESULT, *_SPLIT)]
+    # Where the best checkpoint is kept, it matters at which steps that is asked.
+    hidden = {*NO_RESULT, *_SPLIT} ^ {"patience" if stage.settings.patience is None else "eval_steps"}
+    names = [f"{step}.{name}" for name in settings_of(stage.settings) if name not in hidden]
     # The one adapter is shaped at stage 1, by the ranks of both its LoRA components.
     names += ["stage3.lora_rank", "stage3.lora_alpha"] if stage.number == 1 else []
     names += ["data.abnormal_share", *(["data.augment"] if stage.number == 1 else [])]
@@ -421,7 +439,7 @@ def require(profile: Profile, step: str) -> dict[str, Any]:
 def redo_command(profile: Profile, step: str) -> str:
     """The shell command that makes a step, and those after it, with these very settings."""
     words = ["python", "-m", "radvision_utils", *command_words(profile, "run")]
-    return shlex.join([*words, *(["--from", str(STEPS.index(step) + 1)] if step != "data" else [])])
+    return shlex.join([*words, *(["--from", str(list(NOTEBOOKS).index(step) + 1)] if step != "data" else [])])
 
 
 def fingerprint(value: Any) -> str:

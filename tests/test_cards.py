@@ -1,11 +1,15 @@
 """predict_beautiful: cached where it can be, live where it must, and a bad index is answered with the valid range."""
 
+import json
+import re
 import shutil
 import time
 
 import pytest
 
 from radvision_utils import RadVisionError, ReportBrowser, cards, evaluate, predict_beautiful
+from radvision_utils.dashboard.card import training_changed
+from radvision_utils.data.studies import open_prepared
 from radvision_utils.runs import RunFolder
 
 
@@ -92,3 +96,29 @@ def test_the_browser_needs_predictions_and_says_how_to_get_them(run, trained, tm
 def test_the_dashboard_is_one_page_with_a_card_a_study(run, dataset):
     page = cards.write_dashboard(**run).read_text()
     assert page.count("<article") == len(dataset.split("test"))
+
+
+def test_the_report_before_training_stands_in_the_same_card(run):
+    card = predict_beautiful(index=0, before=0, **run)
+    assert card.before.model.stage == 0
+    assert card.before.uid == card.record.uid
+    assert "Before training" in card.html()
+    assert "Drawn phantoms, no patients, a model of 1.6 million parameters." in card.html()
+
+
+def test_phantoms_worth_a_look_come_first_in_the_test_split_alone(dataset):
+    def findings(split):
+        return [len(json.loads(study.truth)["findings"]) for study in dataset.split(split)]
+
+    assert findings("test") == sorted(findings("test"), key=lambda count: abs(count - 2))
+    uids = [int(study.uid) for study in dataset.split("train")]
+    assert uids == sorted(uids)
+
+
+def test_what_a_stage_changed_is_counted_over_many_studies_and_shown_on_those_that_changed(trained):
+    changes = cards.compare_stages(trained, 0, 1, studies=6)
+    counts = list(map(int, re.findall(r"\d+", changes.sentence)))
+    assert counts[0] == min(6, len(open_prepared(trained).split("validation")))
+    assert all(training_changed(card.before, card.record) for card in changes.cards)
+    assert bool(changes.cards) == any(counts[1:])
+    assert changes.sentence in changes._repr_mimebundle_()["text/html"]

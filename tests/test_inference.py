@@ -16,7 +16,7 @@ from radvision_utils.environment import choose_device
 from radvision_utils.evaluation.image_use import study_losses
 from radvision_utils.model.base import load_adapter, load_base
 from radvision_utils.model.faster import speed_up_lora
-from radvision_utils.report import compare_stages, reporter_of
+from radvision_utils.report import reporter_of, write_in_stages
 from radvision_utils.runs import RunFolder
 from radvision_utils.training.loss import report_token_losses
 
@@ -150,9 +150,6 @@ def test_a_batch_of_prompts_has_no_padding_on_either_side(reporter, images):
     assert reporter.collator.prompts(images)["attention_mask"].all()
 
 
-def test_stages_are_compared_side_by_side(trained):
-    rows = compare_stages(trained, stages=(0, 1), count=2)
-    assert [list(row) for row in rows] == [["study", "base, untuned", "after stage 1", "reference"]] * len(rows)
 
 
 def test_a_file_that_is_no_image_is_named(reporter, tmp_path):
@@ -179,7 +176,6 @@ def test_stages_are_compared_over_one_base_where_adapters_stay_apart_from_it(tra
     monkeypatch.setattr(inference, "load_base", lambda *given: loads.append(1) or load(*given))
     # As on a card: the adapter is not merged.
     monkeypatch.setattr(inference, "merge_adapter", lambda adapted: speed_up_lora(adapted) or adapted)
-    rows = compare_stages(trained, (0, 1, 2), count=2)
+    together = write_in_stages(trained, (0, 1, 2), studies)
     assert len(loads) == 1
-    for name, reports in zip(("base, untuned", "after stage 1", "after stage 2"), separate, strict=True):
-        assert [row[name] for row in rows] == [f"{report.findings} / {report.impression}" for report in reports]
+    assert [[written.report for written in reports] for reports in together] == separate

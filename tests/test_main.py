@@ -14,7 +14,7 @@ from radvision_utils import RadVisionError, load_profile
 from radvision_utils.__main__ import _parser, main, parse_settings, profile_of
 from radvision_utils.config import PROFILES, Profile
 from radvision_utils.pipeline import check_parameters, notebook_path, run_notebooks
-from radvision_utils.runs import STEPS, RunFolder, redo_command
+from radvision_utils.runs import NOTEBOOKS, STEPS, RunFolder, redo_command
 
 
 def test_settings_are_json_where_they_can_be_and_text_otherwise():
@@ -32,7 +32,7 @@ def test_settings_are_json_where_they_can_be_and_text_otherwise():
     [
         (["run", "--set", "stage3.epocs=2"], "did you mean 'stage3.epochs'?"),
         (["run", "--set", "stage3.epochs"], "is not KEY=VALUE"),
-        (["run", "--from", "6"], "there is no notebook 6: --from takes 1 to 5."),
+        (["run", "--from", "7"], "there is no notebook 7: --from takes 1 to 6."),
         (["run", "--profile", "lingshu-7b"], "needs an NVIDIA card with at least 16 GB"),
         (["run", "--run", "a/b"], "run 'a/b' cannot name a folder"),
         (["run", "--run", "n" * 400], "File name too long"),
@@ -106,7 +106,7 @@ def test_a_profile_name_of_another_kind_in_a_runs_record_is_refused(name, tmp_pa
         RunFolder("r", tmp_path).profile()
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", NOTEBOOKS)
 def test_every_notebook_takes_the_parameters_that_the_runner_passes(step):
     check_parameters(
         notebook_path(step), dict.fromkeys(("profile", "run", "source", "output_root", "overrides", "seed"))
@@ -130,7 +130,7 @@ def test_a_run_leaves_the_environment_as_it_was(tmp_path, monkeypatch):
     monkeypatch.delenv("RADVISION_HEADLESS", raising=False)
     monkeypatch.setattr("radvision_utils.pipeline.papermill.execute_notebook", execute)
     run_notebooks(load_profile("tiny", output_root=str(tmp_path)), {})
-    assert seen == ["1"] * len(STEPS)
+    assert seen == ["1"] * len(NOTEBOOKS)
     assert "RADVISION_HEADLESS" not in os.environ
 
 

@@ -1,4 +1,4 @@
-"""The notebook contract: what a reader and papermill may rely on in all five. Needs no torch."""
+"""The notebook contract: what a reader and papermill may rely on in all six. Needs no torch."""
 
 import ast
 import json
@@ -31,7 +31,7 @@ def parameters_cell(path):
     return source(tagged[0])
 
 
-def test_the_five_notebooks_are_there_in_order():
+def test_the_six_notebooks_are_there_in_order():
     assert [path.stem for path in PATHS] == list(NOTEBOOKS.values())
 
 
@@ -75,6 +75,19 @@ class TestEachNotebook:
         assert all(not c["outputs"] and c["execution_count"] is None for c in cells(path, "code"))
         assert "widgets" not in whole["metadata"]
         assert whole["metadata"]["kernelspec"]["name"] == "python3"
+
+    def test_ends_with_an_answer_to_its_question_in_figures_of_the_run(self, path):
+        kinds = cells(path)
+        [place] = [i for i, cell in enumerate(kinds) if source(cell).startswith("## Answer the question")]
+        assert "print(" in source(kinds[place + 1])
+        assert source(kinds[place + 2]).startswith("## What was written")
+
+    def test_settings_have_a_meaning_and_phantoms_are_no_patients(self, path):
+        text = "\n".join(map(source, cells(path)))
+        assert "settings_table(settings, meanings)" in text
+        assert "settings.to_dict()" not in text
+        for words in ("human indexers", "the radiologist wrote"):
+            assert words not in text
 
     def test_closes_by_naming_what_comes_next(self, path):
         last = source([cell for cell in cells(path) if cell["cell_type"] == "markdown"][-1])

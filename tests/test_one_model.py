@@ -17,7 +17,7 @@ from radvision_utils.environment import DTYPE_VARIABLE, choose_device
 from radvision_utils.evaluation.image_use import study_losses
 from radvision_utils.hand_over.export import export_run
 from radvision_utils.model import base as loading
-from radvision_utils.report import Sampling, compare_stages, reporter_of
+from radvision_utils.report import Sampling, reporter_of, write_in_stages
 from radvision_utils.runs import RunFolder
 from radvision_utils.training import trainer as report_trainer
 
@@ -140,7 +140,7 @@ def test_a_reporter_that_is_let_go_leaves_no_model(trained, left):
 
 
 def test_stages_are_compared_one_model_at_a_time(trained, left, beside):
-    compare_stages(trained, stages=(0, 1, 2), count=2)
+    write_in_stages(trained, (0, 1, 2), open_prepared(trained).split("validation")[:2])
     assert beside == [[]] * 2  # the base that the untuned reports were written with is used once more
     assert left() == []
 

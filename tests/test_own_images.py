@@ -13,7 +13,7 @@ from radvision_utils.dashboard.card import ReportCard
 from radvision_utils.dashboard.record import Record
 from radvision_utils.own_images import find_images, predict_files
 from radvision_utils.report import Reporter
-from radvision_utils.runs import RunFolder, holding
+from radvision_utils.runs import RunFolder, holding, only_run
 
 
 @pytest.fixture
@@ -240,3 +240,24 @@ def test_a_card_without_reference_says_what_the_report_asserts(run, folder, tmp_
     html = ReportCard(Record.read(record), tmp_path / "to" / record["image"]).html()
     assert "Reference" not in html
     assert ReportCard(Record.read(record), tmp_path / "to" / record["image"]).save(tmp_path / "card.png").is_file()
+
+
+def test_a_model_of_drawings_warns_first_and_on_every_card(run, folder, tmp_path, capsys):
+    warning = "has only ever seen drawings, no patient, a model of 1.6 million parameters"
+    image = next(path for path in sorted(folder.rglob("*.png")) if path.name != "broken.png")
+    assert main(["predict", str(image), *_options(run)]) == 0
+    told = capsys.readouterr().out
+    assert warning in told.splitlines()[0]
+    assert told.count(warning) == 2
+    predict_files([folder], to=tmp_path / "to", **run)
+    page = (tmp_path / "to" / "index.html").read_text(encoding="utf-8")
+    assert page.count(warning) == 1 + page.count("<article")
+
+
+def test_whose_model_is_asked_where_there_are_several_runs(run, folder, tmp_path, capsys):
+    for name in ("one", "two"):
+        shutil.copytree(RunFolder(**run).path, tmp_path / "runs" / name)
+    assert main(["predict", str(folder), "--output-root", str(tmp_path / "runs")]) == 1
+    assert "there are several runs (one, two): name one with --run." in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "runs" / "two")
+    assert only_run("", tmp_path / "runs") == "one"

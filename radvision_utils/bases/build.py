@@ -200,9 +200,11 @@ def _train(
     device = choose_device()
     held_out = dataset.split("validation")[:200]
     batch = 16
-    log = StageLog(
-        scratch / "log.jsonl", "base", batch, lambda: mean_report_loss(model, collator, held_out, 32, device.autocast)
-    )
+
+    def validate() -> tuple[float, str]:
+        return mean_report_loss(model, collator, held_out, 32, device.autocast), ""
+
+    log = StageLog(scratch / "log.jsonl", "base", batch, validate)
     arguments = TrainingArguments(
         output_dir=str(scratch / "checkpoints"),
         per_device_train_batch_size=batch,

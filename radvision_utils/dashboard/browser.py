@@ -7,6 +7,7 @@ swapped, so a step costs one message to the page and leaves no outputs behind.
 from __future__ import annotations
 
 import hashlib
+import random
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -18,8 +19,16 @@ from markupsafe import Markup
 
 from radvision_utils.config import RadVisionError
 from radvision_utils.dashboard.card import ReportCard, render
-from radvision_utils.dashboard.radiograph import View
-from radvision_utils.dashboard.ratings import SCORES, add_ratings, read_ratings, summary
+from radvision_utils.dashboard.radiograph import WINDOWS, View
+from radvision_utils.dashboard.ratings import (
+    ERRORS,
+    SCORES,
+    add_ratings,
+    agreement,
+    read_ratings,
+    summary,
+    write_table,
+)
 from radvision_utils.dashboard.record import (
     ORDERS,
     Record,
@@ -73,12 +82,14 @@ class ReportBrowser(widgets.VBox):
 
         self.previous = _control(widgets.Button, "Previous", 110, icon="arrow-left")
         self.next = _control(widgets.Button, "Next", 110, icon="arrow-right")
-        self.index = _control(widgets.BoundedIntText, "Index", 150, "44px", min=0, max=last)
+        # A slider with the focus steps by the arrow keys.
+        self.index = _control(widgets.IntSlider, "Index", 300, "44px", min=0, max=last)
         # A uid is judged when it is entered, not at each key.
         self.uid = _control(
             widgets.Combobox, "Study", 190, "44px", options=self._uids, placeholder="uid", continuous_update=False
         )
         self.stage = widgets.ToggleButtons(style={"button_width": "76px"})
+        self.more = _control(widgets.ToggleButton, "More", 100, icon="sliders")
         every = [record for stages in self._studies.values() for record in stages.values()]
         self.order = _dropdown("Sort by", list(ORDERS), 220)
         self.observation = _dropdown("Observation", ["", *observations(every)], 260)
@@ -87,7 +98,7 @@ class ReportBrowser(widgets.VBox):
         self.message, self.card = widgets.HTML(), widgets.HTML(layout={"width": "auto"})
         mapped = any(record.evidence for record in every)
         self.view = ViewControls(self._redraw, mapped, most_samples(every))
-        self.rating = BlindRating(image_root / "ratings.jsonl", self._show_current)
+        self.rating = BlindRating(image_root / "ratings.jsonl", self._switch_blind)
 
         self.previous.on_click(lambda _: self._step(-1))
         self.next.on_click(lambda _: self._step(1))
@@ -96,17 +107,23 @@ class ReportBrowser(widgets.VBox):
         self.stage.observe(lambda change: self._choose_stage(change["new"]), names="value")
         for choice in (self.order, self.observation, self.verdict, self.flag):
             choice.observe(lambda _: self._arrange(), names="value")
-        panels: list[widgets.Widget] = [
-            widgets.HBox([self.previous, self.next, self.index, self.uid, self.stage], layout=WRAP),
-            widgets.HBox([self.order, self.observation, self.verdict, self.flag], layout=WRAP),
-            self.view,
-            self.rating,
-        ]
+        self._filters = widgets.HBox(
+            [self.uid, self.order, self.observation, self.verdict, self.flag], layout={**WRAP, "display": "flex"}
+        )
+        panels: list[widgets.Widget] = [self._filters, self.view, self.rating]
         if report_on:
             self.own = OwnImage(report_on, lambda: self._stage, self._show_card)
             panels.append(self.own)
-        super().__init__([*panels, self.message, self.card])
+        behind = widgets.VBox(panels, layout={"display": "none"})
+        self.more.observe(lambda change: _show_if(behind, change["new"]), names="value")
+        steps = widgets.HBox([self.previous, self.next, self.index, self.stage, self.more], layout=WRAP)
+        super().__init__([steps, behind, self.message, self.card])
         self._show_current()
+
+    def _repr_mimebundle_(self, **kwargs: object) -> dict[str, Any]:
+        """Where no widget can live, as in a saved copy, the card stands alone."""
+        made: dict[str, Any] = super()._repr_mimebundle_(**kwargs)
+        return {**made, "text/html": self.card.value}
 
     def show(self, index: int) -> None:
         """Show the study at an index, in the stage last chosen or else the latest that it has.
@@ -116,6 +133,15 @@ class ReportBrowser(widgets.VBox):
         if self._settling:  # a control set below reports its new value; only the user's changes are steps
             return
         self._uid = self._uids[min(max(index, 0), len(self._uids) - 1)]
+        self._show_current()
+
+    def _switch_blind(self, blind: bool) -> None:
+        """While one rates, studies come by lot after the one at hand, and no filter tells whose text is whose."""
+        _show_if(self._filters, not blind)
+        self._unfilter()
+        if blind:
+            rest = [uid for uid in self._uids if uid != self._uid]
+            self._listed = [self._uid, *random.SystemRandom().sample(rest, len(rest))]
         self._show_current()
 
     def _step(self, by: int) -> None:
@@ -193,6 +219,10 @@ class ReportBrowser(widgets.VBox):
             self._show_current()
 
 
+def _show_if(panel: widgets.Box, shown: bool) -> None:
+    panel.layout.display = "flex" if shown else "none"
+
+
 def _control(kind: Any, name: str, width: int, label: str = "", **values: Any) -> Any:
     """A widget with its description, so many pixels wide, of which the description takes `label`."""
     if label:
@@ -230,8 +260,7 @@ class ViewControls(widgets.HBox):
     """
 
     def __init__(self, changed: Callable[[], None], mapped: bool = False, samples: int = 0) -> None:
-        self.center = _slider("Center", 0.5, 0.0, 1.0)
-        self.width = _slider("Width", 1.0, 0.05, 1.0)
+        self.window = _dropdown("Window", list(WINDOWS), 180)
         self.zoom = _slider("Zoom", 1.0, 1.0, 4.0)
         self.invert = _control(widgets.ToggleButton, "Invert", 100, icon="adjust")
         self.reset = _control(widgets.Button, "Reset view", 100)
@@ -240,16 +269,15 @@ class ViewControls(widgets.HBox):
         self.agreement = _control(widgets.Dropdown, "Hide sentences", 240, "initial", options=least, value=0)
         self._changed, self._settling = changed, False
         asked = [self.evidence] * mapped + [self.agreement] * (samples > 0)
-        for control in (self.center, self.width, self.zoom, self.invert, *asked):
+        for control in (self.window, self.zoom, self.invert, *asked):
             control.observe(lambda _: self._changed_once(), names="value")
         self.reset.on_click(lambda _: self._reset())
-        super().__init__([self.center, self.width, self.zoom, self.invert, self.reset, *asked], layout=WRAP)
+        super().__init__([self.window, self.zoom, self.invert, self.reset, *asked], layout=WRAP)
 
     @property
     def view(self) -> View:
         return View(
-            self.center.value,
-            self.width.value,
+            *WINDOWS[self.window.value],
             self.invert.value,
             self.zoom.value,
             map_strength=self.evidence.value,
@@ -258,7 +286,7 @@ class ViewControls(widgets.HBox):
 
     def _reset(self) -> None:
         self._settling = True
-        self.center.value, self.width.value, self.zoom.value, self.invert.value = 0.5, 1.0, 1.0, False
+        self.window.value, self.zoom.value, self.invert.value = "full", 1.0, False
         self._settling = False
         self._changed()
 
@@ -273,10 +301,7 @@ class _Folded(widgets.VBox):
     def __init__(self, switch: widgets.ToggleButton, controls: Sequence[widgets.Widget]) -> None:
         self.message, unfolded = widgets.HTML(), widgets.HBox(controls, layout={**WRAP, "display": "none"})
 
-        def unfold(change: Mapping[str, Any]) -> None:
-            unfolded.layout.display = "flex" if change["new"] else "none"
-
-        switch.observe(unfold, names="value")
+        switch.observe(lambda change: _show_if(unfolded, change["new"]), names="value")
         super().__init__([widgets.HBox([switch, self.message], layout=WRAP), unfolded])
 
 
@@ -285,17 +310,19 @@ class BlindRating(_Folded):
 
     Args:
         path: the `ratings.jsonl` to append to.
-        changed: called when blind mode begins or ends.
+        changed: told whether blind mode is on, when it begins or ends.
     """
 
-    def __init__(self, path: Path, changed: Callable[[], None]) -> None:
+    def __init__(self, path: Path, changed: Callable[[bool], None]) -> None:
         self._path, self._salt = path, secrets.token_bytes(8)  # nobody can work out whose report A is
         self._record: Record
         self.blind = _control(widgets.ToggleButton, "Blind rating", 130, icon="eye-slash")
         self.scores = [_stars("Report A"), _stars("Report B")]
+        self.errors = [_control(widgets.Dropdown, f"Error in {name}", 220, "initial", options=ERRORS) for name in "AB"]
+        self.rater = _control(widgets.Text, "", 160, placeholder="your name")
         self.comment = _control(widgets.Text, "", 260, placeholder="comment")
         self.save = _control(widgets.Button, "Save rating", 130, icon="check")
-        super().__init__(self.blind, [*self.scores, self.comment, self.save])
+        super().__init__(self.blind, [self.rater, *self.scores, *self.errors, self.comment, self.save])
         self.save.on_click(lambda _: self._save())
         self.blind.observe(lambda change: self._switch(change["new"], changed), names="value")
 
@@ -308,15 +335,15 @@ class BlindRating(_Folded):
         return ("reference", "generated") if odd else ("generated", "reference")
 
     def show(self, record: Record) -> None:
-        """Begin with another record: no score, no comment."""
+        """Begin with another record: no score, no error, no comment."""
         self._record = record
-        for stars in self.scores:
-            stars.value = None
+        for stars, error in zip(self.scores, self.errors, strict=True):
+            stars.value, error.value = None, ERRORS[0]
         self.comment.value = ""
 
-    def _switch(self, blind: bool, changed: Callable[[], None]) -> None:
+    def _switch(self, blind: bool, changed: Callable[[bool], None]) -> None:
         self.message.value = _say("1 is unusable, 5 as good as it gets.") if blind else self._summed_up()
-        changed()
+        changed(blind)
 
     def _save(self) -> None:
         order, scores = self.order(self._record), tuple(stars.value for stars in self.scores)
@@ -326,15 +353,23 @@ class BlindRating(_Folded):
             self.message.value = _say("Rate both reports from 1 to 5, then save.")
             return
         try:
-            add_ratings(self._path, self._record, order, scores, self.comment.value.strip())
-            rated = len(read_ratings(self._path)) // 2
+            errors, said = tuple(error.value for error in self.errors), self.comment.value.strip()
+            add_ratings(self._path, self._record, order, scores, said, errors, self.rater.value.strip())
+            rated = len({(rating["uid"], rating["stage"]) for rating in read_ratings(self._path)})
             self.message.value = _say(f"Saved; {rated} {'study' if rated == 1 else 'studies'} rated.")
         except RadVisionError as error:  # a callback's error would only reach the log
             self.message.value = _say(str(error))
 
     def _summed_up(self) -> str:
-        rows = summary(read_ratings(self._path))
-        return render("ratings.html", rows=rows) if rows else _say("Nothing has been rated yet.")
+        ratings = read_ratings(self._path)
+        if not ratings:
+            return _say("Nothing has been rated yet.")
+        table = self._path.with_suffix(".csv")
+        try:
+            write_table(table, ratings)
+        except RadVisionError as error:  # a callback's error would only reach the log
+            return _say(str(error))
+        return render("ratings.html", rows=summary(ratings), agreement=agreement(ratings), table=table)
 
 
 class OwnImage(_Folded):

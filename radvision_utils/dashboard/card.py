@@ -13,7 +13,7 @@ import difflib
 import hashlib
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ from radvision_utils.dashboard.record import (
     is_explained,
 )
 from radvision_utils.data.labels import Label
+from radvision_utils.data.reports import DEIDENTIFIED, PRIORS, Report, clean_section, drop_sentences
 from radvision_utils.evaluation.records import FLAGS
 from radvision_utils.figures import VERDICT_COLORS, VERDICTS
 from radvision_utils.runs import write_text
@@ -45,6 +46,8 @@ LIGHT = dict(zip(_PARTS, ("#ffffff", "#f3f5f7", "#171c22", "#55606c", "#dbe0e6",
 DARK = dict(zip(_PARTS, ("#14181d", "#1b2027", "#e7ebef", "#a5afba", "#303841", "#6cbdec"), strict=True))
 WELL = {"well": "#040506", "well-ink": "#c5cdd5"}
 """The image lies on near-black in both themes, as on a reading room's screen."""
+GLASS = "#fafbfb"  # around a radiograph that is inverted
+BAND = ("#fdf1c7", "#2b2208")  # ground and ink, in both themes
 SIGN_COLORS = {**VERDICT_COLORS, "warning": "#f0e442"}
 GLYPH_INK = "#07090b"
 
@@ -59,7 +62,9 @@ STAGES = {
 }
 LABELS_TITLE, DRAWN_TITLE = "Generated against reference", "Generated against what was drawn"
 ASSERTED_TITLE, FLAGS_TITLE = "Asserted by the report", "Flags on the generated report"
+CHANGED_TITLE = "Changed by training"
 FIRST_TITLE = "Said first, as a line of findings"
+JUDGES = "another judge: the rules read both texts, this one knows what was drawn and where"
 MEANING = (
     "A map shows how much less likely the sentence becomes without each part of the image; the image is the whole "
     "square that the model sees, black margins included."
@@ -147,6 +152,7 @@ class ReportCard:
         cached: whether the report was read from a file rather than generated for this card.
         view: window, inversion and zoom of the radiograph and what is shown of its evidence, in the HTML.
         blind: which author is report A and which is B, with everything left out that would tell; None names them.
+        before: the report of an earlier stage on the same image, which then stands in a column of its own.
     """
 
     record: Record
@@ -154,6 +160,7 @@ class ReportCard:
     cached: bool = True
     view: View = field(default_factory=View)
     blind: tuple[str, str] | None = None
+    before: Record | None = None
 
     def __str__(self) -> str:
         return self.text()
@@ -183,8 +190,11 @@ class ReportCard:
             uri=radiograph.jpeg_uri(radiograph.windowed(image, self.view), image_bytes) if image else "",
             mapped=mapped,
             # They lie over it out of sight until their sentence is pointed at.
+            lesions=self.lesions if mapped else [],
             overlays=[(s, radiograph.map_uri(s.map)) for s in mapped if s.map and s.number <= _OVERLAYS],
-            thumbs={s.number: radiograph.thumb_uri(image, s.map, _THUMB) for s in mapped if s.map and image},
+            thumbs={
+                s.number: radiograph.thumb_uri(image, s.map, _THUMB, self.lesions) for s in mapped if s.map and image
+            },
         )
 
     def text(self) -> str:
@@ -222,7 +232,25 @@ class ReportCard:
         if not self.blind:
             return self.record
         bare = replace(self.record, labels={}, mentions={}, verdicts=None, flags=(), findings=(), scores={})
-        return replace(bare, evidence={}, confidence={})
+        # Words that only people leave in a report, or only its removal of names, would give one away.
+        bare = replace(bare, generated=_told_by_anyone(bare.generated), evidence={}, confidence={})
+        return replace(bare, reference=_told_by_anyone(bare.reference) if bare.reference else None)
+
+    @property
+    def band(self) -> str:
+        """What nobody may overlook: that the model has only ever seen drawings; "" where that is not so."""
+        return self.record.model.band(own=self.record.reference is None)
+
+    @property
+    def lesions(self) -> list[tuple[float, float, float, float]]:
+        """Where findings were drawn, as left, top, right and bottom, shares of the image's side; phantoms only."""
+        return [finding.box for finding in self.told.findings if finding.box]
+
+    @property
+    def tally(self) -> list[tuple[str, int]]:
+        """How many findings have each verdict, the worst first: of what was drawn where that is known."""
+        found = list(_judged(self.told).values()) if self.told.reference else []
+        return [(verdict, found.count(verdict)) for verdict in VERDICTS if verdict in found]
 
     @property
     def title(self) -> str:
@@ -242,7 +270,7 @@ class ReportCard:
 
     @property
     def facts(self) -> list[tuple[str, str]]:
-        """Label and value of what made the report; nothing for a blind card."""
+        """Label and value of what made the report, for the card's foot; nothing for a blind card."""
         model, seconds = self.record.model, self.record.seconds
         made = "cached" if self.cached else "generated now"
         if seconds is not None:
@@ -251,20 +279,34 @@ class ReportCard:
         return [] if self.blind else facts
 
     @property
+    def foot(self) -> str:
+        """What made the report, and the disclaimer."""
+        facts = "; ".join(f"{key.lower()} {value.strip()}" for key, value in self.facts)
+        return " ".join(filter(None, [facts and f"{facts[:1].upper()}{facts[1:]}.", DISCLAIMER]))
+
+    @property
     def rows(self) -> list[list[list[Section]]]:
         """What stands side by side, as the sections of each column: findings beside findings, and so on.
 
         A report without headings stands beside both; a record without a reference (an image of one's own) has one
         column. A blind card has the reports as A and B, without marks or anything else that tells whose they are.
         """
-        found, record = self.told.sentences, self.record
+        found, record = self.told.sentences, self.told
         titles = {author: author.capitalize() for author in AUTHORS[: 2 if record.reference else 1]}
         if self.blind:
             titles = {author: f"Report {letter}" for letter, author in zip("AB", self.blind, strict=True)}
         columns = [[Section(title, name, found[author, name]) for name in SECTIONS] for author, title in titles.items()]
-        if not (self.blind or record.generated.headed):
-            return [[[Section("Generated", "report", _joined(found), NO_HEADINGS)], *columns[1:]]]
-        return [[[section] for section in row] for row in zip(*columns, strict=True)]
+        headed = [record.generated.headed or bool(self.blind)]
+        if self.before:
+            then, stage = self.before.sentences, self.before.model.stage
+            title = f"After stage {stage}" if stage else "Before training"
+            columns.insert(0, [Section(title, name, then["generated", name]) for name in SECTIONS])
+            headed.insert(0, self.before.generated.headed)
+        if all(headed):
+            return [[[section] for section in row] for row in zip(*columns, strict=True)]
+        whole = [[Section(c[0].author, "report", _joined(c), NO_HEADINGS)] for c in columns]
+        headed += [True] * len(columns)
+        return [[column if told else one for column, one, told in zip(columns, whole, headed, strict=False)]]
 
     @property
     def sentences_note(self) -> str:
@@ -286,8 +328,11 @@ class ReportCard:
             drawn = [_chip(f"{finding.side} {finding.name}", finding.verdict) for finding in record.findings]
             groups = [
                 ChipGroup(LABELS_TITLE, RULES, sorted(labels, key=_worst_first)),
-                ChipGroup(DRAWN_TITLE, "", sorted(drawn, key=_worst_first)),
+                ChipGroup(DRAWN_TITLE, JUDGES if _judges_differ(record) else "", sorted(drawn, key=_worst_first)),
             ]
+        if self.before:
+            changed = training_changed(self.before, record).items()
+            groups.insert(0, ChipGroup(CHANGED_TITLE, "", [_change(name, *pair) for name, pair in changed]))
         if record.generated.line and not self.blind:
             first = record.generated.line.rstrip(".").split(",")
             groups.insert(0, ChipGroup(FIRST_TITLE, "", [Chip(_sentence_case(words)) for words in first]))
@@ -362,14 +407,26 @@ def render(template: str, **values: Any) -> Markup:
 def base_style() -> Markup:
     """The style sheet of a readable card without a theme."""
     marks = {verdict: ("dotted" if verdict == "agree" else "solid", color) for verdict, color in VERDICT_COLORS.items()}
-    return render("base.css", light=LIGHT, well=WELL, font=Markup(_FONT), signs=SIGN_COLORS, marks=marks, ink=GLYPH_INK)
+    return render(
+        "base.css", light=LIGHT, well=WELL, band=BAND, font=Markup(_FONT), signs=SIGN_COLORS, marks=marks, ink=GLYPH_INK
+    )
 
 
 @cache
 def card_style() -> Markup:
     """The style sheet of the cards beyond `base_style`: themes of every host, layout, evidence."""
     stops = ["#" + shade[:3].tobytes().hex() for shade in radiograph.viridis()[::3]]
-    return render("card.css", light=LIGHT, dark=DARK, well=WELL, ink=GLYPH_INK, stops=stops, overlays=_OVERLAYS)
+    return render(
+        "card.css",
+        light=LIGHT,
+        dark=DARK,
+        well=WELL,
+        ink=GLYPH_INK,
+        glass=GLASS,
+        outline=radiograph.OUTLINE,
+        stops=stops,
+        overlays=_OVERLAYS,
+    )
 
 
 def document(title: str, body: Markup, style: str, script: str = "") -> Markup:
@@ -402,14 +459,53 @@ def _base_rules() -> dict[str, str]:
     return {name: ";".join(rule.strip() for rule in body.split(";") if rule.strip()) for name, body in found}
 
 
-def _joined(found: dict[tuple[str, str], tuple[Sentence, ...]]) -> tuple[Sentence, ...]:
-    """The generated findings and impression as one text."""
-    first, second = (found["generated", section] for section in SECTIONS)
+def _joined(sections: Sequence[Section]) -> tuple[Sentence, ...]:
+    """The sections of a report as one text."""
+    first, second = (section.sentences for section in sections)
     return first + tuple(replace(s, before="\n") if first and not n else s for n, s in enumerate(second))
+
+
+def _judges_differ(record: Record) -> bool:
+    """Whether the rules find no fault where what was drawn shows one, or the reverse."""
+    if record.verdicts is None or not record.findings:
+        return False
+    by_rules, by_truth = record.verdicts.values(), [finding.verdict for finding in record.findings]
+    return (set(by_rules) <= {"agree"}) != (set(by_truth) <= {"agree"})
+
+
+def _told_by_anyone(report: Report) -> Report:
+    """Without what tells a person's report: words taken out when it was de-identified, earlier studies, odd stops."""
+    texts = (clean_section(text) for text in (report.findings, report.impression))
+    findings, impression = (drop_sentences(text, {DEIDENTIFIED, PRIORS})[0] for text in texts)
+    return Report(findings, impression)
+
+
+def _judged(record: Record) -> dict[str, str]:
+    """Verdict by finding: of what was drawn or asserted on a phantom, else by the rules."""
+    if record.findings:
+        return {f"{finding.side} {finding.name}".strip(): finding.verdict for finding in record.findings}
+    return {name: verdict for name, verdict in record.verdict_pairs if name != "No Finding"}
+
+
+def training_changed(before: Record, after: Record) -> dict[str, tuple[str, str]]:
+    """The findings whose verdict differs between two reports on an image: before and after, "" where none says it."""
+    old, new = _judged(before), _judged(after)
+    pairs = {name: (old.get(name, ""), new.get(name, "")) for name in [*new, *old]}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def _chip(name: str, verdict: str, detail: str = "") -> Chip:
     return Chip(_sentence_case(name), verdict, detail, verdict, VERDICTS[verdict])
+
+
+def _change(name: str, old: str, new: str) -> Chip:
+    """A finding whose verdict changed; one that neither report asserts any more was unsupported before."""
+    detail = f"before: {old or 'not said'}"
+    return (
+        _chip(name, new, detail)
+        if new
+        else Chip(_sentence_case(name), "no longer said", detail, "agree", VERDICTS["agree"])
+    )
 
 
 def _sentence_case(words: str) -> str:
@@ -431,14 +527,16 @@ def _worst_first(chip: Chip) -> int:
 def _text_lines(card: ReportCard) -> Iterator[str]:
     record = card.record
     yield f"{card.title}, {card.image_title.lower()}" + (f" ({card.place})" if card.place else "")
+    yield from _filled("", card.band)
     yield from _filled("Indication: ", record.indication.strip())
-    for key, value in card.facts:
-        yield from _filled(f"{key}: ", value.strip())
+    if card.tally:
+        yield "Verdict: " + ", ".join(f"{VERDICTS[verdict]} {count} {verdict}" for verdict, count in card.tally)
     for section in (section for row in card.rows for column in row for section in column):
         yield from ("", section.title + (f" [{section.flag}]" if section.flag else ""))
         yield from _section_lines(section)
     yield from _judged_lines(card)
-    yield from ("", DISCLAIMER)
+    yield ""
+    yield from _filled("", card.foot)
 
 
 def _section_lines(section: Section) -> Iterator[str]:

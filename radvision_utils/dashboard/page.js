@@ -5,8 +5,9 @@
   var root = document.documentElement, list = byId('cards'), filters = byId('filters');
   var all = Array.prototype.slice.call(list.children);
   if (!all.length) return;
-  var shown = all, at = -1, hidden = 0, hiddenBelow = 0;
-  var WINDOWS = ['full', 'dark', 'middle', 'bright'];  // as classes of page.css
+  var AT_ONCE = 12;  // cards, as in page.py; more come when one is at their end
+  var shown = all, at = -1, first = 0, last = AT_ONCE, hidden = 0, hiddenBelow = 0;
+  var WINDOWS = ['full', 'lung', 'soft tissue', 'bone'];  // as in page.css
   var STRENGTHS = ['off', 'faint', 'medium', 'strong'];  // as in images.py
   var ranks = new Map(), verdicts = new Map(), flags = new Map(), words = new Map();
   all.forEach(function (card) {
@@ -17,7 +18,8 @@
   });
 
   function chosen(id) { return byId(id) ? byId(id).value : ''; }
-  function text(card) {  // of the study and its two reports, read once it is searched for
+  function text(card, denial) {  // what is said of the study but for what is denied; of a denial, all its words
+    if (!denial) return card.dataset.said;
     if (!words.has(card)) {
       var parts = card.querySelectorAll('.rv-head, .rv-texts');
       words.set(card, Array.prototype.map.call(parts, function (e) { return e.textContent; }).join(' ').toLowerCase());
@@ -31,16 +33,24 @@
       && (!(observation || verdict) || verdicts.get(card).some(function (pair) {
         return (!observation || pair[0] === observation) && (!verdict || pair[1] === verdict);
       }))
-      && (!search || text(card).indexOf(search) >= 0);
+      && (!search || text(card, /^(no|not|without) /.test(search)).indexOf(search) >= 0);
   }
   function arrange() {
     var order = Number(chosen('order'));
     hideSentences();
     all.sort(function (a, b) { return ranks.get(a)[order] - ranks.get(b)[order]; });
     shown = all.filter(fits);
-    all.forEach(function (card) { card.hidden = true; list.appendChild(card); });
-    shown.forEach(function (card) { card.hidden = false; });
+    all.forEach(function (card) { list.appendChild(card); });
+    unroll(0, AT_ONCE);
     mark(-1);
+  }
+  function unroll(from, to) {  // those shown of the chosen studies
+    first = Math.max(from, 0);
+    last = Math.min(to, shown.length);
+    all.forEach(function (card) { card.hidden = true; });
+    shown.slice(first, last).forEach(function (card) { card.hidden = false; });
+    byId('earlier').hidden = first === 0;
+    byId('more').hidden = last === shown.length;
   }
 
   function hideSentences() {  // below the chosen agreement; each section says how many
@@ -65,20 +75,17 @@
   function mark(index) {
     at = index;
     var total = shown.length === all.length ? '' : ' (of ' + all.length + ')';
-    byId('where').textContent = (at < 0 ? '' : (at + 1) + ' of ') + shown.length + ' ' + byId('where').dataset.things + total
-      + (hidden ? '; ' + hidden : '');
-  }
-  function bring(card, times) {
-    // Cards out of sight have an estimated height: look again once those on the way have their own.
-    card.scrollIntoView({ block: 'start' });
-    if (times) requestAnimationFrame(function () { bring(card, times - 1); });
+    byId('where').textContent = (at < 0 ? '' : (at + 1) + ' of ') + (shown.length || 'no') + ' '
+      + byId('where').dataset.things + (shown.length ? '' : ' match') + total + (hidden ? '; ' + hidden : '');
+    byId('choose').setAttribute('aria-pressed', at >= 0 && shown[at].classList.contains('chosen'));
   }
   function show(index) {
     document.querySelector('.studies').open = false;
     if (at >= 0 && shown[at]) shown[at].classList.remove('revealed');
+    if (index < first || index >= last) unroll(index - 1, index + AT_ONCE);
     mark(index);
     shown[at].focus({ preventScroll: true });
-    bring(shown[at], 3);
+    shown[at].scrollIntoView({ block: 'start' });
   }
   function go(step) {
     if (!shown.length) return;
@@ -87,7 +94,14 @@
   }
   function follow() {
     var card = byId(location.hash.slice(1));
-    if (all.indexOf(card) < 0) return;
+    if (all.indexOf(card) < 0) {
+      if (/^#uid=/.test(location.hash)) {
+        byId('where').textContent = 'There is no ' + location.hash.slice(5) + ' on this page; it shows '
+          + all.length + ' ' + byId('where').dataset.things;
+        byId('where').scrollIntoView({ block: 'center' });
+      }
+      return;
+    }
     if (shown.indexOf(card) < 0) { filters.reset(); setTimeout(follow); return; }  // once the reset has arranged all
     show(shown.indexOf(card));
   }
@@ -110,6 +124,12 @@
     var button = byId('evidence');
     if (button) strengthen(STRENGTHS[(STRENGTHS.indexOf(button.textContent.slice(10)) + 1) % STRENGTHS.length]);
   }
+  function choose() {
+    if (at < 0) go(1);
+    if (at < 0) return;
+    shown[at].classList.toggle('chosen');
+    mark(at);
+  }
   function veil() {
     var on = root.classList.toggle('veiled');
     byId('veil').setAttribute('aria-pressed', on);
@@ -124,7 +144,7 @@
 
   var KEYS = {
     ArrowLeft: function () { go(-1); }, ArrowRight: function () { go(1); },
-    i: invert, w: nextWindow, e: nextStrength, r: reveal, '?': help,
+    i: invert, w: nextWindow, e: nextStrength, r: reveal, p: choose, '?': help,
     '/': function () { byId('search').focus(); byId('search').select(); }
   };
   document.addEventListener('keydown', function (event) {
@@ -141,6 +161,14 @@
   byId('invert').addEventListener('click', invert);
   byId('window').addEventListener('click', nextWindow);
   byId('veil').addEventListener('click', veil);
+  byId('choose').addEventListener('click', choose);
+  byId('earlier').addEventListener('click', function () { unroll(first - AT_ONCE, last); });
+  byId('more').addEventListener('click', function () { unroll(first, last + AT_ONCE); });
+  if ('IntersectionObserver' in window) {
+    new IntersectionObserver(function (met) {
+      if (met[0].isIntersecting) unroll(first, last + AT_ONCE);
+    }, { rootMargin: '600px' }).observe(byId('more'));
+  }
   byId('help').addEventListener('click', help);
   if (byId('evidence')) byId('evidence').addEventListener('click', nextStrength);
   list.addEventListener('change', function (event) { if (event.target.type === 'radio') strengthen(event.target.value); });
@@ -153,6 +181,13 @@
   filters.addEventListener('reset', function () { setTimeout(arrange); });
   window.addEventListener('hashchange', follow);
   filters.hidden = byId('bar').hidden = false;
+  function makeRoom() {  // below the bar, which stays in sight and takes one line or several
+    var nav = byId('bar').parentElement;
+    var stays = getComputedStyle(nav).position === 'sticky';
+    root.style.setProperty('--bar', stays ? nav.offsetHeight + 8 + 'px' : '8px');
+  }
+  makeRoom();
+  window.addEventListener('resize', makeRoom);
   filters.reset();  // a reload keeps what was chosen, but not what is shown
   setTimeout(follow);
 })();

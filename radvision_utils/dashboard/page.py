@@ -22,7 +22,7 @@ from radvision_utils.config import RadVisionError
 from radvision_utils.dashboard import record as records
 from radvision_utils.dashboard.card import RULES, SIGN_COLORS, ReportCard, document, render, stage_name
 from radvision_utils.dashboard.radiograph import jpeg_uri, open_image
-from radvision_utils.dashboard.record import Record, by_contradiction, image_path, most_samples
+from radvision_utils.dashboard.record import AUTHORS, SECTIONS, Record, by_contradiction, image_path, most_samples
 from radvision_utils.evaluation.records import clean
 from radvision_utils.evaluation.table import COLUMNS, FACTS, capital, model_verdict
 from radvision_utils.figures import VERDICTS
@@ -31,6 +31,7 @@ from radvision_utils.runs import checked, inside, write_text
 _IMAGE_BYTES = 45_000  # of each of some hundred images; a page of 600 studies stays under 40 MB
 _MAPPED = 200  # studies with evidence maps at most
 _THUMB = 96  # pixels
+_AT_ONCE = 12  # cards that are shown; the script brings more as one comes to their end, and knows this number
 _MODEL_ROWS = ("base", "after stage")  # how the rows begin that a model of this run wrote
 _FIGURES = {column.name: (column.protocol, column.metric) for column in COLUMNS}
 _NAMES = {column.name: column.heading for column in COLUMNS} | FACTS
@@ -45,13 +46,18 @@ CHARTS = {
     "coverage": "What does hiding sentences cost?",
 }
 """The evaluation's figures that the page shows, by the name of their files, and what each answers."""
+JUDGES_SENTENCE = (
+    "Two judges may disagree: the rules read both texts, take a consolidation for a lung opacity and ask for a side "
+    "only where both texts name one; what was drawn is known with kind and side."
+)
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 _DRAWN = {"svg", "g", "path", "text", "tspan", "defs", "clipPath", "rect", "use", "pattern"}
 _LOOKS = {"style", "d", "x", "y", "width", "height", "viewBox", "transform", "clip-path", "patternUnits"}
 _KEYS = {
     "\N{LEFTWARDS ARROW} \N{RIGHTWARDS ARROW}": "previous and next study",
     "i": "invert the radiographs",
-    "w": "next window (gray levels) of the radiographs",
+    "w": "next window (gray levels) of the radiographs: lung, soft tissue, bone",
+    "p": "choose the study at hand for print; without any, print gives the overview",
     "e": "evidence maps on the radiographs: off, faint, medium, strong; point at a sentence or tab to it",
     "r": "hide the texts to read the radiograph first; then reveal those of the study at hand",
     "/": "search and filter",
@@ -88,7 +94,8 @@ def write_page(shown: Iterable[Record], metrics: Mapping[str, Any], run_folder: 
         "worst": _worst(studies, run_folder),
         "table": _table(metrics),
         "charts": _charts(run_folder / "evaluation"),
-        "trust": [s for part in ("evidence", "confidence") if (s := _text((metrics.get(part) or {}).get("sentence")))],
+        "trust": [s for part in ("evidence", "confidence") if (s := _text((metrics.get(part) or {}).get("sentence")))]
+        + [JUDGES_SENTENCE] * any(record.findings for record in studies),
     }
     counted = f"{len(studies):,} test studies"
     return _write(studies, counted, "Reports of the test split", run_folder, path, **overview)
@@ -124,6 +131,7 @@ def _write(studies: Sequence[Record], counted: str, heading: str, folder: Path, 
     body = render(
         "page.html",
         title=title,
+        band=model.band(own=not judged),
         facts="; ".join(facts),
         heading=heading,
         judged=judged,
@@ -164,14 +172,30 @@ def _cards(studies: Sequence[Record], folder: Path) -> Iterable[Markup]:
     for order in records.ORDERS.values():
         for rank, record in enumerate(sorted(studies, key=order)):
             ranks[record.uid].append(str(rank))
-    for record in studies:
+    for place, record in enumerate(studies):
         asked = {
             "id": anchor(record.uid),
+            **({"hidden": ""} if place >= _AT_ONCE else {}),
+            "data-said": _said(record),
             "data-ranks": " ".join(ranks[record.uid]),
             "data-verdicts": json.dumps(record.verdict_pairs),
             "data-flags": json.dumps(record.flags),
         }
         yield ReportCard(record, image_path(record, folder)).article(_IMAGE_BYTES, **asked)
+
+
+def _said(record: Record) -> str:
+    """What a search finds: the words of a study and its reports but for what these deny, and the names of findings."""
+    parts = [ReportCard(record).title, record.indication, *record.asserted, *(found.name for found in record.findings)]
+    for author in AUTHORS:
+        report = record.generated if author == "generated" else record.reference
+        for section in SECTIONS:
+            text = getattr(report, section, "")
+            mentions = record.mentions.get(author, {}).get(section, ())
+            for denied in sorted((m for m in mentions if m.status == "absent"), key=lambda m: -m.start):
+                text = text[: denied.start] + text[denied.end :]
+            parts.append(text)
+    return " ".join(" ".join(parts).lower().split())
 
 
 def _is_it_good(metrics: Mapping[str, Any], stage: int) -> Answer | None:
@@ -199,7 +223,8 @@ def _image_use(metrics: Mapping[str, Any]) -> Answer | None:
     use = metrics.get("image_use") or {}
     verdict, why = clean(use.get("verdict")).strip(), clean(use.get("sentence")).strip()
     why = why.removeprefix(f"image used: {verdict}").strip()  # the question stands above it
-    why = why[1:-1] if why.startswith("(") and why.endswith(")") else why
+    head, bracket, more = why.removeprefix("(").partition("); ")  # the figures in brackets, then what they leave open
+    why = f"{head}. {capital(more)}" if bracket else head.removesuffix(")")
     return ("Does it look at the image?", capital(verdict), capital(why)) if verdict else None
 
 
@@ -207,10 +232,10 @@ def _disagreement(studies: Sequence[Record]) -> Answer | None:
     found = [[verdict for _, verdict in record.verdict_pairs] for record in studies]
     if not any(found):
         return None
+    wrong = sum(any(verdict != "agree" for verdict in verdicts) for verdicts in found)
     against = sum("contradiction" in verdicts for verdicts in found)
-    agree = sum(all(verdict == "agree" for verdict in verdicts) for verdicts in found)
-    words = f"contradict the reference; in {agree:,} nothing disagrees ({RULES})."
-    return "How often is it wrong?", f"{against:,} of {len(studies):,} studies", words
+    words = f"disagree with the reference in some finding; {against:,} of them contradict it ({RULES})."
+    return "How often is it wrong?", f"{wrong:,} of {len(studies):,} studies", words
 
 
 def _worst(studies: Sequence[Record], folder: Path) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from PIL import Image
 
 from radvision_utils.config import DISCLAIMER
 from radvision_utils.dashboard.card import (
+    BAND,
     EMPTY,
     GLYPH_INK,
     LIGHT,
@@ -35,14 +36,14 @@ from radvision_utils.dashboard.card import (
     ReportCard,
     Section,
 )
-from radvision_utils.dashboard.radiograph import open_image, with_map
+from radvision_utils.dashboard.radiograph import Box, open_image, viridis, with_map
 from radvision_utils.dashboard.record import Sentence
 from radvision_utils.figures import VERDICT_COLORS, VERDICTS
 from radvision_utils.runs import told_if_unwritable
 
 WIDTH = 1152  # 16 inches of 72 points: a point is a pixel, and every width in pixels is a whole picture
 MAX_LINES = {"findings": 30, "impression": 14, "report": 46}  # of one section; they bound the picture's height
-_PAD, _COLUMN, _FOOT = 28, 384, 42
+_PAD, _COLUMN = 28, 384
 _RIGHT = 2 * _COLUMN + _PAD  # where the reference's text begins
 _MULTIPLES, _ABREAST, _GAP = 12, 6, 18  # small pictures at most, in a line, and pixels between them
 _SIDE = (WIDTH - 2 * _PAD - (_ABREAST - 1) * _GAP) // _ABREAST
@@ -100,17 +101,19 @@ def draw_card(card: ReportCard) -> Figure:
     pen, image = _Pen(), open_image(card.image)
     top = _draw_head(pen, card)
     pen.rule(0, top)
-    y = _draw_rows(pen, card, top)
-    y = max(y, top + _COLUMN)
-    _draw_image(pen, image, top, y)
-    if len(card.rows[0]) == 2:
-        pen.box(2 * _COLUMN, top, _COLUMN, y - top, LIGHT["sunk"])
+    texts = len(card.rows[0])
+    column = WIDTH // (1 + max(texts, 2))
+    y = _draw_rows(pen, card, top, column)
+    y = max(y, top + column)
+    _draw_image(pen, image, top, y, column)
+    if texts > 1:
+        pen.box(WIDTH - column, top, column, y - top, LIGHT["sunk"])
     for draw in (_draw_sentences, _draw_judged):
         pen.rule(0, y)
         y = draw(pen, card, image, y)
     pen.rule(0, y)
-    pen.text(_PAD, y + _FOOT / 2 + 4, DISCLAIMER, _MUTED)
-    return pen.finish(y + _FOOT)
+    y = _draw_text(pen, _PAD, y + 12, card.foot, _MUTED, WIDTH - 2 * _PAD, 3)
+    return pen.finish(y + 12)
 
 
 class _Pen:
@@ -251,32 +254,40 @@ def _draw_head(pen: _Pen, card: ReportCard) -> float:
         end = pen.text(_PAD, y + 6 + _BODY.size, "Indication", _MUTED) + 10
         y = _draw_text(pen, end, y + 6, card.record.indication, _BODY, width + _PAD - end, 4)
     right = 22.0
-    for name, value in card.facts:
-        pen.text(_RIGHT, right + _SMALL.size, name, _MUTED)
-        right = _draw_text(pen, _RIGHT + 62, right, value, _SMALL, _COLUMN - 2 * _PAD - 62, 2) + 1
-    return max(y, right) + 18
-
-
-def _draw_image(pen: _Pen, image: Image.Image | None, top: float, bottom: float) -> None:
-    pen.box(0, top, _COLUMN, bottom - top, WELL["well"])
-    if image is None:
-        pen.text(_COLUMN / 2, (top + bottom) / 2, NO_IMAGE, _BODY._replace(color=WELL["well-ink"]), "center")
-        return
-    width, height = (_COLUMN * side / max(image.size) for side in image.size)
-    pen.image(image, (_COLUMN - width) / 2, top, width, height)
-
-
-def _draw_rows(pen: _Pen, card: ReportCard, y: float) -> float:
-    for number, row in enumerate(card.rows):
-        if number:
-            pen.rule(_COLUMN, y)
-        y = max(_draw_column(pen, part, (place + 1) * _COLUMN + _PAD, y) for place, part in enumerate(row))
+    for verdict, count in card.tally:
+        end = pen.sign(_RIGHT + 10, right + 10, 10, VERDICT_COLORS[verdict], VERDICTS[verdict])
+        pen.text(end + 8, right + 15, f"{count} {verdict}", _BOLD)
+        right += 26
+    y = max(y, right) + 18
+    if card.band:
+        pen.box(0, y, WIDTH, 34, BAND[0])
+        pen.text(_PAD, y + 22, card.band, _BOLD._replace(color=BAND[1]))
+        y += 34
     return y
 
 
-def _draw_column(pen: _Pen, sections: Sequence[Section], x: float, y: float) -> float:
+def _draw_image(pen: _Pen, image: Image.Image | None, top: float, bottom: float, column: float) -> None:
+    pen.box(0, top, column, bottom - top, WELL["well"])
+    if image is None:
+        pen.text(column / 2, (top + bottom) / 2, NO_IMAGE, _BODY._replace(color=WELL["well-ink"]), "center")
+        return
+    width, height = (column * side / max(image.size) for side in image.size)
+    pen.image(image, (column - width) / 2, top, width, height)
+
+
+def _draw_rows(pen: _Pen, card: ReportCard, y: float, column: float) -> float:
+    pad = _PAD if column == _COLUMN else _PAD / 2
+    for number, row in enumerate(card.rows):
+        if number:
+            pen.rule(column, y)
+        y = max(
+            _draw_column(pen, part, (place + 1) * column + pad, y, column - 2 * pad) for place, part in enumerate(row)
+        )
+    return y
+
+
+def _draw_column(pen: _Pen, sections: Sequence[Section], x: float, y: float, width: float) -> float:
     """Sections one under the other."""
-    width = _COLUMN - 2 * _PAD
     for section in sections:
         y += 20
         color = LIGHT["accent" if section.author == "Generated" else "muted"]
@@ -303,15 +314,26 @@ def _draw_sentences(pen: _Pen, card: ReportCard, image: Image.Image | None, y: f
     end = pen.text(_PAD, y + _BOLD.size, "Sentence by sentence", _BOLD) + 10
     left_out = f" {len(found) - _MULTIPLES} more sentences not shown." if len(found) > _MULTIPLES else ""
     y = _draw_text(pen, end, y, card.sentences_note + left_out, _MUTED, WIDTH - _PAD - end, 3) + 10
+    if card.record.evidence:
+        pen.text(_PAD, y + 10, "least", _MUTED)
+        pen.image(Image.fromarray(viridis()[None]), _PAD + 36, y + 1, 120, 10)
+        end = pen.text(_PAD + 164, y + 10, "most", _MUTED)
+        pen.text(end + 18, y + 10, "Outlined: what was drawn." if card.lesions else "", _MUTED)
+        y += 24
     for first in range(0, min(len(found), _MULTIPLES), _ABREAST):
         shown = enumerate(found[first : min(first + _ABREAST, _MULTIPLES)])
-        y = max(_draw_sentence(pen, s, image, _PAD + place * (_SIDE + _GAP), y) for place, s in shown) + 16
+        y = (
+            max(_draw_sentence(pen, s, image, card.lesions, _PAD + place * (_SIDE + _GAP), y) for place, s in shown)
+            + 16
+        )
     return y
 
 
-def _draw_sentence(pen: _Pen, sentence: Sentence, image: Image.Image | None, x: float, y: float) -> float:
+def _draw_sentence(
+    pen: _Pen, sentence: Sentence, image: Image.Image | None, lesions: Sequence[Box], x: float, y: float
+) -> float:
     if sentence.map and image:
-        pen.image(with_map(image, sentence.map, 2 * _SIDE), x, y, _SIDE, _SIDE)
+        pen.image(with_map(image, sentence.map, 2 * _SIDE, lesions), x, y, _SIDE, _SIDE)
         y += _SIDE + 8
     y = _draw_flow(pen, x, y, (sentence,), _SMALL, _SIDE, 4)
     for remark in sentence.remarks:

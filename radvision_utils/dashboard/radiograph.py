@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,14 +15,19 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from radvision_utils.config import RadVisionError
 from radvision_utils.dashboard.record import EvidenceMap
 
 IMAGE_SIDE = 512  # pixels; more is not seen at the width of a card
+WINDOWS = {"full": (0.5, 1.0), "lung": (0.35, 0.6), "soft tissue": (0.5, 0.6), "bone": (0.65, 0.6)}
+"""Center and width of the gray levels that are told apart best for what a window is named after; as in page.css."""
 STRENGTHS = {"off": 0.0, "faint": 0.35, "medium": 0.6, "strong": 0.85}
 """How opaque the strongest cell of an evidence map lies over the radiograph."""
+OUTLINE = "#f5f7fa"  # of what was drawn
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom, as shares of the image's side."""
 _SHADES = 16  # of a map; more are hardly told apart, and cost bytes
 _STRIPE = 4  # pixels between and of the lines over a map that is not supported
 
@@ -99,8 +105,11 @@ def map_uri(found: EvidenceMap) -> str:
     return _uri(image, "png", bits=4, transparency=np.linspace(0, 255, _SHADES).round().astype(np.uint8).tobytes())
 
 
-def with_map(radiograph: Image.Image, found: EvidenceMap, side: int) -> Image.Image:
-    """The radiograph, reduced to a square of `side` pixels, under its map; one without support is gray and striped."""
+def with_map(radiograph: Image.Image, found: EvidenceMap, side: int, lesions: Sequence[Box] = ()) -> Image.Image:
+    """The radiograph, reduced to a square of `side` pixels, under its map; one without support is gray and striped.
+
+    What was drawn of a phantom's `lesions` is outlined.
+    """
     picture = squared(radiograph).resize((side, side), Image.Resampling.LANCZOS).convert("RGB")
     shades = _shades(found)
     cells = viridis(found.supported)[shades]
@@ -111,12 +120,16 @@ def with_map(radiograph: Image.Image, found: EvidenceMap, side: int) -> Image.Im
         diagonal = np.add.outer(np.arange(side), np.arange(side)) // _STRIPE % 2
         opaque = Image.fromarray(np.asarray(opaque) * diagonal.astype(np.uint8))
     picture.paste(over.convert("RGB"), (0, 0), opaque)
+    for box in lesions:
+        ImageDraw.Draw(picture).rectangle(
+            [edge * (side - 1) for edge in box], outline=OUTLINE, width=max(1, side // 160)
+        )
     return picture
 
 
-def thumb_uri(radiograph: Image.Image, found: EvidenceMap, side: int) -> str:
+def thumb_uri(radiograph: Image.Image, found: EvidenceMap, side: int, lesions: Sequence[Box] = ()) -> str:
     """`with_map` as a JPEG data URI of about two kilobytes."""
-    return _uri(with_map(radiograph, found, side), "jpeg", quality=60)
+    return _uri(with_map(radiograph, found, side, lesions), "jpeg", quality=60)
 
 
 @cache

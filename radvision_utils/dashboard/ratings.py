@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from radvision_utils.dashboard.record import AUTHORS, Record
-from radvision_utils.runs import append_json_lines, now, read_json_lines, write_json_lines
+from radvision_utils.runs import append_json_lines, now, read_json_lines, write_json_lines, write_text
 
 SCORES = (1, 2, 3, 4, 5)  # 1: unusable, 5: as good as it gets
 
 
-def add_ratings(path: Path, record: Record, order: tuple[str, str], scores: tuple[int, int], comment: str) -> None:
+ERRORS = ("no error", "finding invented", "finding missed", "wrong place", "wrong severity", "other")
+"""The worst error of a report."""
+
+
+def add_ratings(
+    path: Path,
+    record: Record,
+    order: tuple[str, str],
+    scores: tuple[int, int],
+    comment: str,
+    errors: tuple[str, str] = (ERRORS[0], ERRORS[0]),
+    rater: str = "",
+) -> None:
     """Append a study's two ratings; they are on the disk when this returns.
 
     Args:
@@ -21,6 +38,8 @@ def add_ratings(path: Path, record: Record, order: tuple[str, str], scores: tupl
         order: the authors ("generated", "reference") of reports A and B.
         scores: of A and B, 1 to 5.
         comment: on both.
+        errors: the worst of A and of B, of `ERRORS`.
+        rater: who rates.
     """
     model, time = record.model, now()
     rated = [
@@ -31,10 +50,12 @@ def add_ratings(path: Path, record: Record, order: tuple[str, str], scores: tupl
             "author": author,
             "shown_as": letter,
             "score": score,
+            "error": error,
+            "rater": rater,
             "comment": comment,
             "time": time,
         }
-        for letter, author, score in zip("AB", order, scores, strict=True)
+        for letter, author, score, error in zip("AB", order, scores, errors, strict=True)
     ]
     if path.is_file() and not path.read_bytes().endswith(b"\n"):  # a crash tore the last line
         write_json_lines(path, read_json_lines(path, torn=True))
@@ -42,19 +63,57 @@ def add_ratings(path: Path, record: Record, order: tuple[str, str], scores: tupl
 
 
 def read_ratings(path: Path) -> list[dict[str, Any]]:
-    """The latest rating of each study, stage and author; a line torn by a crash is left out."""
-    latest: dict[tuple[str, int, str], dict[str, Any]] = {}
+    """The latest rating of each study, stage, author and rater; a line torn by a crash is left out."""
+    latest: dict[tuple[str, ...], dict[str, Any]] = {}
     shape = {"uid": str, "stage": int, "author": str, "score": int}
     for rating in read_json_lines(path, shape, torn=True) if path.is_file() else []:
-        latest[rating["uid"], rating["stage"], rating["author"]] = rating
+        # Earlier versions asked for neither.
+        rating = {**rating, "error": rating.get("error", ERRORS[0]), "rater": rating.get("rater", "")}
+        latest[rating["uid"], str(rating["stage"]), rating["author"], rating["rater"]] = rating
     return list(latest.values())
 
 
-def summary(ratings: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row an author: number of ratings, mean, how often each score, how often it was rated above the other."""
-    by_study: dict[tuple[str, int], dict[str, int]] = {}
+def write_table(path: Path, ratings: Sequence[Mapping[str, Any]]) -> None:
+    """The ratings as CSV, a rating a row.
+
+    Raises:
+        RadVisionError: it cannot be written.
+    """
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(ratings[0]), extrasaction="ignore")
+    table.writeheader()
+    table.writerows(ratings)
+    write_text(path, text.getvalue())
+
+
+def agreement(ratings: Iterable[Mapping[str, Any]]) -> dict[str, float] | None:
+    """How far raters agree on the reports that several of them rated; None where there are none.
+
+    Returns:
+        pairs: of ratings of one report; same, near: the share that is equal, and at most 1 apart; alpha: Krippendorff's
+        for intervals, 1 for full agreement, 0 for what chance gives.
+    """
+    reports: dict[tuple[str, int, str], list[int]] = {}
     for rating in ratings:
-        by_study.setdefault((rating["uid"], rating["stage"]), {})[rating["author"]] = rating["score"]
+        reports.setdefault((rating["uid"], rating["stage"], rating["author"]), []).append(rating["score"])
+    shared = [scores for scores in reports.values() if len(scores) > 1]
+    apart = [abs(a - b) for scores in shared for a, b in combinations(scores, 2)]
+    if not apart:
+        return None
+    seen = sum(2 * (a - b) ** 2 / (len(s) - 1) for s in shared for a, b in combinations(s, 2)) / sum(map(len, shared))
+    every = [score for scores in shared for score in scores]
+    chance = sum((a - b) ** 2 for a, b in combinations(every, 2)) / math.comb(len(every), 2)
+    shares = {"same": apart.count(0) / len(apart), "near": sum(d < 2 for d in apart) / len(apart)}
+    return {"pairs": len(apart), **shares, "alpha": 1 - seen / chance if chance else 1.0}
+
+
+def summary(ratings: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row an author: ratings, their mean, how often it was rated above the other, with errors, with each score."""
+    by_study: dict[tuple[str, int, str], dict[str, int]] = {}
+    wrong: Counter[str] = Counter()
+    for rating in ratings:
+        by_study.setdefault((rating["uid"], rating["stage"], rating["rater"]), {})[rating["author"]] = rating["score"]
+        wrong[rating["author"]] += rating["error"] != ERRORS[0]
     rows = []
     for author in AUTHORS:
         scores = [study[author] for study in by_study.values() if author in study]
@@ -63,6 +122,7 @@ def summary(ratings: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         above = sum(study[author] > min(study.values()) for study in by_study.values() if author in study)
         rows.append(
             {"author": author.capitalize(), "n": len(scores), "mean": sum(scores) / len(scores), "preferred": above}
+            | {"errors": wrong[author]}
             | {str(score): scores.count(score) for score in SCORES}
         )
     return rows

@@ -128,11 +128,13 @@ class Sentence:
 
     @property
     def remarks(self) -> list[str]:
-        """What is said under it, in words."""
+        """What speaks against it, in words; nothing of a sentence that is likely right and said by every sample."""
         remarks = self.map.doubts if self.map else []
         if sure := self.confidence:
-            said = "" if sure.agreement is None else f"{sure.agreement} of {sure.samples} sampled reports say so"
-            remarks = [words for words in (sure.level, said) if words] + remarks
+            doubtful = sure.agreement is not None and sure.agreement < sure.samples
+            said = f"{'only ' * doubtful}{sure.agreement} of {sure.samples} sampled reports say so" if doubtful else ""
+            level = "" if sure.level.startswith("high") else sure.level
+            remarks = [words for words in (level, said) if words] + remarks
         return remarks
 
     def below(self, least: int) -> bool:

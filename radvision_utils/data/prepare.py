@@ -104,7 +104,8 @@ def _prepare(profile: Profile, source: Source, folder: Path, progress: Progress 
     """Two passes: the rows one by one, then what only all of them together tell: what two splits share, and counts."""
     started, tally, met, written = time.monotonic(), Tally(), Met(), folder / "stored.arrow"
     content = source_content(source.name)  # before it is read: what changes meanwhile is prepared anew
-    log.info("preparing %s studies of %s", "the" if source.count is None else source.count, source.name)
+    purpose = ", some of which are damaged on purpose" if source.kind == "phantom" else ""
+    log.info("preparing %s studies of %s%s", "the" if source.count is None else source.count, source.name, purpose)
     with show_progress(source.count, progress) as step, (folder / REMARKS).open("w", encoding="utf-8") as listing:
         remarks = Remarks(listing)
         candidates = _screen(_counted(source.rows(), tally, step), profile, source.is_open_i, remarks)
@@ -463,15 +464,16 @@ class Remarks:
         self._listing = listing
         self._counts: dict[str, Counter[str]] = {kind: Counter() for kind in (LEFT_OUT, MENDED, DOUBTED)}
         self._uids: dict[tuple[str, str], list[str]] = {}
+        self._details: dict[tuple[str, str], str] = {}
 
     def add(self, kind: str, uid: str, reason: str, detail: str = "") -> None:
-        """Note a remark on a study; `detail` is a sentence for the log."""
+        """Note a remark on a study; the log tells the first `detail` of each reason."""
         self._counts[kind][reason] += 1
         named = self._uids.setdefault((kind, reason), [])
         if len(named) < _LISTED:
             named.append(uid)
-            if detail:
-                log.warning("study %s is %s: %s", shown(uid), kind, detail)
+        if detail:
+            self._details.setdefault((kind, reason), f"; of study {shown(uid)}: {detail}")
         line = {"uid": uid, "became": kind, "reason": reason, **({"detail": detail} if detail else {})}
         self._listing.write(json.dumps(line, ensure_ascii=True) + "\n")
 
@@ -489,4 +491,5 @@ class Remarks:
             for reason, count in self.counts(kind).items():
                 named = ", ".join(map(shown, self._uids[kind, reason]))
                 more = f", {count - _LISTED} more in data/{REMARKS}" if count > _LISTED else ""
-                log.info("%s %d: %s (study %s%s)", kind, count, reason, named, more)
+                detail = self._details.get((kind, reason), "")
+                log.info("%s %d: %s (study %s%s)%s", kind, count, reason, named, more, detail)

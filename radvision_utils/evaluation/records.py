@@ -13,13 +13,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, is_dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from radvision_utils.config import Profile, RadVisionError
-from radvision_utils.content import public_name
+from radvision_utils.content import parameter_count, public_name
 from radvision_utils.data.labels import Label, compare, find_mentions, label
 from radvision_utils.data.reports import (
     DEIDENTIFIED,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # whose module imports torch, which a score does without
     from radvision_utils.report import WrittenReport
 
 CUT, REPEATS, COPIED = "cut at the token limit", "repeats itself", "copied from training"
+UNKNOWN = "unknown word"
 FLAGS = {
     "prior study": "mentions a prior study that was not given",
     "de-identification token": "contains XXXX, a de-identification token",
@@ -48,6 +49,7 @@ FLAGS = {
     CUT: "cut off at the longest allowed length, not ended by the model",
     REPEATS: "says the same again and again",
     COPIED: "copied from a training report",
+    UNKNOWN: "has a word that no training report has",
 }
 """What is odd in a generated report, and that in words."""
 _TIMES = 3  # that a sentence, or the words at the end, must stand there
@@ -74,25 +76,49 @@ class Mention:
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnFinding:
-    """A finding of a phantom study against what was drawn."""
+    """A finding of a phantom study against what was drawn, and where: left, top, right, bottom as shares of a side."""
 
     name: str
     side: str = ""
     verdict: str
+    box: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Model:
-    """What wrote the report: the run, its stage (0 is the untuned base) and the base model."""
+    """What wrote the report: the run, its stage (0 is the untuned base) and the base model; whether all that it was
+    trained on are drawn phantoms, and of how many parameters it is, where that is known."""
 
     run: str
     stage: int
     base: str
+    phantoms: bool = False
+    parameters: int | None = None
+
+    @classmethod
+    def of(cls, profile: Profile, stage: int) -> Model:
+        """The model of a run after a stage."""
+        base, drawn = profile.model.base, profile.data.source == "phantom"
+        return cls(profile.run, stage, public_name(base), drawn, parameter_count(base) if drawn else None)
 
     @property
     def base_name(self) -> str:
         """The base as others may know it: pages are handed around, paths of a machine are not."""
         return public_name(self.base.strip())
+
+    def band(self, own: bool = False) -> str:
+        """What nobody may overlook of a model that was trained on drawings; "" of any other.
+
+        Args:
+            own: of its report on an image of one's own.
+        """
+        if not self.phantoms:
+            return ""
+        size = "" if self.parameters is None else f", a model of {self.parameters / 1e6:,.1f} million parameters"
+        if own:
+            seen = f"This run has only ever seen drawings, no patient{size}"
+            return f"{seen}: what it says of a real radiograph means nothing."
+        return f"Drawn phantoms, no patients{size}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,16 +273,22 @@ def normal_form(report: Report) -> str:
     return " ".join(format_report(dataclasses.replace(report, line="")).lower().split())
 
 
-def training_forms(profile: Profile) -> set[str]:
+def training_forms(profile: Profile) -> frozenset[str]:
     """The run's training reports in `normal_form`.
 
     Raises:
         RadVisionError: the run's data is missing or stale.
     """
-    return {normal_form(study.report) for study in open_prepared(profile).split("train")}
+    return frozenset(normal_form(study.report) for study in open_prepared(profile).split("train"))
 
 
-def flags_of(report: Report, training: set[str], finished: bool = True) -> list[str]:
+@lru_cache(maxsize=4)
+def _words_of(forms: frozenset[str]) -> frozenset[str]:
+    """The words in texts of lower case; a word replaced when a report was de-identified is none."""
+    return frozenset(word for form in forms for word in re.findall(r"[^\W\d_]+", form)) - {"xxxx"}
+
+
+def flags_of(report: Report, training: frozenset[str], finished: bool = True) -> list[str]:
     """Which of `FLAGS` a generated report earns.
 
     Args:
@@ -272,6 +304,7 @@ def flags_of(report: Report, training: set[str], finished: bool = True) -> list[
         CUT: not finished,
         REPEATS: _repeats_itself(report),
         COPIED: normal_form(report) in training,
+        UNKNOWN: bool(training and _words_of(frozenset([normal_form(report)])) - _words_of(training)),
     }
     return [name for name in FLAGS if found[name]]
 
@@ -312,7 +345,9 @@ def mention_spans(report: Report) -> dict[str, tuple[Mention, ...]]:
     }
 
 
-def own_prediction(profile: Profile, stage: int, uid: str, written: WrittenReport, training: set[str]) -> Prediction:
+def own_prediction(
+    profile: Profile, stage: int, uid: str, written: WrittenReport, training: frozenset[str]
+) -> Prediction:
     """A report without a reference: what it says, by the rules.
 
     Args:
@@ -330,7 +365,7 @@ def own_prediction(profile: Profile, stage: int, uid: str, written: WrittenRepor
         labels={"generated": mentioned(report_labels(report))},
         mentions={"generated": mention_spans(report)},
         flags=tuple(flags_of(report, training, written.finished)),
-        model=Model(profile.run, stage, public_name(profile.model.base)),
+        model=Model.of(profile, stage),
         prompt=profile.model.prompt,
         seconds=round(written.seconds, 4),
     )
@@ -342,7 +377,7 @@ def study_prediction(
     study: Study,
     index: int,
     written: WrittenReport,
-    training: set[str],
+    training: frozenset[str],
     scores: Mapping[str, float],
 ) -> Prediction:
     """A report beside the reference of its study; `index` is its place in the split, `scores` what only that can tell.

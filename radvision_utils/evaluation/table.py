@@ -23,7 +23,7 @@ from radvision_utils.environment import open_room
 from radvision_utils.evaluation.baselines import NEAREST
 from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate, figure_text, rounded
 from radvision_utils.evaluation.label_scores import LabelMatrix, confusion, label_scores, micro_f1, observation_scores
-from radvision_utils.evaluation.records import COPIED, CUT, FLAGS, flags_of, normal_form, report_labels
+from radvision_utils.evaluation.records import COPIED, CUT, FLAGS, UNKNOWN, flags_of, normal_form, report_labels
 from radvision_utils.evaluation.text_metrics import (
     NEEDS_JAVA,
     PROTOCOLS,
@@ -136,7 +136,7 @@ class Scorer:
     ) -> None:
         self.references, self.truths = list(references), truths
         self.bootstrap = Bootstrap(len(references), seed)
-        self.training = {normal_form(report) for report in training}
+        self.training = frozenset(normal_form(report) for report in training)
         self.labels = [report_labels(report) for report in references]
         self.matrix = LabelMatrix.of(self.labels, _silent(references))
         self.annotated = np.array([bool(text) and text != "No Indexing" for text in mesh], bool)
@@ -182,7 +182,7 @@ class Scorer:
         for report, times in Counter(reports).items():
             counts.update(dict.fromkeys(flags_of(report, self.training), times))
         # Who only reads a report cannot tell whether it was cut, nor a copy without the training reports.
-        unknown = {CUT} if self.training else {CUT, COPIED}
+        unknown = {CUT} if self.training else {CUT, COPIED, UNKNOWN}
         return {name: None if name in unknown else counts[name] for name in FLAGS}
 
 
@@ -340,7 +340,7 @@ def _text_table(rows: Mapping[str, Mapping[str, Any]], protocol: str) -> str:
 
 def _error_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
-        [name, *(row["verdicts"][verdict] for verdict in VERDICTS), *(row["flags"][flag] for flag in FLAGS)]
+        [name, *(row["verdicts"][verdict] for verdict in VERDICTS), *(row["flags"].get(flag) for flag in FLAGS)]
         for name, row in rows.items()
     ]
     texts = [["n/a" if cell is None else str(cell) for cell in line] for line in lines]

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from radvision_utils.evaluation.bootstrap import figure_text
@@ -21,6 +24,9 @@ from radvision_utils.runs import checked, read_json_lines
 
 _COLORS = {"occlusion": BLUE, "gradient": ORANGE, "center": GREEN, "random": GRAY}
 _SCORES = {"calibrated": BLUE, "token probability": ORANGE, "agreement of samples": GREEN}
+
+
+_LEAST = 20  # sentences of a dot
 
 
 def save_evidence_figures(metrics: Mapping[str, Any], folder: Path) -> None:
@@ -43,7 +49,7 @@ def show_maps(folder: Path, count: int = 3) -> Figure:
     """
     predictions = {ours.uid: ours for ours in read_predictions(folder / "predictions.jsonl")}
     found = _supported(read_json_lines(folder / "evidence.jsonl"))[:count]
-    figure = new_figure(8.4, 3.1 * max(len(found), 1) + 0.3)
+    figure = new_figure(8.4, 2.45 * max(len(found), 1) + 0.3)
     if not found:
         return _say(figure, "no sentence has a supported map")
     grid, kinds = figure.subplots(len(found), 3, squeeze=False), ("radiograph", "gradient", "occlusion")
@@ -59,8 +65,18 @@ def show_maps(folder: Path, count: int = 3) -> Figure:
                 values = np.array(sentence[kind])
                 # See-through where the map is low: the radiograph stays readable.
                 axes.imshow(values, cmap="viridis", vmin=0, vmax=1, alpha=0.5 * np.sqrt(values), extent=(0, 1, 1, 0))
+                for box in (found.box for found in ours.findings if found.box):
+                    left, top, right, bottom = box
+                    outline = Rectangle(
+                        (left, top), right - left, bottom - top, fill=False, color="white", linestyle="--"
+                    )
+                    axes.add_patch(outline)
             axes.set(xticks=(), yticks=())
         row[0].set_ylabel(textwrap.fill(f"study {uid}: {sentence['text']}", 30), fontsize=8)
+    scale = figure.colorbar(
+        ScalarMappable(Normalize(0, 1), "viridis"), ax=grid, shrink=0.5, label="speaks for the sentence"
+    )
+    scale.set_ticks([0, 1], labels=["least", "most"])
     return figure
 
 
@@ -140,22 +156,46 @@ def show_reliability(metrics: Mapping[str, Any]) -> Figure:
     figure = new_figure(3.9 * max(len(groups), 1), 3.9)
     if not groups:
         return _say(figure, "no sentence speaks of an observation")
-    for axes, (group, found) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
+    ordered = sorted(groups.items(), key=lambda item: item[0] != "asserting sentences")
+    for axes, (group, found) in zip(figure.subplots(1, len(groups), squeeze=False)[0], ordered, strict=True):
         axes.plot([0, 1], [0, 1], color=GRAY, linewidth=1, linestyle="--")
         for name, bins in found["bins"].items():
-            sizes = [12 + 200 * b["n"] / found["sentences"] for b in bins]
-            x, y = ([b[axis] for b in bins] for axis in ("score", "right"))
-            axes.plot(x, y, color=_SCORES[name], linewidth=1, alpha=0.4)
-            label = f"{name}, error {found['ece'][name]['value']:.3f}"
-            axes.scatter(x, y, s=sizes, color=_SCORES[name], alpha=0.8, label=label)
+            for score, right, n in _joined(bins):
+                low, high = _wilson(right, n)
+                axes.plot([score, score], [low, high], color=_SCORES[name], linewidth=1.2, alpha=0.6)
+                axes.scatter(score, right, s=10 + 200 * n / found["sentences"], color=_SCORES[name], alpha=0.8)
+            axes.scatter([], [], s=24, color=_SCORES[name], label=f"{name}, error {found['ece'][name]['value']:.3f}")
         axes.set(xlabel="confidence", ylabel="share of sentences that are right")
         axes.set(xlim=(-0.03, 1.05), ylim=(-0.03, 1.05))
         axes.set_title(f"{group}: {found['sentences']}, {found['right']['value']:.0%} right", fontsize=10)
-        legend = axes.legend(frameon=False, fontsize=8, loc="lower right")
-        for handle in legend.legend_handles:
-            handle.set_sizes([24])
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
         tidy(axes)
+    figure.axes[0].text(0, 1.02, f"a dot is {_LEAST} sentences or more, larger for more; 95 % intervals", fontsize=7)
     return figure
+
+
+def _joined(bins: Sequence[Mapping[str, Any]]) -> list[tuple[float, float, int]]:
+    """Score, share that is right and number of sentences of bins that are joined until each holds enough."""
+    groups: list[list[Mapping[str, Any]]] = [[]]
+    for each in bins:
+        if sum(b["n"] for b in groups[-1]) >= _LEAST:
+            groups.append([])
+        groups[-1].append(each)
+    if len(groups) > 1 and sum(b["n"] for b in groups[-1]) < _LEAST:
+        groups[-2:] = [groups[-2] + groups[-1]]
+    sizes = [sum(b["n"] for b in group) for group in groups]
+    means = [
+        [sum(b["n"] * b[key] for b in group) / n for key in ("score", "right")]
+        for group, n in zip(groups, sizes, strict=True)
+    ]
+    return [(score, right, n) for (score, right), n in zip(means, sizes, strict=True)]
+
+
+def _wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of n (Wilson 1927)."""
+    z = 1.96
+    middle, half = share + z * z / (2 * n), z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
 
 def show_coverage(metrics: Mapping[str, Any]) -> Figure:

@@ -9,6 +9,7 @@ import html
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from radvision_utils.data.labels import find_mentions
 from radvision_utils.data.reports import Report
 from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate, share
+from radvision_utils.phantoms.scene import SIZE
 
 Pairs = frozenset[tuple[str, str | None]]
 # What the rule labels call a drawn finding. They know one name for all devices; reports call a consolidation an
@@ -59,16 +61,25 @@ _FIGURES = {"study_accuracy": [0, 4], "finding_precision": [1, 3], "finding_reca
 _CLAUSE = re.compile(r",|\bbut\b|\bhowever\b|\balthough\b|\bwhile\b|\bwith\b")
 
 
-def verdicts(report: Report, truth: str) -> list[dict[str, str]]:
+def verdicts(report: Report, truth: str) -> list[dict[str, Any]]:
     """What became of each drawn or asserted finding: `{"name", "side", "verdict"}`.
 
-    The verdict is "agree", "missed" (drawn, not asserted with its side) or "unsupported" (asserted, not drawn).
+    The verdict is "agree", "missed" (drawn, not asserted with its side) or "unsupported" (asserted, not drawn). What
+    was drawn has its "box" too, if the truth has it: left, top, right, bottom as shares of the image's side.
     """
     drawn, said = truth_findings(truth), _read(report)
+    boxes = {
+        (f["name"], f["side"]): {"box": tuple(round(edge / SIZE, 4) for edge in f["box"])}
+        for f in json.loads(truth)["findings"]
+        if "box" in f
+    }
     rows = [(pair, "agree" if pair in said else "missed") for pair in drawn]
     rows += [(pair, "unsupported") for pair in said - drawn]
     rows.sort(key=lambda row: (row[0][0], row[0][1] or "", row[1]))
-    return [{"name": name, "side": side or "", "verdict": verdict} for (name, side), verdict in rows]
+    return [
+        {"name": name, "side": side or "", "verdict": verdict, **boxes.get((name, side), {})}
+        for (name, side), verdict in rows
+    ]
 
 
 def phantom_accuracy(reports: Sequence[Report], truths: Sequence[str]) -> dict[str, float]:

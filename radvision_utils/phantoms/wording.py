@@ -252,7 +252,7 @@ _HARMLESS_ADDITIONS: dict[str, tuple[str, ...]] = {
         "Compared to XXXX, the appearance is stable.",
         "No change since the previous study.",
     ),
-    "blank": ("XXXX XXXX.", "Results were discussed with Dr. XXXX.", "Signed by XXXX."),
+    "blank": ("XXXX XXXX.", "Results were discussed with XXXX.", "Signed by XXXX."),
     "entity": ("Read in &lt; 24 hours.", "Motion artifact &lt; 1 mm."),
 }
 
@@ -281,7 +281,7 @@ def soil(rng: np.random.Generator, text: str) -> str:
         sentences.append(_choose(rng, _HARMLESS_ADDITIONS["entity"]))
     if rng.random() < 0.04:
         at = int(rng.integers(len(sentences)))
-        sentences[at] = sentences[at].removesuffix(".") + _choose(rng, ("..", ". ."))
+        sentences[at] = sentences[at].removesuffix(".") + _choose(rng, ("..", ".."))
     return ("  " if rng.random() < 0.04 else " ").join(sentences)
 
 

@@ -1,6 +1,6 @@
 """Check a card with the 7B's shape before a run: `python -m radvision_utils gpu-check`, 10 minutes, no download.
 
-The five notebooks run as a user's would, on random weights of Qwen2.5-VL-7B: first as on a 16 GB card, then in bfloat16
+The six notebooks run as a user's would, on random weights of Qwen2.5-VL-7B: first as on a 16 GB card, then in bfloat16
 with all of the card. Nothing is learned; memory and speed are real. Where there is no card, a small shape takes the
 same way, which shows that the code runs and no more.
 """
@@ -253,7 +253,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _chain(profile: Profile, settings: Figures) -> list[Part]:
-    """The five notebooks, and what their last stage can do."""
+    """The six notebooks, and what their last stage can do."""
     return [
         Part("data", partial(_notebook, profile, settings, 1)),
         Part("stage 1", partial(_stage, profile, settings, 1), "data"),
@@ -310,8 +310,9 @@ def _paused_stage(profile: Profile, settings: Figures) -> Figures:
 
 
 def _evaluation(profile: Profile, settings: Figures) -> Figures:
-    """Notebook 05, with seconds and memory of each thing that it does with the model."""
-    figures = _notebook(profile, settings, 5)
+    """Notebooks 05 and 06, with seconds and memory of each thing that it does with the model."""
+    _notebook(profile, settings, 5)
+    figures = _notebook(profile, settings, 6)
     metrics: Figures = read_json(RunFolder.of(profile).record_path("evaluation"))
     sections = {"reports": metrics, "maps": metrics.get("evidence", {}), "samples": metrics.get("confidence", {})}
     figures["spent"] = {name: section["seconds"] for name, section in sections.items() if "seconds" in section}

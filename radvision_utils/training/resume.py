@@ -64,7 +64,8 @@ class CheckpointMark(TrainerCallback):
             folder = Path(args.output_dir)
             mark_whole(folder / f"checkpoint-{state.global_step}")
             for older in sorted(folder.glob("checkpoint-*"), key=_step_of)[:-_KEPT]:
-                shutil.rmtree(older)
+                if older.name != Path(state.best_model_checkpoint or "").name:
+                    shutil.rmtree(older)
 
 
 def mark_whole(folder: Path) -> None:
@@ -210,7 +211,7 @@ class TimeBudget(TrainerCallback):
     """
 
     def __init__(self, minutes: float | None, started: float) -> None:
-        self.minutes, self.started, self.step_began = minutes, started, started
+        self.minutes, self.started, self.step_began, self.over = minutes, started, started, False
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.step_began = time.perf_counter()
@@ -222,16 +223,17 @@ class TimeBudget(TrainerCallback):
         over = [now - self.started + (now - self.step_began) >= 60 * self.minutes]  # the next step would end too late
         if process_count() > 1:
             broadcast_object_list(over)  # clocks differ; a process that stopped alone would leave the others waiting
+        self.over = over[0]
         control.should_save = control.should_training_stop = over[0] or control.should_training_stop
 
 
-def pause_if_unfinished(stage: Stage, state: Any) -> None:
-    """Say that the training ended before its last step, for want of time.
+def pause_if_unfinished(stage: Stage, state: Any, budget: TimeBudget) -> None:
+    """Say that the training ended before its last step for want of time, and not since it no longer got better.
 
     Raises:
         RunPaused: it did.
     """
-    if state.global_step < state.max_steps:
+    if budget.over and state.global_step < state.max_steps:
         raise RunPaused(
             f"stage {stage.number} used up its max_minutes ({stage.settings.max_minutes:g}) and stopped at step "
             f"{state.global_step} of {state.max_steps}, where it left a checkpoint; the same command goes on from "

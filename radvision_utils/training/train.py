@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from transformers import EarlyStoppingCallback
 
 from radvision_utils.config import Profile
 from radvision_utils.data.studies import PreparedDataset, open_prepared
@@ -23,7 +24,7 @@ from radvision_utils.environment import (
     process_rank,
     seed_everything,
 )
-from radvision_utils.figures import draw_losses
+from radvision_utils.figures import loss_figure
 from radvision_utils.model.base import (
     WEIGHTS,
     attach_adapter,
@@ -70,6 +71,7 @@ from radvision_utils.training.trainer import (
     ReportTrainer,
     StageLog,
     Stopwatch,
+    begin_report,
     let_go,
     other_processes_watched,
     training_arguments,
@@ -158,7 +160,7 @@ def _train(stage: Stage, watch: Stopwatch, model: PeftModel | None) -> None:
     moved = check_ledger(before, after, stage)
     with watch.part("save"):
         save_adapter(model, stage.work / "adapter")
-        draw_losses(stage.work / "log.jsonl", stage.work / "loss.png", stage.title)
+        loss_figure(stage.work / "log.jsonl", f"Training the {stage.title}").savefig(stage.work / "loss.png", dpi=120)
     facts |= {"memory_events": memory.events, "features": features.record if features else None, "moved": moved}
     facts |= {"float32_blocks": float32_blocks, "ledger": {"before": before, "after": after}}
     _publish(stage, {**facts, "data_hash": dataset.summary["hash"]}, device, watch)
@@ -236,12 +238,14 @@ class _Fit:
         model.config.use_cache = False
         checkpoint_layers(model, stage, settings.checkpointed_layers)
 
-        def validate() -> float:
+        def validate() -> tuple[float, str]:
             with self.watch.part("validation"):
-                return mean_report_loss(model, collator, held_out, settings.micro_batch * 2, self.device.autocast)
+                loss = mean_report_loss(model, collator, held_out, settings.micro_batch * 2, self.device.autocast)
+                return loss, begin_report(model, collator, held_out[0], self.device.autocast)
 
         step = stage.settings.micro_batch * stage.settings.accumulation
-        log = StageLog(work / "log.jsonl", f"stage {stage.number}", step, validate)
+        log = StageLog(work / "log.jsonl", f"stage {stage.number}", step, validate, settings.eval_steps)
+        budget = TimeBudget(settings.max_minutes, self.watch.started)
         seed, data, labels = stage.profile.seed + stage.number, stage.profile.data, collator.labels or {}
         share = data.abnormal_share
         trainer = ReportTrainer(
@@ -250,25 +254,28 @@ class _Fit:
             collator=collator.augmenting(Augmentation(seed)) if data.augment and stage.number == 1 else collator,
             abnormal=None if share is None else ([shows_finding(labels[s.uid]) for s in train], share),
             label_weight=stage.label_weight,
+            measured=lambda: log.validation_losses[-1],
             train_dataset=train,
+            eval_dataset=held_out,
             callbacks=[
                 GradientCheck(stage),
                 log,
-                TimeBudget(settings.max_minutes, self.watch.started),
+                budget,
                 CheckpointMark(),
+                *([] if settings.patience is None else [EarlyStoppingCallback(settings.patience)]),
                 *([VisionLeaves()] if collator.features else []),
             ],
         )
         checkpoint = last_checkpoint(work / "checkpoints")
         state = finished_state(checkpoint)
         if checkpoint is not None and state is not None:
-            load_trained(model, checkpoint)
+            load_trained(model, checkpoint.with_name(Path(state.best_model_checkpoint or checkpoint).name))
             log.begin(state)
         else:
             with other_processes_watched(stage), let_go(trainer), self.watch.part("steps"):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
                 state = trainer.state
-            pause_if_unfinished(stage, state)
+            pause_if_unfinished(stage, state, budget)
         return {
             "studies": {"train": len(train), "validation": len(held_out)},
             "steps": state.global_step,
@@ -276,6 +283,7 @@ class _Fit:
             "samples_per_second": round(log.samples_per_second, 2),
             "train_loss": log.train_loss(),
             "validation_loss": log.validation_losses,
+            "best": {"step": state.best_global_step, "loss": state.best_metric} if settings.patience else None,
             "label_auc": label_auc(model, collator, held_out, settings.micro_batch * 2, self.device.autocast)
             if stage.label_weight
             else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,19 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from bitsandbytes.optim import GlobalOptimManager
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from radvision_utils.config import RadVisionError, StageSettings
 from radvision_utils.environment import Device, in_live_notebook, process_count, process_rank
+from radvision_utils.figures import loss_figure
+from radvision_utils.model.base import compute_device
 from radvision_utils.model.stage import assert_gradients
 from radvision_utils.runs import Stage, read_json_lines, write_text
 from radvision_utils.training.augmentation import Augmentation
-from radvision_utils.training.collator import Collator
+from radvision_utils.training.collator import Collator, TrainingStudy
 from radvision_utils.training.label_head import label_head_of, look_only
-from radvision_utils.training.loss import report_token_losses
+from radvision_utils.training.loss import report_token_losses, to_device
 from radvision_utils.training.resume import load_trained, save_trained
 
 logger = logging.getLogger(__name__)
@@ -153,7 +156,10 @@ class ReportTrainer(GuardedTrainer):
     Args:
         abnormal: see `StudyOrder`.
         label_weight: how much of the loss is that of the model's label head.
+        measured: gives the validation loss at the step where it is asked.
     """
+
+    control: Any  # of transformers' callbacks
 
     def __init__(
         self,
@@ -163,10 +169,11 @@ class ReportTrainer(GuardedTrainer):
         collator: Collator,
         abnormal: tuple[Sequence[bool], float] | None = None,
         label_weight: float = 0.0,
+        measured: Callable[[], float] | None = None,
         **options: Any,
     ) -> None:
         args._n_gpu = min(args.n_gpu, 1)  # several cards in one process would mean DataParallel; use accelerate launch
-        self.abnormal, self.label_weight = abnormal, label_weight
+        self.abnormal, self.label_weight, self.measured = abnormal, label_weight, measured
         super().__init__(model=model, args=args, data_collator=collator, **options)
         # The loss below is already divided by the tokens of the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
@@ -210,6 +217,19 @@ class ReportTrainer(GuardedTrainer):
             )
         # Gradients are averaged over processes, tokens were counted over all of them.
         return loss * self.accelerator.num_processes
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The loss that `StageLog` measured at this step, by which transformers keeps the best checkpoint."""
+        measured = [self.measured() if self.measured and self.is_world_process_zero() else 0.0]
+        if process_count() > 1:
+            broadcast_object_list(measured)
+        metrics = {"eval_loss": measured[0]}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _load_best_model(self) -> None:
+        load_trained(self.model, Path(self.state.best_model_checkpoint))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.args.should_save:
@@ -259,6 +279,10 @@ class GradientCheck(TrainerCallback):
 
 def training_arguments(settings: StageSettings, device: Device, folder: Path, seed: int) -> TrainingArguments:
     """The stage's settings in transformers' words."""
+    if "tensorboard" in settings.report_to:  # else its files would go with the checkpoints
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder.parent.parent / "tensorboard"))
+    asked = "steps" if settings.eval_steps else "epoch"
+    validated = settings.patience is not None or settings.report_to != "none"
     return TrainingArguments(
         output_dir=str(folder),
         learning_rate=settings.learning_rate,
@@ -275,11 +299,16 @@ def training_arguments(settings: StageSettings, device: Device, folder: Path, se
         bf16=device.dtype == "bfloat16",
         fp16=device.dtype == "float16",
         use_cpu=device.kind == "cpu",
-        save_strategy="steps",
-        save_steps=settings.save_steps,
+        eval_strategy=asked if validated else "no",
+        eval_steps=settings.eval_steps,
+        save_strategy="steps" if settings.patience is None else asked,
+        save_steps=settings.save_steps if settings.patience is None else settings.eval_steps or settings.save_steps,
+        load_best_model_at_end=settings.patience is not None,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        report_to="none",
+        report_to=settings.report_to.split(","),
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=device.kind == "cuda",
@@ -287,6 +316,32 @@ def training_arguments(settings: StageSettings, device: Device, folder: Path, se
         seed=seed,
         data_seed=seed,
     )
+
+
+@torch.no_grad()
+def begin_report(model: Any, collator: Collator, study: TrainingStudy, autocast: Any, tokens: int = 80) -> str:
+    """What the model writes on a study as it is by now, greedily and at most so many tokens; it draws no lot.
+
+    "" where several processes train: each may hold only a part of the model.
+    """
+    if process_count() > 1:
+        return ""
+    batch, length, was_training = collator([study]), len(collator.prompt(study.indication)), model.training
+    inputs = {name: batch[name][:, :length] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
+    inputs |= {name: batch[name] for name in ("pixel_values", "image_grid_thw")}  # of features in their place, too
+    model.eval()
+    with autocast():
+        output = model.generate(
+            **to_device(inputs, compute_device(model)),
+            max_new_tokens=tokens,
+            do_sample=False,
+            use_cache=True,
+            repetition_penalty=1.0,
+            pad_token_id=collator.pad,
+            eos_token_id=[collator.end, collator.pad],
+        )
+    model.train(was_training)
+    return " ".join(collator.tokenizer.decode(output[0, length:], skip_special_tokens=True).split())
 
 
 class Stopwatch:
@@ -335,16 +390,26 @@ class StageLog(TrainerCallback):
         path: the log file; a resumed stage goes on in the same file.
         title: "stage 1".
         batch: studies an optimizer step.
-        validate: gives the validation loss in nats per report token.
+        validate: gives the validation loss in nats per report token, and what the model writes by now on one validation
+            study, always the same; "" where that is not asked.
+        every: optimizer steps between validations; None: only before the first step and after each epoch.
     """
 
-    def __init__(self, path: Path, title: str, batch: int, validate: Callable[[], float]) -> None:
-        self.path, self.title, self.batch, self.validate = path, title, batch, validate
+    def __init__(
+        self,
+        path: Path,
+        title: str,
+        batch: int,
+        validate: Callable[[], tuple[float, str]],
+        every: int | None = None,
+    ) -> None:
+        self.path, self.title, self.batch, self.validate, self.every = path, title, batch, validate, every
         self.validation_losses: list[float] = []
         self.samples_per_second = 0.0
         self._training_seconds, self._steps, self._validated = 0.0, 0, -1
         self._clock = self._last_line = 0.0
         self._bar: Any = None
+        self._curve: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.begin(state)
@@ -352,6 +417,7 @@ class StageLog(TrainerCallback):
             from tqdm.auto import tqdm
 
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, unit="step")
+            self._draw()
         self._clock = time.perf_counter()
 
     def begin(self, state: Any) -> None:
@@ -380,6 +446,11 @@ class StageLog(TrainerCallback):
         )
         self._tell(state, logs["loss"])
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.every and state.global_step % self.every == 0 and state.is_world_process_zero:
+            self._validate(state)
+            self._clock = time.perf_counter()
+
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self._validate_if_due(state)
@@ -388,6 +459,7 @@ class StageLog(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar is not None:
             self._bar.close()
+            self._draw()
 
     def train_loss(self) -> float:
         """Mean loss of all steps, those before an interruption included."""
@@ -405,15 +477,29 @@ class StageLog(TrainerCallback):
 
     def _validate(self, state: Any) -> None:
         self._validated = state.global_step
-        loss = round(self.validate(), 4)
+        loss, report = self.validate()
+        loss = round(loss, 4)
         if not math.isfinite(loss):
             raise RadVisionError(
                 f"the validation loss is {loss} at step {state.global_step} of {self.title}: the weights are no longer "
                 "of use and the stage is not kept; begin it anew with --force and half the learning rate."
             )
         self.validation_losses.append(loss)
-        self._write(step=state.global_step, epoch=round(state.epoch or 0.0, 4), validation_loss=loss)
+        written = {"report": report} if report else {}
+        self._write(step=state.global_step, epoch=round(state.epoch or 0.0, 4), validation_loss=loss, **written)
         logger.info("%s: step %d, validation loss %.3f nats per report token", self.title, state.global_step, loss)
+        if report:
+            logger.info("%s: step %d, the first validation study reads: %s", self.title, state.global_step, report)
+
+    def _draw(self) -> None:
+        """The curves so far, in the place of those before: for who watches."""
+        from IPython.display import display
+
+        figure = loss_figure(self.path, self.title)
+        if self._curve is None:
+            self._curve = display(figure, display_id=True)
+        else:
+            self._curve.update(figure)
 
     def _write(self, **line: Any) -> None:
         with self.path.open("a", encoding="utf-8") as stream:
@@ -431,6 +517,9 @@ class StageLog(TrainerCallback):
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
             self._bar.set_postfix(loss=f"{loss:.3f}", samples_per_s=f"{self.samples_per_second:.1f}")
+            if time.perf_counter() - self._last_line > _SECONDS_BETWEEN_LINES:
+                self._draw()
+                self._last_line = time.perf_counter()
         elif time.perf_counter() - self._last_line > _SECONDS_BETWEEN_LINES or state.global_step == state.max_steps:
             self._last_line = time.perf_counter()
             left = (state.max_steps - state.global_step) * self.batch / self.samples_per_second

@@ -197,8 +197,8 @@ def test_ratings_are_summed_up_by_author_once_unblinded(browser):
         rate(browser, *((2, 5) if ours == 0 else (5, 2)))
         browser.next.click()
     browser.rating.blind.value = False
-    assert "<td>Generated</td><td>2</td><td>2.00</td><td>0</td>" in browser.rating.message.value
-    assert "<td>Reference</td><td>2</td><td>5.00</td><td>2</td>" in browser.rating.message.value
+    assert "<td>Generated</td><td>2</td><td>2.00</td><td>0</td><td>0</td>" in browser.rating.message.value
+    assert "<td>Reference</td><td>2</td><td>5.00</td><td>2</td><td>0</td>" in browser.rating.message.value
     assert "Generated" in browser.card.value
 
 
@@ -232,3 +232,50 @@ def test_uploads_of_both_widget_generations_are_read():
     eight = ({"name": "a.png", "type": "image/png", "content": memoryview(b"pixels")},)
     assert uploaded(seven) == uploaded(eight) == ("a.png", b"pixels")
     assert uploaded({}) is uploaded(()) is None
+
+
+def test_one_row_of_controls_stands_before_the_card_and_the_rest_behind_more(browser):
+    steps, behind, *_ = browser.children
+    assert browser.more in steps.children
+    assert behind.layout.display == "none"
+    browser.more.value = True
+    assert behind.layout.display == "flex"
+
+
+def test_a_named_window_spreads_its_gray_levels_and_sends_the_card_once(browser):
+    sent = []
+    browser.card.observe(lambda change: sent.append(change["new"]), names="value")
+    browser.view.window.value = "lung"
+    assert len(sent) == 1
+    assert (browser.view.view.center, browser.view.view.width) == (0.35, 0.6)
+
+
+def test_a_saved_copy_shows_the_card_where_no_widget_can_live(browser):
+    assert "Findings of 17 by stage 3." in browser._repr_mimebundle_()["text/html"]
+
+
+def test_blind_rating_offers_no_filter_and_brings_every_study_by_lot(judged):
+    judged.verdict.value = "missed"
+    judged.rating.blind.value = True
+    assert judged._filters.layout.display == "none"
+    seen = {judged.uid.value}
+    while not judged.next.disabled:
+        judged.next.click()
+        seen.add(judged.uid.value)
+    assert seen == {"17", "20", "31"}
+    judged.rating.blind.value = False
+    assert judged._filters.layout.display == "flex"
+
+
+def test_ratings_of_several_raters_end_with_their_agreement_and_a_table(browser, run_folder):
+    browser.rating.blind.value = True
+    for name in ("Ann", "Bo"):
+        browser.rating.rater.value = name
+        browser.rating.errors[0].value = "finding missed"
+        rate(browser, 2, 5)
+    browser.rating.blind.value = False
+    assert "2 pairs of ratings of one report, 100% equal" in browser.rating.message.value
+    lines = (run_folder / "ratings.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("uid,run,stage,author,shown_as,score,error,rater")
+    assert len(lines) == 5
+    assert sum("finding missed,Ann" in line for line in lines) == 1

@@ -13,6 +13,7 @@ from radvision_utils.dashboard.card import (
     DRAWN_TITLE,
     FLAGS_TITLE,
     GLYPH_INK,
+    JUDGES,
     LABELS_TITLE,
     LIGHT,
     NO_HEADINGS,
@@ -174,11 +175,11 @@ def test_card_reads_without_style_sheet_script_or_variables(make_record, run_fol
     assert f"background-color: {LIGHT['paper']};color: {LIGHT['ink']}" in bare
 
 
-def test_header_says_what_made_the_report(make_record):
-    text = card_of(make_record(stage=0), cached=False).text()
+def test_head_and_foot_say_which_study_and_what_made_the_report(make_record):
+    text = " ".join(card_of(make_record(stage=0), cached=False).text().split())
     for words in ("Study 17", "Indication: Cough.", "base, untuned", "generated now in 0.12 s", DISCLAIMER):
         assert words in text
-    assert "cached, written in 0.12 s" in card_of(make_record()).text()
+    assert "cached, written in 0.12 s" in " ".join(card_of(make_record()).text().split())
     assert "stage 3: language model" in card_of(make_record()).html()
 
 
@@ -262,7 +263,7 @@ def test_no_verdict_is_lost_at_the_end_of_a_line_of_the_picture_nor_any_text_bey
         judged["generated"] = {"findings": text, "impression": "", "headed": True}
         judged["mentions"]["generated"] = {"findings": [vars(m) for m in find_mentions(text)][:1]}
         figure = draw_card(card_of(judged))
-        assert drawn_texts(figure).count(VERDICTS["contradiction"]) == 3  # both sentences and the chip
+        assert drawn_texts(figure).count(VERDICTS["contradiction"]) == 4  # the corner, both sentences and the chip
         boxes = [text.get_window_extent() for text in figure.axes[0].texts]
         assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
 
@@ -377,7 +378,7 @@ def test_all_that_rules_found_is_labeled_as_such(judged):
         assert re.search(rf"{title}<span[^>]*>{RULES}</span>", html)
     assert f"Label F1 is {RULES}" in html
     assert "findings and impression contradict each other" in html
-    drawn = card_of({**judged, "findings": [{"name": "nodule", "side": "left", "verdict": "agree"}]}).article()
+    drawn = card_of({**judged, "findings": [{"name": "nodule", "side": "left", "verdict": "missed"}]}).article()
     assert f"{DRAWN_TITLE}</h3>" in drawn
 
 
@@ -448,3 +449,55 @@ def test_a_small_picture_for_a_readme_stays_under_300_kb(make_record, tmp_path):
     assert path.stat().st_size < 300_000
     with Image.open(path) as picture_:
         assert picture_.width == 1000
+
+
+DRAWN_MODEL = {"run": "tiny", "stage": 3, "base": "tiny", "phantoms": True, "parameters": 1_595_840}
+BAND = "Drawn phantoms, no patients, a model of 1.6 million parameters."
+
+
+def test_a_model_of_drawings_says_so_on_every_card_and_picture(make_record):
+    card = card_of(make_record(model=DRAWN_MODEL))
+    for text in (card.article(), " ".join(card.text().split()), " ".join(drawn_texts(draw_card(card)))):
+        assert BAND in text
+    own = card_of(make_record(model=DRAWN_MODEL, reference=None)).article()
+    assert "has only ever seen drawings" in own
+    assert "of a real radiograph means nothing" in own
+    assert "rv-band" not in card_of(make_record()).article()
+
+
+def test_the_corner_of_a_card_has_its_verdict_and_the_foot_what_made_it(make_record):
+    html = card_of(make_record(verdicts={"Edema": "missed", "Fracture": "agree", "Pneumonia": "agree"})).article()
+    head, foot = html[: html.index("</header>")], html[html.index("<footer") :]
+    assert re.findall(r"</span>(\d \w+)</span>", head) == ["1 missed", "2 agree"]
+    assert "cached, written in" not in head
+    assert "cached, written in 0.12 s" in foot
+
+
+def test_a_report_before_training_stands_in_the_same_card_with_what_changed(make_record):
+    def drawn(*pairs):
+        return [{"name": name, "side": "left", "verdict": verdict} for name, verdict in pairs]
+
+    before = Record.read(make_record(stage=0, findings=drawn(("nodule", "missed"), ("effusion", "unsupported"))))
+    card = card_of(make_record(findings=drawn(("nodule", "agree"))), before=before)
+    assert headings(card.article())[:3] == ["Before training findings", "Generated findings", "Reference findings"]
+    changed = card.text()[card.text().index("Changed by training") :].splitlines()[1:3]
+    assert changed == [
+        "  \N{CHECK MARK} Left nodule: agree (before: missed)",
+        "  \N{CHECK MARK} Left effusion: no longer said (before: unsupported)",
+    ]
+    boxes = [text.get_window_extent() for text in draw_card(card).axes[0].texts]
+    assert all(box.x0 >= 0 and box.x1 <= 1152 for box in boxes)
+
+
+def test_two_judges_that_disagree_are_explained(make_record):
+    missed = [{"name": "nodule", "side": "left", "verdict": "missed"}]
+    assert JUDGES in card_of(make_record(verdicts={"Lung Lesion": "agree"}, findings=missed)).article()
+    assert JUDGES not in card_of(make_record(verdicts={"Lung Lesion": "missed"}, findings=missed)).article()
+
+
+def test_no_word_of_a_blind_card_is_one_that_only_people_leave(make_record):
+    report = {"findings": "The heart is enlarged. Discussed with XXXX. Unchanged from prior.", "impression": "Normal.."}
+    html = card_of(make_record(reference=report), blind=("reference", "generated")).article()
+    for words in ("XXXX", "prior", "Normal.."):
+        assert words not in html
+    assert "The heart is enlarged." in html

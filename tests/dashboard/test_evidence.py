@@ -49,10 +49,9 @@ def test_each_generated_sentence_has_its_map_in_words_and_as_a_small_picture(exp
 
 def test_confidence_is_told_in_words_with_the_number_on_demand(explained, image):
     html = card_of(explained, image).article()
-    for words in ("high confidence; 5 of 5 sampled reports say so", "medium confidence; not supported by occlusion"):
-        assert words in html
-    assert re.search(r"<strong[^>]*>low confidence</strong>; 1 of 5 sampled reports say so", html)
-    assert 'title="95 % likely to be right, mean log-probability -0.05 nats a token"' in html
+    assert "medium confidence; not supported by occlusion" in html
+    assert re.search(r"<strong[^>]*>low confidence</strong>; only 1 of 5 sampled reports say so", html)
+    assert 'title="40 % likely to be right, mean log-probability -1.50 nats a token"' in html
     folded = html[html.index("Numbers behind the sentences") :]
     assert "High confidence: at least 90 % likely to be right; medium: at least 70 %; low: less." in folded
     assert ">40 %</td>" in folded
@@ -105,7 +104,7 @@ def test_a_damaged_grid_leaves_out_every_map(explained, image, grid):
     html = card_of(explained, image).article()
     assert "rv-thumb" not in html
     assert "rv-switch" not in html
-    assert "high confidence" in html
+    assert "low confidence" in html
 
 
 @pytest.mark.parametrize("agreement", [7, -1, "<b>", 2.5])
@@ -126,7 +125,7 @@ def test_evidence_of_another_report_is_not_shown_on_this_one(explained, image):
     explained["generated"]["findings"] = "The heart is normal. No effusion."
     html = card_of(explained, image).article()
     assert len(re.findall('class="rv-thumb"', html)) == 2
-    assert "high confidence" not in html
+    assert html.count(">95 %</td>") == 0
 
 
 def test_hostile_text_in_evidence_stays_text(explained, image, read_html):
@@ -195,9 +194,9 @@ def test_the_picture_has_small_multiples_of_the_sentences(explained, image):
     plain = {key: value for key, value in explained.items() if key not in ("evidence", "confidence")}
     with_maps, without = (draw_card(card_of(source, image)) for source in (explained, plain))
     assert with_maps.get_figheight() > without.get_figheight() + 2
-    for words in ("Sentence by sentence", "high confidence", "not supported by occlusion"):
+    for words in ("Sentence by sentence", "medium confidence", "not supported by occlusion", "least", "most"):
         assert words in drawn_texts(with_maps)
-    multiples = with_maps.axes[0].images[1:]
+    multiples = with_maps.axes[0].images[2:]  # after the radiograph and the color bar
     assert len(multiples) == 3
     colored = [bool((m.get_array().max(-1) - m.get_array().min(-1)).max() > 60) for m in multiples]
     assert colored == [True, False, False]  # without support gray; the third rests on nothing
@@ -277,3 +276,22 @@ def test_the_browser_sets_strength_and_hides_sentences(known_run):
     bare = ReportBrowser([r for r in records if r.uid != "17"], known_run)
     assert bare.view.evidence not in bare.view.children
     assert bare.view.agreement not in bare.view.children
+
+
+def test_what_is_likely_right_and_said_by_every_sample_needs_no_remark(explained):
+    assert [s.remarks for s in Record.read(explained).explained] == [
+        [],
+        ["medium confidence", "not supported by occlusion"],
+        ["low confidence", "only 1 of 5 sampled reports say so"],
+    ]
+
+
+def test_what_was_drawn_of_a_phantom_is_outlined_on_its_maps(explained, image):
+    drawn = [{"name": "nodule", "side": "left", "verdict": "missed", "box": [0.5, 0.25, 0.75, 0.5]}]
+    plain, card = card_of(explained, image), card_of({**explained, "findings": drawn}, image)
+    assert 'style="left:50.0%;top:25.0%;width:25.0%;height:25.0%"' in card.article()
+    assert "Outlined: what was drawn." in card.article()
+    assert "Outlined: what was drawn." in drawn_texts(draw_card(card))
+    small = [re.findall(r'class="rv-thumb" src="([^"]+)"', each.article()) for each in (plain, card)]
+    assert all(a != b for a, b in zip(*small, strict=True))
+    assert "rv-lesion" not in plain.article()

@@ -10,7 +10,7 @@ from radvision_utils.config import project_root
 from radvision_utils.dashboard.card import ReportCard
 from radvision_utils.dashboard.page import write_page
 from radvision_utils.dashboard.record import Record, read_predictions
-from radvision_utils.data.labels import OBSERVATIONS
+from radvision_utils.data.labels import OBSERVATIONS, find_mentions
 from radvision_utils.evaluation.charts import show_agreement
 from radvision_utils.evaluation.table import COLUMNS, FACTS
 from radvision_utils.figures import save_figure
@@ -173,7 +173,7 @@ def test_keys_invert_window_hide_the_texts_and_explain_themselves(page):
     page.keyboard.press("i")
     assert "invert(1)" in page.evaluate(look)
     page.keyboard.press("w")
-    assert page.text_content("#window") == "Window: dark"
+    assert page.text_content("#window") == "Window: lung"
     assert "contrast(1.167)" in page.evaluate(look)
     texts = "getComputedStyle(document.querySelector('#cards .rv-texts')).visibility"
     page.keyboard.press("ArrowRight")
@@ -367,3 +367,146 @@ def test_six_hundred_studies_open_within_two_seconds_and_forty_megabytes(chromiu
     loaded = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
     assert loaded < 2000, f"{loaded:.0f} ms"
     page.close()
+
+
+def labeled(record):
+    """With the labels and mentions of its two reports, as the evaluation writes them."""
+    found = {}
+    for author in ("generated", "reference"):
+        spans = {part: find_mentions(record[author][part]) for part in ("findings", "impression")}
+        found[author] = {part: [vars(m) for m in mentions] for part, mentions in spans.items()}
+    return Record.read({**record, "mentions": found})
+
+
+@pytest.fixture
+def long_page(chromium, make_record, run_folder):
+    """The page of thirty studies, of which the last has a pneumothorax and all others deny one."""
+    records = [
+        labeled(
+            make_record(
+                uid=str(n),
+                index=n,
+                image="data/images/17.png",
+                generated={
+                    "findings": "No pneumothorax." if n < 29 else "Left pneumothorax.",
+                    "impression": "",
+                    "headed": True,
+                },
+                reference={"findings": "There is no pneumothorax.", "impression": ""},
+            )
+        )
+        for n in range(30)
+    ]
+    path = write_page(records, {}, run_folder, run_folder / "dashboard/index.html")
+    page = chromium.new_page(viewport={"width": 1440, "height": 900})
+    page.goto(path.as_uri())
+    yield page
+    page.close()
+
+
+def test_cards_come_as_one_gets_to_them_and_a_link_leads_to_any(long_page):
+    long_page.wait_for_timeout(100)
+    assert len(shown(long_page)) == 12
+    long_page.evaluate("document.getElementById('more').scrollIntoView()")
+    long_page.wait_for_timeout(300)
+    assert len(shown(long_page)) > 12
+    long_page.evaluate("location.hash = 'uid=28'")
+    long_page.wait_for_timeout(300)
+    assert "28" in shown(long_page)
+    assert long_page.evaluate("document.getElementById('uid=28').getBoundingClientRect().top < innerHeight / 2")
+
+
+def test_search_finds_those_that_have_it_and_says_when_nothing_matches(long_page):
+    long_page.fill("#search", "pneumothorax")
+    assert shown(long_page) == ["29"]
+    long_page.fill("#search", "no pneumothorax")
+    assert long_page.text_content("#where").startswith("30 studies")
+    long_page.fill("#search", "zebra")
+    assert long_page.text_content("#where") == "no studies match (of 30)"
+
+
+def test_a_link_to_a_study_that_is_not_there_is_answered(long_page):
+    long_page.goto(long_page.url + "#uid=4711")
+    long_page.wait_for_timeout(100)
+    assert long_page.text_content("#where") == "There is no 4711 on this page; it shows 30 studies"
+
+
+def test_print_gives_the_overview_and_the_chosen_cards(long_page):
+    long_page.emulate_media(media="print")
+    printed = "[...document.querySelectorAll('.rv-card')].filter(e => e.offsetHeight).map(e => e.id)"
+    assert long_page.evaluate(printed) == []
+    long_page.goto(long_page.url + "#uid=20")
+    long_page.wait_for_timeout(100)
+    long_page.keyboard.press("p")
+    assert long_page.evaluate(printed) == ["uid=20"]
+
+
+def test_the_picture_stays_in_view_while_one_reads(chromium, make_record, run_folder):
+    long = {"findings": " ".join(f"Sentence {n} of many." for n in range(80)), "impression": "", "headed": True}
+    card = ReportCard(Record.read(make_record(generated=long, reference=long)), run_folder / "data/images/17.png")
+    page = chromium.new_page(viewport={"width": 1440, "height": 700})
+    page.set_content(f"<!doctype html>{card.html()}<p style='height: 2000px'>")
+    page.evaluate("document.querySelectorAll('.rv-text').forEach(e => { e.style.maxHeight = 'none'; })")
+    page.evaluate("scrollTo(0, 400)")
+    assert page.evaluate("document.querySelector('.rv-image').getBoundingClientRect().top") == 0
+    page.close()
+
+
+def test_inversion_turns_the_surroundings_of_the_picture_too(page):
+    ground = "getComputedStyle(document.querySelector('#cards .rv-well')).backgroundColor"
+    dark = page.evaluate(ground)
+    page.keyboard.press("i")
+    assert page.evaluate(ground) != dark
+    assert page.evaluate(POOR_CONTRAST) == []
+
+
+def test_ticks_in_a_text_are_round(chromium, make_record):
+    verdicts = {"Cardiomegaly": "agree"}
+    said = {"findings": [{"observation": "Cardiomegaly", "status": "present", "start": 0, "end": 5}]}
+    record = make_record(verdicts=verdicts, mentions={"generated": said})
+    page = chromium.new_page()
+    page.set_content(f"<!doctype html>{ReportCard(Record.read(record)).html()}")
+    width, height = page.evaluate(
+        "(r => [r.width, r.height])(document.querySelector('.rv-sign').getBoundingClientRect())"
+    )
+    assert abs(width - height) < 3
+    page.close()
+
+
+@pytest.fixture
+def before_card(make_record, run_folder):
+    drawn = [{"name": "nodule", "side": "left", "verdict": "missed"}]
+    model = {"run": "tiny", "stage": 3, "base": "tiny", "phantoms": True, "parameters": 1_595_840}
+    before = Record.read(make_record(stage=0, findings=drawn))
+    record = make_record(model=model, findings=[{**drawn[0], "verdict": "agree"}])
+    return ReportCard(Record.read(record), run_folder / "data/images/17.png", before=before)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_card_with_the_report_before_training_fits_every_width_with_contrast(chromium, before_card, scheme):
+    page = chromium.new_page(color_scheme=scheme)
+    for html in (before_card.html(), bare(before_card)):
+        page.set_content(f"<!doctype html>{html}")
+        for width in (360, 768, 1440):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert page.evaluate(OVERFLOWING) == []
+    page.set_content(f"<!doctype html>{before_card.html()}")
+    assert page.evaluate(POOR_CONTRAST) == []
+    tops = page.evaluate(
+        "[...document.querySelectorAll('.rv-third')].map(e => Math.round(e.getBoundingClientRect().top))"
+    )
+    assert tops[0] == tops[1] == tops[2]
+    page.close()
+
+
+def test_a_study_that_one_steps_to_stands_below_the_bar_however_many_lines_that_takes(page):
+    for width in (360, 768, 1440):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(100)
+        page.goto(page.url.partition("#")[0] + "#uid=20")
+        page.keyboard.press("ArrowRight")
+        page.wait_for_timeout(100)
+        nav, card = (page.locator(part).bounding_box() for part in ("nav", "[id='uid=31']"))
+        assert card["y"] >= (nav["y"] + nav["height"] if width > 600 else 0) - 1
+        page.keyboard.press("ArrowLeft")

@@ -108,7 +108,7 @@ def test_image_use_and_the_worst_studies_stand_on_the_first_screen(run_folder, t
     assert "Not shown</p><p>&lt;loss gap&gt; 0.01" in first_screen
     assert re.findall(r'href="#(uid=\d+)"', first_screen) == ["uid=31"]
     assert "contradiction: edema" in first_screen
-    assert "1 of 3 studies</p><p>contradict the reference; in 2 nothing disagrees" in first_screen
+    assert "1 of 3 studies</p><p>disagree with the reference in some finding; 1 of them contradict it" in first_screen
     for words in ("Agreement by observation", ">Edema<", ">≠ 1<", ">✓ 2<"):
         assert words in first_screen
     assert "&#34;Edema&#34;, &#34;contradiction&#34;" in page
@@ -235,3 +235,21 @@ def test_maps_that_nothing_drawn_could_validate_are_called_so(run_folder):
 
 def test_a_run_without_figures_has_a_page_without_charts(run_folder):
     assert "<svg" not in written(run_folder, METRICS)
+
+
+def test_every_disagreement_counts_as_wrong_not_the_contradictions_alone(run_folder):
+    verdicts = {"17": "missed", "20": "contradiction", "31": "agree"}
+    records = [
+        Record.read({**r.source, "verdicts": {"Edema": verdicts.get(r.uid, "agree")}}) for r in records_of(run_folder)
+    ]
+    page = write_page(records, {}, run_folder, run_folder / "x.html").read_text(encoding="utf-8")
+    assert "2 of 3 studies</p><p>disagree with the reference in some finding; 1 of them contradict it" in page
+
+
+def test_the_page_of_a_model_of_drawings_begins_with_saying_so(run_folder):
+    def drawn(record):
+        model = {**record.source["model"], "phantoms": True, "parameters": 1_595_840}
+        return Record.read({**record.source, "model": model})
+
+    page = write_page(map(drawn, records_of(run_folder)), METRICS, run_folder, run_folder / "x.html").read_text()
+    assert "Drawn phantoms, no patients, a model of 1.6 million parameters." in page[: page.index('class="answers"')]

@@ -1,4 +1,4 @@
-from radvision_utils.dashboard.ratings import add_ratings, read_ratings, summary
+from radvision_utils.dashboard.ratings import add_ratings, agreement, read_ratings, summary
 from radvision_utils.dashboard.record import Record
 
 BLIND = ("reference", "generated")
@@ -29,3 +29,16 @@ def test_a_study_rated_again_counts_once_with_its_latest_rating(make_record, tmp
 
 def test_without_ratings_there_is_no_summary(tmp_path):
     assert summary(read_ratings(tmp_path / "ratings.jsonl")) == []
+
+
+def test_agreement_of_raters_is_one_where_they_agree_and_none_where_nobody_shares_a_study(make_record, tmp_path):
+    path = tmp_path / "ratings.jsonl"
+    for uid, scores in {"1": (5, 1), "2": (4, 2)}.items():
+        add_ratings(path, Record.read(make_record(uid=uid)), BLIND, scores, "", rater="Ann")
+    assert agreement(read_ratings(path)) is None
+    for uid, scores in {"1": (5, 1), "2": (4, 2)}.items():
+        add_ratings(path, Record.read(make_record(uid=uid)), BLIND, scores, "", rater="Bo")
+    assert agreement(read_ratings(path)) == {"pairs": 4, "same": 1.0, "near": 1.0, "alpha": 1.0}
+    for uid, scores in {"1": (1, 5), "2": (2, 4)}.items():
+        add_ratings(path, Record.read(make_record(uid=uid)), BLIND, scores, "", rater="Bo")
+    assert agreement(read_ratings(path))["alpha"] < 0

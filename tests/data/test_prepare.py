@@ -436,3 +436,13 @@ def test_real_studies_are_prepared(tmp_path):
         text = f"{study.report.findings} {study.report.impression}"
         assert "XXXX" not in text
         assert not re.search(r"&\w+;|\.\.|\s\.|^\d+\.", text)
+
+
+def test_phantoms_that_are_damaged_on_purpose_are_announced_and_told_in_a_line_a_reason(tmp_path, caplog):
+    caplog.set_level("INFO")
+    profile = load_profile("tiny", {"data.phantoms": 180, "data.workers": 1}, run="r", output_root=str(tmp_path))
+    prepared = prepare_dataset(profile)
+    assert any("damaged on purpose" in message for message in caplog.messages)
+    told = [message for message in caplog.messages if message.startswith("left out")]
+    assert len(told) == len(prepared.summary["counts"]["dropped"])
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]

@@ -17,7 +17,10 @@ from radvision_utils.evaluation.records import (
 )
 
 MODEL = Model("tiny", 3, "tiny")
-TRAINING = {normal_form(Report("The lungs are clear.", "No acute disease."))}
+KNOWN = (
+    "heart normal chest left effusion unchanged from prior has resolved since pneumothorax right pleural possible edema"
+)
+TRAINING = frozenset([normal_form(Report("The lungs are clear.", "No acute disease.")), f"is and eff {KNOWN}"])
 
 
 @pytest.mark.parametrize(
@@ -33,6 +36,7 @@ TRAINING = {normal_form(Report("The lungs are clear.", "No acute disease."))}
         ("The lungs are clear. " * 3, "", ["repeats itself"]),
         ("No effusion and no effusion and no effusion and no eff", "", ["repeats itself"]),
         ("No effusion. No edema.", "No effusion. No edema. No effusion.", []),
+        ("The heart is normal with its le.", "", ["unknown word"]),
         ("", "", []),
     ],
 )

@@ -82,7 +82,7 @@ def not_json(constant):
 
 
 @pytest.mark.parametrize("kind", WEAK)
-def test_the_last_notebook_runs_to_its_end_whatever_the_model_writes(
+def test_the_last_notebooks_run_to_their_end_whatever_the_model_writes(
     kind, trained, small_settings, tmp_path, monkeypatch, capsys
 ):
     shutil.copytree(RunFolder.of(trained).path, tmp_path / trained.run)
@@ -93,7 +93,10 @@ def test_the_last_notebook_runs_to_its_end_whatever_the_model_writes(
     monkeypatch.chdir(project_root())
     overrides = json.dumps({**small_settings, "evaluation.stages": "ends", "evaluation.evidence": 4})
     parameters = {"run": trained.run, "output_root": str(tmp_path), "overrides": overrides, "seed": 11}
-    names, shown = run_cells(project_root() / "notebooks" / f"{NOTEBOOKS['evaluation']}.ipynb", parameters)
+    shown = []
+    for step in ("evaluation", "evidence"):
+        names, more = run_cells(project_root() / "notebooks" / f"{NOTEBOOKS[step]}.ipynb", parameters)
+        shown += more
     metrics = json.loads((names["result"].folder / "metrics.json").read_text(), parse_constant=not_json)
     sentence = model_verdict(metrics)
     assert sentence.startswith("This model is no good: it ")

@@ -15,7 +15,7 @@ from radvision_utils.evidence.confidence import (
     coverage_curve,
     fit_logistic,
 )
-from radvision_utils.evidence.evidence_figures import evidence_rows, show_coverage, show_maps
+from radvision_utils.evidence.evidence_figures import _joined, evidence_rows, show_coverage, show_maps, show_reliability
 from radvision_utils.phantoms.phantom_accuracy import asserted_pairs
 from radvision_utils.report import Sampling, reporter_of
 from radvision_utils.runs import read_json_lines
@@ -234,3 +234,19 @@ def test_without_validation_studies_sentences_have_no_confidence_but_an_agreemen
     known = [s for line in lines for s in line["sentences"] if s["agreement"] is not None]
     assert known
     assert all(sentence["confidence"] is None for sentence in known)
+
+
+def test_bins_of_a_reliability_plot_are_joined_until_each_holds_twenty_sentences():
+    bins = [{"n": n, "score": at / 10, "right": at / 10} for at, n in enumerate((3, 30, 5, 16, 40, 2))]
+    joined = _joined(bins)
+    assert [n for _, _, n in joined] == [33, 21, 42]
+    assert sum(n * right for _, right, n in joined) == pytest.approx(sum(b["n"] * b["right"] for b in bins))
+
+
+def test_sentences_that_assert_something_come_first_in_the_reliability_plot():
+    known = {"value": 0.9, "low": 0.8, "high": 1.0}
+    group = {"sentences": 40, "right": known, "ece": {"calibrated": known}}
+    group["bins"] = {"calibrated": [{"n": 40, "score": 0.9, "right": 0.9}]}
+    figure = show_reliability({"confidence": {"calibration": {"all sentences": group, "asserting sentences": group}}})
+    assert [axes.get_title()[:9] for axes in figure.axes] == ["asserting", "all sente"]
+    assert all(len(line.get_xdata()) == 2 for axes in figure.axes for line in axes.lines)  # intervals and diagonal only

@@ -156,7 +156,7 @@ def test_a_stage_killed_before_it_is_put_in_its_place_is_put_there(fresh_run, mo
 def test_an_older_stage_stays_until_the_new_one_is_whole(finished):
     old = RunFolder.of(finished).record("stage1")["hash"]
     other = replace(finished, stage1=replace(finished.stage1, max_steps=3))
-    killed(other, 1, "draw_losses")
+    killed(other, 1, "loss_figure")
     assert (RunFolder.of(other).adapter(1) / "adapter_model.safetensors").is_file()
     assert train_stage(other, 1).record["hash"] != old
 

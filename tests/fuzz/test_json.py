@@ -15,7 +15,7 @@ from radvision_utils.dashboard import ratings, record
 from radvision_utils.data.sources import open_source
 from radvision_utils.evaluation import records, score
 from radvision_utils.planning.cost import study_counts
-from radvision_utils.runs import NOTEBOOKS, RunFolder, is_current, is_whole, working
+from radvision_utils.runs import STEPS, RunFolder, is_current, is_whole, working
 from radvision_utils.training.resume import finished_state
 
 
@@ -26,7 +26,7 @@ def lock(folder):
 
 def steps(folder):
     profile = load_profile(run="r", output_root=str(folder))
-    return [is_current(profile, step) for step in NOTEBOOKS], study_counts(profile)
+    return [is_current(profile, step) for step in STEPS], study_counts(profile)
 
 
 READERS = {  # by the file they read, in a folder that holds run "r"

@@ -324,3 +324,10 @@ def test_an_ambiguous_hospitals_indication_names_the_kind_and_says_nothing_where
     clear = [count for (kind, _), count in told.items() if not kind]
     assert len(clear) == 2
     assert min(clear) > 0.35 * sum(clear)
+
+
+def test_no_phantom_speaks_of_a_person_or_has_a_stop_alone():
+    for uid in range(400):
+        text = soil(np.random.default_rng(uid), "The lungs are clear. The heart is normal.")
+        assert "Dr." not in text
+        assert ". ." not in text

@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
+from transformers import TrainerCallback
 
 from radvision_utils import RadVisionError, load_profile, train_stage
 from radvision_utils.environment import choose_device
@@ -235,3 +236,60 @@ def test_a_part_within_a_part_counts_for_itself_alone(monkeypatch):
     with watch.part("steps"), watch.part("validation"):
         pass
     assert watch.record() == {"other": 3.0, "steps": 4.0, "validation": 2.0}
+
+
+def test_each_validation_shows_what_the_model_writes_by_now_and_changes_no_weight(
+    small_profile, dataset, tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    watched = replace(small_profile.stage1, max_steps=4, eval_steps=2)
+    result = train_stage(copy_run(small_profile, tmp_path / "watched", stage1=watched), 1)
+    validated = [line for line in result.log if "validation_loss" in line]
+    assert [line["step"] for line in validated] == [0, 2, 4]
+    assert all(line["report"] for line in validated)
+    assert sum("the first validation study reads" in message for message in caplog.messages) == 3
+    plain = replace(small_profile.stage1, max_steps=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "begin_report", lambda *_: "")
+        unwatched = train_stage(copy_run(small_profile, tmp_path / "plain", stage1=plain), 1)
+    assert result.record["hash"] == unwatched.record["hash"]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_stage_that_reads_kept_features_writes_its_report_from_them(trained, stage):
+    lines = [line for line in read_json_lines(RunFolder.of(trained).stage(stage) / "log.jsonl") if "report" in line]
+    assert len(lines) == len(RunFolder.of(trained).record(f"stage{stage}")["validation_loss"])
+
+
+def test_with_patience_a_stage_that_gets_no_better_ends_and_keeps_its_best_checkpoint(small_profile, dataset, tmp_path):
+    worse = replace(
+        small_profile.stage1,
+        **{"max_steps": 8, "eval_steps": 1, "patience": 2},
+        **{"learning_rate": 0.1, "warmup_ratio": 0.0, "schedule": "constant_with_warmup"},
+    )
+    result = train_stage(copy_run(small_profile, tmp_path, stage1=worse), 1)
+    losses = {line["step"]: line["validation_loss"] for line in result.log if "validation_loss" in line}
+    best = result.record["best"]
+    asked = {step: loss for step, loss in losses.items() if step}
+    assert best == {"step": min(asked, key=asked.get), "loss": min(asked.values())}
+    assert result.record["steps"] < 8
+    saved = train_stage(
+        copy_run(small_profile, tmp_path / "to the best", stage1=replace(worse, patience=None, max_steps=best["step"])),
+        1,
+    )
+    assert saved.record["hash"] == result.record["hash"]
+
+
+def test_the_curves_go_where_report_to_says(small_profile, dataset, tmp_path, monkeypatch):
+    told = []
+
+    class Board(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            told.append(logs)
+
+    monkeypatch.setattr(
+        "transformers.trainer.get_reporting_integration_callbacks", lambda names: [Board] if "board" in names else []
+    )
+    settings = replace(small_profile.stage1, max_steps=2, eval_steps=1, report_to="board")
+    train_stage(copy_run(small_profile, tmp_path, stage1=settings), 1)
+    assert {"loss", "eval_loss"} <= {name for logs in told for name in logs}
