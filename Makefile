@@ -65,7 +65,7 @@ endif
 	if [ "$$("$$python" -c "$(VERSION)")" != "$$(.venv/bin/python -c "$(VERSION)" 2>/dev/null)" ]; then \
 	    echo "Making .venv with $$python ($$("$$python" --version))"; "$$python" -m venv --clear .venv; \
 	fi
-	@echo "Installing into .venv: on Linux 6.5 GB, 4 GB of them CUDA's, which TORCH=cpu leaves out."
+	@echo "Installing into .venv: on Linux 3.2 GB to fetch and 6.5 GB of disk, most of it CUDA, which TORCH=cpu leaves out."
 	@if [ "$(TORCH)" = cpu ]; then \
 	    ask="import urllib.request; urllib.request.urlopen('$(CPU_INDEX)/torch/', timeout=10)"; \
 	    if .venv/bin/python -c "$$ask" 2>/dev/null; then index="--extra-index-url $(CPU_INDEX)"; \
