@@ -21,7 +21,8 @@ from typing import Any
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from radvision_utils.config import Profile, RadVisionError, RunPaused, command_words, project_root
+from radvision_utils.config import REPOSITORY, Profile, RadVisionError, RunPaused, command_words, project_root
+from radvision_utils.progress import kept_log
 from radvision_utils.runs import (
     FORCE_VARIABLE,
     NOTEBOOKS,
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 def run_notebooks(
     profile: Profile, overrides: Mapping[str, Any], first: int = 1, force: bool = False, last: int = len(STEPS)
 ) -> RunFolder:
-    """Execute the five notebooks into `outputs/<run>/notebooks/`.
+    """Execute the five notebooks into `outputs/<run>/notebooks/`; what they say meanwhile is in its `run.log`.
 
     Args:
         profile: the settings, overrides applied.
@@ -67,20 +68,18 @@ def run_notebooks(
     steps = STEPS[first - 1 : last]
     for step in steps:
         check_parameters(notebook_path(step), parameters)
-    for step in steps:
-        executed = folder.notebooks / f"{NOTEBOOKS[step]}.ipynb"
+    for number, step in enumerate(steps, start=first):
+        executed, started, again = folder.notebooks / f"{NOTEBOOKS[step]}.ipynb", time.perf_counter(), force
+        told = f"{number} of {len(STEPS)}  {NOTEBOOKS[step]:26}"
         if not force and executed.is_file() and _is_shown(profile, step):
-            logger.info("%s: finished and unchanged, skipped", NOTEBOOKS[step])
+            logger.info("%s  finished and unchanged, skipped", told)
             continue
-        started = time.perf_counter()
-        logger.info("%s: begins", NOTEBOOKS[step])
-        again = force
-        if step.startswith("stage") and (processes := training_processes(profile, step, force)) > 1:
-            _train_together(profile, step, processes, force)
-            again = False
-        with told_if_unwritable(folder.path):
+        with told_if_unwritable(folder.path), kept_log("papermill", folder.log):
+            if step.startswith("stage") and (processes := training_processes(profile, step, force)) > 1:
+                _train_together(profile, step, processes, force)
+                again = False
             _execute(step, executed, parameters, profile, again)
-        logger.info("%s: done in %.0f s", NOTEBOOKS[step], time.perf_counter() - started)
+        logger.info("%s  %5.1f min", told, (time.perf_counter() - started) / 60)
     return folder
 
 
@@ -122,11 +121,15 @@ def _train_together(profile: Profile, step: str, processes: int, force: bool) ->
     """
     logger.info("%s trains on %d cards, a process each", step, processes)
     command = training_command(profile, step, processes) + (["--force"] if force else [])
-    failed = subprocess.run(command, cwd=project_root(), check=False).returncode
+    log = RunFolder.of(profile).log
+    with log.open("a", encoding="utf-8") as stream:
+        failed = subprocess.run(
+            command, cwd=project_root(), check=False, stdout=stream, stderr=subprocess.STDOUT
+        ).returncode
     go_on = redo_command(profile, step) + (" --force" if force else "")
     if failed:
         raise RadVisionError(
-            f"{step} stopped on {processes} cards, see above: when it is mended, go on with `{go_on}`."
+            f"{step} stopped on {processes} cards, see {log}: when it is mended, go on with `{go_on}`."
         )
     if not is_current(profile, step):
         raise RunPaused(f"{step} used up its max_minutes and left a checkpoint: `{go_on}`.")
@@ -140,7 +143,7 @@ def notebook_path(step: str) -> Path:
     """
     path = project_root() / "notebooks" / f"{NOTEBOOKS[step]}.ipynb"
     if not path.is_file():
-        raise RadVisionError(f"{path} is missing: run from a clone of the project, which holds the notebooks.")
+        raise RadVisionError(f"{path} is missing: run from a clone of the project, `git clone {REPOSITORY}`.")
     return path
 
 

@@ -135,6 +135,11 @@ class RunFolder:
     def notebooks(self) -> Path:
         return self.path / "notebooks"
 
+    @property
+    def log(self) -> Path:
+        """What the notebooks said while `run` executed them."""
+        return self.path / "run.log"
+
     def partial(self, step: str) -> Path:
         """Where a step is made; it becomes visible by `publish`, whole."""
         return self.path / f"{step}.partial"
@@ -302,6 +307,30 @@ class Stage:
             RadVisionError: it is missing, unfinished or was made with other settings.
         """
         return require(self.profile, self.step)
+
+
+def continue_run(run: RunFolder, earlier: Path) -> None:
+    """Copy the run of an earlier session, which may lie where nothing can be written; a run that is here stays.
+
+    Raises:
+        RadVisionError: there is no run, or something that is none is in its place here.
+    """
+    if (run.path / "run.json").is_file():
+        log.info("run %r is here and goes on; %s is not looked at", run.run, earlier)
+        return
+    if not (earlier / "run.json").is_file():
+        raise RadVisionError(f"{earlier} holds no run: give the folder with its run.json, like outputs/{run.run}.")
+    if run.path.exists():
+        raise RadVisionError(f"{run.path} was begun without --continue-from: delete it, or give another --run.")
+    partial = run.path.with_name(f"{run.run}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with told_if_unwritable(run.path.parent):
+        for file in earlier.rglob("*"):
+            if file.is_file() and file.name != "lock.json":  # of a machine that is no more
+                to = partial / file.relative_to(earlier)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, to)  # without its mode, which may forbid to write
+        partial.rename(run.path)
 
 
 def publish_finished(profile: Profile, step: str) -> bool:
@@ -704,12 +733,21 @@ def holding(folder: Path, step: str, name: str, otherwise: str) -> Iterator[None
         yield
 
 
-@contextmanager
-def _locked(folder: Path, step: str, name: str, otherwise: str) -> Iterator[None]:
+def require_locks() -> None:
+    """Refuse at once, before anything is written, a system on which two processes could spoil a run.
+
+    Raises:
+        RadVisionError: it is one, as Windows is.
+    """
     if fcntl is None:
         raise RadVisionError(
             "this system cannot lock a run against a second process: use Linux, macOS, or on Windows its WSL."
         )
+
+
+@contextmanager
+def _locked(folder: Path, step: str, name: str, otherwise: str) -> Iterator[None]:
+    require_locks()
     path = folder / "lock.json"
     folder.mkdir(parents=True, exist_ok=True)
     handle = _acquire(path, name, otherwise)

@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
 from radvision_utils import load_profile, predict_beautiful, prepare_dataset, train_stage
-from radvision_utils.config import project_root
+from radvision_utils.config import DISCLAIMER, project_root
 from radvision_utils.evaluation.evaluate import evaluate
 from radvision_utils.runs import NOTEBOOKS, STEPS, RunFolder
 
@@ -39,8 +40,19 @@ def test_the_five_notebooks_leave_a_whole_run(finished):
         assert RunFolder("chain", folder.parent).record(step), step
         assert (folder / "notebooks" / f"{NOTEBOOKS[step]}.ipynb").is_file()
     assert (folder / "dashboard" / "index.html").is_file()
-    assert told.rstrip().endswith("Not a medical device.")
     assert str(folder / "dashboard" / "index.html") in told
+
+
+def test_a_run_says_in_a_dozen_lines_what_it_did_and_came_to_and_keeps_the_rest_in_a_log(finished):
+    folder, _, told = finished
+    first, *lines = told.splitlines()
+    assert first.startswith("Profile tiny, run chain, on CPU")
+    for number, (line, name) in enumerate(zip(lines, NOTEBOOKS.values(), strict=False), start=1):
+        assert re.fullmatch(rf"{number} of 5  {name} +\d+\.\d min", line)
+    assert re.match(r"Abnormal F1 \d\.\d{3} -> \d\.\d{3}, image used: (yes|no|unclear)", lines[5])
+    assert len(lines) <= 11
+    assert lines[-1] == DISCLAIMER
+    assert "studies/s" in (folder / "run.log").read_text(encoding="utf-8")
 
 
 def test_executed_notebooks_show_something_after_every_cell_that_computes(finished):

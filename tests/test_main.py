@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from radvision_utils import RadVisionError, load_profile
 from radvision_utils.__main__ import _parser, main, parse_settings, profile_of
-from radvision_utils.config import PROFILES, Profile
+from radvision_utils.config import PROFILES, Profile, project_root, settings_of
 from radvision_utils.pipeline import check_parameters, notebook_path, run_notebooks
 from radvision_utils.runs import STEPS, RunFolder, redo_command
 
@@ -49,6 +49,43 @@ def test_a_mistake_is_answered_with_one_sentence(arguments, sentence, capsys, tm
     assert error.startswith("radvision: ")
     assert sentence in error
     assert len(error.splitlines()) == 1
+
+
+def verbs():
+    [choices] = [action.choices for action in _parser()._actions if action.choices]
+    return choices
+
+
+def test_help_names_every_verb_with_an_example_that_is_understood(capsys):
+    with pytest.raises(SystemExit):
+        main([])
+    told = capsys.readouterr().out
+    pages = (project_root() / "docs" / "commands.md").read_text(encoding="utf-8")
+    for name, parser in verbs().items():
+        example = parser.epilog.removeprefix("Example: ")
+        assert example in told
+        radvision, *words = shlex.split(example)
+        assert (radvision, _parser().parse_args(words).verb) == ("radvision", name)
+        assert f"radvision {name} " in f"{pages} "
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_settings_are_listed_with_value_and_meaning(profile, capsys):
+    assert main(["settings", "--profile", profile]) == 0
+    told = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()[1:] if line]
+    expected = settings_of(PROFILES[profile])
+    assert [name for name, *_ in told] == list(expected)[1:]
+    by_name = {name: value for name, value, _ in told}
+    assert by_name["stage3.epochs"] == str(expected["stage3.epochs"])
+
+
+def test_a_run_that_is_stopped_by_hand_ends_with_a_sentence(capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("radvision_utils.__main__.load_profile", stop)
+    assert main(["plan"]) == 130
+    assert capsys.readouterr().err == "radvision: stopped; what is finished is whole, and the same command goes on.\n"
 
 
 WORDS = st.one_of(
