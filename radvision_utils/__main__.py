@@ -184,12 +184,13 @@ def _run(options: argparse.Namespace) -> None:
     require_device(profile.model, device)
     if options.continue_from:
         continue_run(RunFolder.of(profile), options.continue_from)
+    cost = open_room("planning.tables").cost_here(profile, device.title)
+    print(f"Profile {profile.name}, run {profile.run}, on {device.title}{cost}")
+    print(f"Log        {RunFolder.of(profile).log}", flush=True)
     if profile.name == "tiny-real" and profile.model.base == "tiny":
         base = open_room("bases.build").base_for_source(profile, RunFolder.of(profile).path / "base")
         overrides["model.base"] = str(base)
         profile = replace(profile, model=replace(profile.model, base=str(base)))
-    cost = open_room("planning.tables").cost_here(profile, device.title)
-    print(f"Profile {profile.name}, run {profile.run}, on {device.title}{cost}", flush=True)
     folder = run_notebooks(profile, overrides, options.first, options.force)
     print(result_lines(folder.record("evaluation") or {}))
     print(f"Dashboard  {(folder.dashboard / 'index.html').resolve().as_uri()}\nThe rest   {folder.path}\n{DISCLAIMER}")
