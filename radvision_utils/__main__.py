@@ -26,7 +26,7 @@ from radvision_utils.config import (
     settings_of,
 )
 from radvision_utils.environment import open_room, process_rank, quiet_libraries, set_up_libraries
-from radvision_utils.runs import RunFolder, continue_run, require_locks
+from radvision_utils.runs import RunFolder, require_locks
 
 
 class _Parser(argparse.ArgumentParser):
@@ -176,7 +176,7 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
 def _run(options: argparse.Namespace) -> None:
     from radvision_utils.environment import choose_device, require_device
     from radvision_utils.evaluation.table import result_lines
-    from radvision_utils.pipeline import run_notebooks
+    from radvision_utils.pipeline import continue_run, run_notebooks
 
     profile, overrides = profile_of(options), parse_settings(options.set)
     require_locks()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +23,6 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 
 from radvision_utils.config import REPOSITORY, Profile, RadVisionError, RunPaused, command_words, project_root
-from radvision_utils.progress import kept_log
 from radvision_utils.runs import (
     FORCE_VARIABLE,
     NOTEBOOKS,
@@ -74,7 +74,7 @@ def run_notebooks(
         if not force and executed.is_file() and _is_shown(profile, step):
             logger.info("%s  finished and unchanged, skipped", told)
             continue
-        with told_if_unwritable(folder.path), kept_log("papermill", folder.log):
+        with told_if_unwritable(folder.path), _kept_log(folder.log):
             if step.startswith("stage") and (processes := training_processes(profile, step, force)) > 1:
                 _train_together(profile, step, processes, force)
                 again = False
@@ -133,6 +133,30 @@ def _train_together(profile: Profile, step: str, processes: int, force: bool) ->
         )
     if not is_current(profile, step):
         raise RunPaused(f"{step} used up its max_minutes and left a checkpoint: `{go_on}`.")
+
+
+def continue_run(run: RunFolder, earlier: Path) -> None:
+    """Copy the run of an earlier session, which may lie where nothing can be written; a run that is here stays.
+
+    Raises:
+        RadVisionError: there is no run, or something that is none is in its place here.
+    """
+    if (run.path / "run.json").is_file():
+        logger.info("run %r is here and goes on; %s is not looked at", run.run, earlier)
+        return
+    if not (earlier / "run.json").is_file():
+        raise RadVisionError(f"{earlier} holds no run: give the folder with its run.json, like outputs/{run.run}.")
+    if run.path.exists():
+        raise RadVisionError(f"{run.path} was begun without --continue-from: delete it, or give another --run.")
+    partial = run.path.with_name(f"{run.run}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with told_if_unwritable(run.path.parent):
+        for file in earlier.rglob("*"):
+            if file.is_file() and file.name != "lock.json":  # of a machine that is no more
+                to = partial / file.relative_to(earlier)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, to)  # without its mode, which may forbid to write
+        partial.rename(run.path)
 
 
 def notebook_path(step: str) -> Path:
@@ -197,3 +221,35 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
         for name, value in before.items():
             os.environ.pop(name, None)
             os.environ.update({name: value} if value is not None else {})
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk is told in a sentence by whoever writes results."""
+
+
+class _LatestLine(logging.Handler):
+    """Shows the latest line in one place of the terminal, where the next one takes it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = (record.getMessage().strip().splitlines() or [""])[-1].rstrip("-")
+        told = "".join(filter(str.isprintable, line))[: shutil.get_terminal_size().columns - 1]
+        print(f"\r\033[K{told}", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _kept_log(path: Path) -> Iterator[None]:
+    """Append what papermill says, notebooks and all, to a file; where somebody watches, show its latest line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = logging.getLogger("papermill")
+    handlers = [_LogFile(path, encoding="utf-8"), *([_LatestLine()] if sys.stderr.isatty() else [])]
+    log.handlers, log.propagate = handlers, False
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.close()
+        log.handlers, log.propagate = [], True
+        if len(handlers) > 1:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from radvision_utils.environment import in_live_notebook
@@ -57,43 +55,6 @@ def _logged(total: int | None) -> Callable[[int], None]:
         log.info("%d%s studies, %.1f/s%s", done, f" of {total}" if total else "", rate, left)
 
     return step
-
-
-class _LogFile(logging.FileHandler):
-    def handleError(self, record: logging.LogRecord) -> None:
-        """A full disk is told in a sentence by whoever writes results."""
-
-
-class _LatestLine(logging.Handler):
-    """Shows the latest line in one place of the terminal, where the next one takes it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        line = (record.getMessage().strip().splitlines() or [""])[-1].rstrip("-")
-        told = "".join(filter(str.isprintable, line))[: shutil.get_terminal_size().columns - 1]
-        print(f"\r\033[K{told}", end="", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def kept_log(name: str, path: Path) -> Iterator[None]:
-    """Append what a logger says to a file, instead of showing more of it than the latest line, where somebody watches.
-
-    Args:
-        name: of the logger.
-        path: the file; its folder is made.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    logger = logging.getLogger(name)
-    handlers = [_LogFile(path, encoding="utf-8"), *([_LatestLine()] if sys.stderr.isatty() else [])]
-    logger.handlers, logger.propagate = handlers, False
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            handler.close()
-        logger.handlers, logger.propagate = [], True
-        if len(handlers) > 1:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def download_bar() -> type[Any]:

@@ -309,30 +309,6 @@ class Stage:
         return require(self.profile, self.step)
 
 
-def continue_run(run: RunFolder, earlier: Path) -> None:
-    """Copy the run of an earlier session, which may lie where nothing can be written; a run that is here stays.
-
-    Raises:
-        RadVisionError: there is no run, or something that is none is in its place here.
-    """
-    if (run.path / "run.json").is_file():
-        log.info("run %r is here and goes on; %s is not looked at", run.run, earlier)
-        return
-    if not (earlier / "run.json").is_file():
-        raise RadVisionError(f"{earlier} holds no run: give the folder with its run.json, like outputs/{run.run}.")
-    if run.path.exists():
-        raise RadVisionError(f"{run.path} was begun without --continue-from: delete it, or give another --run.")
-    partial = run.path.with_name(f"{run.run}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with told_if_unwritable(run.path.parent):
-        for file in earlier.rglob("*"):
-            if file.is_file() and file.name != "lock.json":  # of a machine that is no more
-                to = partial / file.relative_to(earlier)
-                to.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, to)  # without its mode, which may forbid to write
-        partial.rename(run.path)
-
-
 def publish_finished(profile: Profile, step: str) -> bool:
     """Whether a step with these settings was whole but not yet in its place; it is now."""
     folder = RunFolder.of(profile)

@@ -55,8 +55,8 @@ def test_readme_and_package_name_the_address_that_config_has():
     texts = [(project_root() / name).read_text(encoding="utf-8") for name in ("README.md", "pyproject.toml")]
     assert badges(PATHS[0].name) in texts[0]
     assert f"git clone --depth 1 {REPOSITORY}" in texts[0]
-    owners = re.compile(r"[\w-]+/radvision-7b\b")  # of a GitHub address
-    assert {found for text in texts for found in owners.findall(text)} == {
+    named = re.compile(r"github(?:\.com)?/([\w-]+/radvision-7b)\b")
+    assert {found for text in texts for found in named.findall(text)} == {
         REPOSITORY.removeprefix("https://github.com/")
     }
 

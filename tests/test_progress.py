@@ -21,23 +21,3 @@ def test_the_bytes_of_a_download_are_logged_now_and_then_and_its_files_are_not(m
     lines = [record.message for record in caplog.records]
     assert 2 <= len(lines) < 8
     assert all(line.endswith("of 4.0 GiB fetched") for line in lines)
-
-
-def test_what_a_library_says_is_kept_in_a_file_and_not_shown(tmp_path, capsys):
-    library, file = logging.getLogger("library.of.many.words"), tmp_path / "run" / "run.log"
-    for said in ("first", "second"):
-        with progress.kept_log(library.name, file):
-            library.info(said)
-    assert file.read_text(encoding="utf-8") == "first\nsecond\n"
-    assert "".join(capsys.readouterr()) == ""
-    assert library.propagate
-    assert not library.handlers
-
-
-def test_somebody_who_watches_sees_the_latest_line_in_one_place(tmp_path, capsys, monkeypatch):
-    library = logging.getLogger("library.of.many.words")
-    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
-    with progress.kept_log(library.name, tmp_path / "run.log"):
-        library.info("loss 2.1\nloss 2.0 \x1b[31m in step 7\n")
-    start = "\r\x1b[K"
-    assert capsys.readouterr().err == f"{start}loss 2.0 [31m in step 7{start}"

@@ -7,8 +7,8 @@ import torch
 
 from radvision_utils import RadVisionError, train_stage
 from radvision_utils.config import RunPaused, StageSettings
-from radvision_utils.pipeline import run_notebooks
-from radvision_utils.runs import RunFolder, continue_run
+from radvision_utils.pipeline import continue_run, run_notebooks
+from radvision_utils.runs import RunFolder
 from radvision_utils.training import train as trainer
 from radvision_utils.training import trainer as report_trainer
 from radvision_utils.training.resume import Split, split_batch
