@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from radvision_utils.config import (
     settings_of,
 )
 from radvision_utils.environment import open_room, process_rank, quiet_libraries, set_up_libraries
-from radvision_utils.runs import RunFolder, require_locks
+from radvision_utils.runs import RunFolder, require_locks, told_if_unwritable
 
 
 class _Parser(argparse.ArgumentParser):
@@ -77,9 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("--split", default="test", metavar="SPLIT", help="train, validation or test (default)")
     judge.add_argument("--force", action="store_true", help="also where nothing has changed")
     judge.add_argument(
-        "--evidence", type=int, default=0, metavar="N", help="maps of what sentences rest on, N studies, worst first"
+        "--evidence", type=_count, default=0, metavar="N", help="maps of what sentences rest on, N studies, worst first"
     )
-    judge.add_argument("--samples", type=int, default=0, metavar="K", help="confidence of sentences, from K reports")
+    judge.add_argument("--samples", type=_count, default=0, metavar="K", help="confidence of sentences, from K reports")
 
     score = verb(_score, "score predictions of any system; needs no torch", "outputs/tiny/evaluation/predictions.jsonl")
     score.add_argument("predictions", type=Path, help="predictions.jsonl, or a CSV: uid, prediction, reference")
@@ -102,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     label = verb(_label, "the 14 finding labels of a text, by this project's rules", '"Small left effusion."')
     label.add_argument("text", nargs="?", default="", help="a report or a sentence of one")
     label.add_argument("--mesh", type=Path, default=None, metavar="CSV", help="instead: how the rules agree with MeSH")
-    label.add_argument("--examples", type=int, default=0, metavar="N", help="also N disagreements of each kind")
+    label.add_argument("--examples", type=_count, default=0, metavar="N", help="also N disagreements of each kind")
 
     constant = verb(
         _constant,
@@ -133,6 +134,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     base.add_argument("--to", type=Path, default=None, metavar="DIR", help="default: inside the package")
     return parser
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
+    return int(text)
 
 
 def _profile_name(parser: argparse.ArgumentParser, usual: str) -> None:
@@ -313,6 +320,8 @@ def _export(options: argparse.Namespace) -> None:
 def _gpu_check(options: argparse.Namespace) -> None:
     from radvision_utils.planning.gpu_check import check_table, gpu_check
 
+    if not options.minutes >= 0:
+        raise RadVisionError(f"--minutes {options.minutes:g} is no time: give minutes such as 10.")
     folder = RunFolder("gpu-check", options.output_root or "outputs").path
     record = gpu_check(folder, source=_absolute(options.source), minutes=options.minutes)
     print(f"{record['device']}, random weights\n\n{check_table(record)}\n{folder / 'gpu_check.json'}\n{DISCLAIMER}")
@@ -331,6 +340,8 @@ def _build_base(options: argparse.Namespace) -> None:
             print(base_for_source(profile, options.to))
         return
     folder = options.to or TINY_BASE
+    with told_if_unwritable(folder):  # before it trains for minutes
+        folder.mkdir(parents=True, exist_ok=True)
     print(json.dumps(build_base(folder), indent=2))
     print(folder)
 

@@ -146,7 +146,7 @@ def continue_run(run: RunFolder, earlier: Path) -> None:
         return
     if not (earlier / "run.json").is_file():
         raise RadVisionError(f"{earlier} holds no run: give the folder with its run.json, like outputs/{run.run}.")
-    if run.path.exists():
+    if run.path.is_dir() and any(run.path.iterdir()):
         raise RadVisionError(f"{run.path} was begun without --continue-from: delete it, or give another --run.")
     partial = run.path.with_name(f"{run.run}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -198,6 +198,7 @@ def _execute(step: str, executed: Path, parameters: Mapping[str, Any], profile: 
                 cwd=str(project_root()),
                 progress_bar=False,
                 log_output=True,
+                extra_arguments=["--log-level=ERROR"],  # of the kernel, which warns that it listens
             )
     except PapermillExecutionError as error:
         command = redo_command(profile, step) + (" --force" if force else "")

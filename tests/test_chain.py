@@ -31,7 +31,7 @@ def finished(chain):
     root, words = chain
     result = radvision("run", *words)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    return root / "chain", words, result.stdout
+    return root / "chain", words, result.stdout + result.stderr
 
 
 def test_the_five_notebooks_leave_a_whole_run(finished):
