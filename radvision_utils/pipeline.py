@@ -244,7 +244,7 @@ def _kept_log(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     log = logging.getLogger("papermill")
     handlers = [_LogFile(path, encoding="utf-8"), *([_LatestLine()] if sys.stderr.isatty() else [])]
-    log.handlers, log.propagate = handlers, False
+    level, log.handlers, log.propagate = log.level, handlers, False
     log.setLevel(logging.INFO)
     try:
         yield
@@ -252,5 +252,6 @@ def _kept_log(path: Path) -> Iterator[None]:
         for handler in handlers:
             handler.close()
         log.handlers, log.propagate = [], True
+        log.setLevel(level)
         if len(handlers) > 1:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
