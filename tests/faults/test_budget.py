@@ -50,6 +50,7 @@ def test_a_paused_stage_goes_on_the_next_day_from_a_folder_that_nobody_can_write
     first = fresh_run("first", stage1={**STEPS, "max_minutes": 0.0})
     with pytest.raises(RunPaused):
         train_stage(first, 1)
+    RunFolder.of(first).note(first, "data")
     earlier = RunFolder.of(first).path
     (earlier / "lock.json").write_text('{"process": 1, "host": "of-yesterday"}')
     for path in (earlier, *earlier.rglob("*")):
@@ -63,12 +64,13 @@ def test_a_paused_stage_goes_on_the_next_day_from_a_folder_that_nobody_can_write
 
 
 def test_a_folder_that_holds_no_run_or_comes_too_late_is_told_in_a_sentence(fresh_run, tmp_path):
-    run = RunFolder.of(fresh_run())
+    profile = fresh_run()
+    run = RunFolder.of(profile)
     with pytest.raises(RadVisionError, match=rf"{tmp_path} holds no run: give the folder with its run.json"):
         continue_run(RunFolder("other", tmp_path), tmp_path)
-    (run.path / "run.json").rename(tmp_path / "run.json")
+    RunFolder("earlier", tmp_path).note(profile, "data")
     with pytest.raises(RadVisionError, match="was begun without --continue-from: delete it, or give another --run"):
-        continue_run(run, tmp_path)
+        continue_run(run, tmp_path / "earlier")
 
 
 def test_a_pause_is_told_by_the_command_line_with_status_0(fresh_run, capsys, monkeypatch):
