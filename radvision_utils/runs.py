@@ -814,7 +814,8 @@ def told_if_unwritable(folder: Path) -> Iterator[None]:
     except RadVisionError:
         raise  # told already, by who was nearer
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _CLOSED:
+        unmade = isinstance(error, FileNotFoundError) and not folder.is_dir()
+        if unmade or (isinstance(error, OSError) and error.errno in _CLOSED):
             raise RadVisionError(
                 f"{folder} cannot be worked in ({first_line(error)}): mend the permissions, or give another folder."
             ) from error
