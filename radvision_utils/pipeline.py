@@ -198,7 +198,7 @@ def _execute(step: str, executed: Path, parameters: Mapping[str, Any], profile: 
                 cwd=str(project_root()),
                 progress_bar=False,
                 log_output=True,
-                extra_arguments=["--log-level=ERROR"],  # of the kernel, which warns that it listens
+                extra_arguments=["--log-level=CRITICAL"],  # of the kernel, which tells how it listens and ends
             )
     except PapermillExecutionError as error:
         command = redo_command(profile, step) + (" --force" if force else "")
