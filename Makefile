@@ -1,4 +1,5 @@
-# Everything happens in .venv, which the first call makes. Linux and macOS.
+# Everything happens in .venv, which the first call makes. Linux and macOS; on Windows in its WSL.
+#   make run TORCH=cpu                    torch without CUDA, 4 GB less; as well for lab and test
 #   make test PYTHON=python3.12           another interpreter (.venv is made anew)
 #   PYTEST_ADDOPTS="-m slow" make test    the slow tests
 
@@ -6,49 +7,53 @@
 PYTHONS := $(or $(PYTHON),.venv/bin/python python3 python3.11 python3.12 python3.13 python3.14 python3.10)
 SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 15))
 VERSION := import sys; print(sys.version_info[:2])
-STAMP := .venv/.installed
 IN_VENV := .venv/bin/python -m
+PIP_INSTALL := pip install --disable-pip-version-check --no-input
+# Its build is labeled 2.14.1+cpu: a local label satisfies `torch==2.14.1` and ranks above the same version without one.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
 FLOOR_STAMP := .venv-floor/.installed
 FLOOR_TESTS := tests/model tests/training tests/test_inference.py tests/test_export.py tests/test_chain.py
 
-.PHONY: help run test test-floor lint bench clean always
+.PHONY: help run lab test test-floor lint bench clean always
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile
 
-run: $(STAMP) ## the whole chain on a CPU with profile tiny: data, three stages, reports, dashboard
+run: .venv/.installed ## the whole chain on a CPU with profile tiny: data, three stages, reports, dashboard
 	$(IN_VENV) radvision_utils run --profile tiny
+
+lab: .venv/.with-lab ## the notebooks in JupyterLab
+	$(IN_VENV) jupyterlab notebooks/01_data_preparation.ipynb
 
 # Offline: a test that needs the network is a mistake. Two workers, of up to 3 GB each; a module's tests stay together,
 # since they share what is costly to make.
 test: export HF_HUB_OFFLINE = 1
-test: $(STAMP) ## the fast tests
+test: .venv/.with-test ## the fast tests
 	$(IN_VENV) pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-floor: export HF_HUB_OFFLINE = 1
 test-floor: $(FLOOR_STAMP) ## tests of models, training, reports and the chain with the oldest versions, in .venv-floor
 	.venv-floor/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(FLOOR_TESTS)
 
-lint: $(STAMP) ## formatting, lint (notebooks too) and types
+lint: .venv/.with-test ## formatting, lint (notebooks too) and types
 	$(IN_VENV) ruff format --check .
 	$(IN_VENV) ruff check .
 	$(IN_VENV) mypy radvision_utils benchmarks
 
-bench: $(STAMP) ## speed and memory against what others use, three quarters of an hour; writes benchmarks/RESULTS.md
-	$(IN_VENV) pip install --disable-pip-version-check --no-input --quiet -c constraints.txt -e '.[bench]'
+bench: .venv/.with-bench ## speed and memory against what others use, three quarters of an hour; writes benchmarks/RESULTS.md
 	$(IN_VENV) benchmarks
 
 clean: ## remove .venv and caches; outputs/ stays
 	rm -rf .venv .venv-floor build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp is written last: an interrupted installation is taken up again. An interpreter asked for by name that is
-# not the one in .venv makes the stamp stale.
+# A stamp is written last: an interrupted installation is taken up again. An interpreter asked for by name that is
+# not the one in .venv makes the first stamp stale.
 ifdef PYTHON
 ifneq ($(shell $(PYTHON) -c "$(VERSION)" 2>/dev/null || :),$(shell .venv/bin/python -c "$(VERSION)" 2>/dev/null || :))
-$(STAMP): always
+.venv/.installed: always
 endif
 endif
-$(STAMP): pyproject.toml constraints.txt
+.venv/.installed: pyproject.toml constraints.txt
 	@for python in $(PYTHONS); do \
 	    "$$python" -c "$(SUPPORTED)" 2>/dev/null && break; python=; \
 	done; \
@@ -60,7 +65,17 @@ $(STAMP): pyproject.toml constraints.txt
 	if [ "$$("$$python" -c "$(VERSION)")" != "$$(.venv/bin/python -c "$(VERSION)" 2>/dev/null)" ]; then \
 	    echo "Making .venv with $$python ($$("$$python" --version))"; "$$python" -m venv --clear .venv; \
 	fi
-	$(IN_VENV) pip install --disable-pip-version-check --no-input -c constraints.txt -e '.[test,dicom]'
+	@echo "Installing into .venv: on Linux 3.2 GB to fetch and 6.5 GB of disk, most of it CUDA, which TORCH=cpu leaves out."
+	@if [ "$(TORCH)" = cpu ]; then \
+	    ask="import urllib.request; urllib.request.urlopen('$(CPU_INDEX)/torch/', timeout=10)"; \
+	    if .venv/bin/python -c "$$ask" 2>/dev/null; then index="--extra-index-url $(CPU_INDEX)"; \
+	    else echo "$(CPU_INDEX) cannot be reached: torch comes from the usual index."; fi; \
+	fi; \
+	$(IN_VENV) $(PIP_INSTALL) $$index -c constraints.txt -e '.[dicom]'
+	@touch $@
+
+.venv/.with-%: .venv/.installed
+	$(IN_VENV) $(PIP_INSTALL) -c constraints.txt -e '.[$*]'
 	@touch $@
 
 $(FLOOR_STAMP): pyproject.toml constraints-floor.txt
@@ -72,5 +87,5 @@ $(FLOOR_STAMP): pyproject.toml constraints-floor.txt
 	    exit 1; \
 	fi; \
 	"$$python" -m venv --clear .venv-floor
-	.venv-floor/bin/python -m pip install --disable-pip-version-check --no-input -c constraints-floor.txt -e '.[test,dicom]'
+	.venv-floor/bin/python -m $(PIP_INSTALL) -c constraints-floor.txt -e '.[test,dicom]'
 	@touch $@

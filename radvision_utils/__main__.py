@@ -1,4 +1,4 @@
-"""The command line: `python -m radvision_utils run | predict | evaluate | score | label | plan | build-base`."""
+"""The command line: `radvision run | predict | evaluate ...`, the same as `python -m radvision_utils run ...`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from radvision_utils.config import (
     DISCLAIMER,
@@ -21,89 +22,114 @@ from radvision_utils.config import (
     RadVisionError,
     RunPaused,
     load_profile,
+    meanings,
     parse_json,
+    settings_of,
 )
 from radvision_utils.environment import open_room, process_rank, quiet_libraries, set_up_libraries
-from radvision_utils.runs import RunFolder, only_run
+from radvision_utils.runs import RunFolder, only_run, require_locks, told_if_unwritable
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one sentence, as everything here does, what it cannot take."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RadVisionError(f"{message}: `{self.prog} --help` says what there is.")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m radvision_utils", description=__doc__, epilog=DISCLAIMER)
-    verbs = parser.add_subparsers(dest="verb", required=True)
+    about = "Fine-tune a vision-language model on chest radiographs. `python -m radvision_utils` is the same command."
+    plain = argparse.RawTextHelpFormatter
+    parser = _Parser(prog="radvision", description=about, epilog=DISCLAIMER, formatter_class=plain)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
 
-    def verb(act: Callable[[argparse.Namespace], None], about: str) -> argparse.ArgumentParser:
-        added = verbs.add_parser(act.__name__.strip("_").replace("_", "-"), help=about)
+    def verb(act: Callable[[argparse.Namespace], None], about: str, example: str) -> argparse.ArgumentParser:
+        name = act.__name__.strip("_").replace("_", "-")
+        example = f"radvision {name} {example}".strip()
+        added = verbs.add_parser(name, help=f"{about}\n  {example}", description=about, epilog=f"Example: {example}")
         added.set_defaults(act=act)
         return added
 
-    run = verb(_run, "prepare, train three stages, evaluate: the six notebooks in order")
+    run = verb(_run, "prepare, train three stages, evaluate: the six notebooks in order", "--profile tiny")
     run.add_argument("--from", type=int, default=1, dest="first", metavar="N", help="begin with notebook N (1 to 6)")
-    train = verb(_train, "one stage without its notebook; also under `accelerate launch`")
+    run.add_argument(
+        "--continue-from", type=Path, default=None, metavar="DIR", help="go on with a run that lies there, read only"
+    )
+    train = verb(_train, "one stage without its notebook; also under `accelerate launch`", "--stage 1")
     train.add_argument("--stage", type=int, required=True, choices=STAGES)
     for made in (run, train):
-        made.add_argument("--profile", default="tiny", choices=list(PROFILES))
+        _profile_name(made, "tiny")
         made.add_argument(
             "--run", default="", metavar="NAME", help="folder below outputs/ (default: the profile's name)"
         )
         made.add_argument("--source", default="", help="phantom, a hub id, parquet, or a folder of images with tables")
-        _settings(made)
+        _changes(made)
         made.add_argument("--force", action="store_true", help="also what is finished and unchanged")
         _output_root(made)
 
-    predict = verb(_predict, "report on radiographs of your own (PNG, JPEG, DICOM)")
+    predict = verb(_predict, "report on radiographs of your own (PNG, JPEG, DICOM)", "radiograph.png --run tiny")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER|CSV")
     predict.add_argument("--to", type=Path, default=None, metavar="DIR", help="write JSONL and a page there, resumable")
     predict.add_argument("--stage", type=int, default=3, choices=(0, 1, 2, 3), help="0: the untuned base")
     predict.add_argument("--run", default="", metavar="NAME", help="whose model (default: the only run's)")
     _output_root(predict)
 
-    judge = verb(_evaluate, "write and score the reports of a split")
+    judge = verb(_evaluate, "write and score the reports of a split", "--run tiny --split validation")
     _run_name(judge)
     judge.add_argument("--split", default="test", metavar="SPLIT", help="train, validation or test (default)")
     judge.add_argument("--force", action="store_true", help="also where nothing has changed")
     judge.add_argument(
-        "--evidence", type=int, default=0, metavar="N", help="maps of what sentences rest on, N studies, worst first"
+        "--evidence", type=_count, default=0, metavar="N", help="maps of what sentences rest on, N studies, worst first"
     )
-    judge.add_argument("--samples", type=int, default=0, metavar="K", help="confidence of sentences, from K reports")
+    judge.add_argument("--samples", type=_count, default=0, metavar="K", help="confidence of sentences, from K reports")
 
-    score = verb(_score, "score predictions of any system; needs no torch")
+    score = verb(_score, "score predictions of any system; needs no torch", "outputs/tiny/evaluation/predictions.jsonl")
     score.add_argument("predictions", type=Path, help="predictions.jsonl, or a CSV: uid, prediction, reference")
     score.add_argument("--run", default="", metavar="NAME", help="compare with the references of this run's split")
     score.add_argument("--split", default="test", metavar="SPLIT", help="of that run (default: test)")
     score.add_argument("--json", type=Path, default=None, metavar="FILE", help="write all figures there")
     _output_root(score)
 
-    plan = verb(_plan, "memory, hours and disk of the whole run on a card, by arithmetic")
-    plan.add_argument("--profile", default="lingshu-7b", choices=list(PROFILES))
+    plan = verb(_plan, "memory, hours and disk of the whole run on a card, by arithmetic", "--gpu t4")
+    _profile_name(plan, "lingshu-7b")
     cards = "t4 (default), 't4 x2', p100, l4, 3090, 4090, a10g, l40s, a100 or h100"
     plan.add_argument("--gpu", default="t4", metavar="CARD", help=cards)
     plan.add_argument(
         "--gib", type=float, default=None, metavar="N", help="instead: any card, with N GiB that torch can use"
     )
-    _settings(plan)
+    _changes(plan)
 
-    label = verb(_label, "the 14 finding labels of a text, by this project's rules")
+    _profile_name(verb(_settings, "all settings with their values and meaning", "--profile lingshu-7b"), "tiny")
+
+    label = verb(_label, "the 14 finding labels of a text, by this project's rules", '"Small left effusion."')
     label.add_argument("text", nargs="?", default="", help="a report or a sentence of one")
     label.add_argument("--mesh", type=Path, default=None, metavar="CSV", help="instead: how the rules agree with MeSH")
-    label.add_argument("--examples", type=int, default=0, metavar="N", help="also N disagreements of each kind")
+    label.add_argument("--examples", type=_count, default=0, metavar="N", help="also N disagreements of each kind")
 
-    constant = verb(_constant, "one normal report for every test study of a published split, to score")
+    constant = verb(
+        _constant,
+        "one normal report for every test study of a published split, to score",
+        "reports.csv split.json constant.csv",
+    )
     constant.add_argument("reports", type=Path, help="CSV with uid, findings, impression")
     constant.add_argument("split", type=Path, help='JSON: {"by_uid": {uid: "train" | "val" | "test"}}')
     constant.add_argument("out", type=Path, help="CSV to write, as score reads it")
     constant.add_argument("--commonest", action="store_true", help="the commonest instead of the best on validation")
 
-    export = verb(_export, "adapter, merged 16-bit weights and model card in a folder")
+    export = verb(_export, "adapter, merged 16-bit weights and model card in a folder", "--run tiny --to handover")
     _run_name(export)
     export.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new folder")
     export.add_argument("--push-to-hub", default="", metavar="REPO", help="also upload, private if REPO is new")
+    parts = export.add_mutually_exclusive_group()
+    parts.add_argument("--adapter-only", action="store_true", help="without merged weights; so with --push-to-hub")
+    parts.add_argument("--merged", action="store_true", help="with merged weights, also with --push-to-hub")
 
-    check = verb(_gpu_check, "the 7B with random weights on this card: 10 minutes, no download")
+    check = verb(_gpu_check, "the 7B with random weights on this card: 10 minutes, no download", "")
     check.add_argument("--source", default="phantom", help="as for run (default: phantom)")
     check.add_argument("--minutes", type=float, default=10.0, metavar="N", help="begin no part later (default: 10)")
     _output_root(check)
 
-    base = verb(_build_base, "train the embedded tiny base anew (minutes on a CPU)")
+    base = verb(_build_base, "train the embedded tiny base anew (minutes on a CPU)", "--to my-base")
     base.add_argument(
         "--source", default="", help="instead: teach its language model this source's English, as for run"
     )
@@ -111,7 +137,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _settings(parser: argparse.ArgumentParser) -> None:
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
+    return int(text)
+
+
+def _profile_name(parser: argparse.ArgumentParser, usual: str) -> None:
+    known = f"{', '.join(PROFILES)} (default: {usual})"
+    parser.add_argument("--profile", default=usual, metavar="NAME", help=known)
+
+
+def _changes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, e.g. stage3.epochs=2"
     )
@@ -146,17 +183,25 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
 
 def _run(options: argparse.Namespace) -> None:
     from radvision_utils.environment import choose_device, require_device
-    from radvision_utils.pipeline import run_notebooks
+    from radvision_utils.evaluation.table import result_lines
+    from radvision_utils.pipeline import continue_run, run_notebooks
 
     profile, overrides = profile_of(options), parse_settings(options.set)
-    require_device(profile.model, choose_device())
+    require_locks()
+    device = choose_device()
+    require_device(profile.model, device)
+    if options.continue_from:
+        continue_run(RunFolder.of(profile), options.continue_from)
+    cost = open_room("planning.tables").cost_here(profile, device.title)
+    print(f"Profile {profile.name}, run {profile.run}, on {device.title}{cost}")
+    print(f"Log        {RunFolder.of(profile).log}", flush=True)
     if profile.name == "tiny-real" and profile.model.base == "tiny":
         base = open_room("bases.build").base_for_source(profile, RunFolder.of(profile).path / "base")
         overrides["model.base"] = str(base)
         profile = replace(profile, model=replace(profile.model, base=str(base)))
     folder = run_notebooks(profile, overrides, options.first, options.force)
-    print(f"\nReports and scores  {folder.evaluation}\nNotebooks           {folder.notebooks}")
-    print(f"Dashboard           {folder.dashboard / 'index.html'}\n{DISCLAIMER}")
+    print(result_lines(folder.record("evaluation") or {}))
+    print(f"Dashboard  {(folder.dashboard / 'index.html').resolve().as_uri()}\nThe rest   {folder.path}\n{DISCLAIMER}")
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -236,6 +281,21 @@ def _plan(options: argparse.Namespace) -> None:
     print(plan_text(profile, open_card(options.gpu, options.gib)))
 
 
+def _settings(options: argparse.Namespace) -> None:
+    values, said = settings_of(load_profile(options.profile)), meanings()
+    lines, last = [f"Settings of profile {options.profile}; any is changed by `--set NAME=VALUE`."], ""
+    for name, value in list(values.items())[1:]:  # the first is the profile's name
+        part = name.rpartition(".")[0]
+        lines += [""] if part != last else []
+        lines.append(f"{name:27}{_short(json.dumps(value)):31}{said[name]}")
+        last = part
+    print("\n".join(lines))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 30 else f"{text[:27]}..."
+
+
 def _label(options: argparse.Namespace) -> None:
     from radvision_utils.evaluation.score import label_lines
 
@@ -255,9 +315,11 @@ def _export(options: argparse.Namespace) -> None:
     from radvision_utils.hand_over.export import export_run, push_to_hub
 
     profile = RunFolder(options.run, options.output_root or "outputs").profile()
-    record = export_run(profile, options.to)
-    print(json.dumps(record["check"], indent=2))
-    print(f"For PEFT          {options.to / 'adapter'}\nFor all others    {options.to / 'merged'}")
+    merged = options.merged or not (options.adapter_only or options.push_to_hub)
+    record = export_run(profile, options.to, merged)
+    print(f"For PEFT          {options.to / 'adapter'}")
+    if merged:
+        print(f"{json.dumps(record['check'], indent=2)}\nFor all others    {options.to / 'merged'}")
     if options.push_to_hub:
         print(f"Uploaded to       {push_to_hub(options.to, options.push_to_hub)}")
     print(DISCLAIMER)
@@ -266,6 +328,8 @@ def _export(options: argparse.Namespace) -> None:
 def _gpu_check(options: argparse.Namespace) -> None:
     from radvision_utils.planning.gpu_check import check_table, gpu_check
 
+    if not options.minutes >= 0:
+        raise RadVisionError(f"--minutes {options.minutes:g} is no time: give minutes such as 10.")
     folder = RunFolder("gpu-check", options.output_root or "outputs").path
     record = gpu_check(folder, source=_absolute(options.source), minutes=options.minutes)
     print(f"{record['device']}, random weights\n\n{check_table(record)}\n{folder / 'gpu_check.json'}\n{DISCLAIMER}")
@@ -284,26 +348,30 @@ def _build_base(options: argparse.Namespace) -> None:
             print(base_for_source(profile, options.to))
         return
     folder = options.to or TINY_BASE
+    with told_if_unwritable(folder):  # before it trains for minutes
+        folder.mkdir(parents=True, exist_ok=True)
     print(json.dumps(build_base(folder), indent=2))
     print(folder)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; 0 if it went well or paused as told to, 1 with one sentence on standard error if it did not."""
-    options = _parser().parse_args(arguments)
     level = logging.WARNING if process_rank() else logging.INFO  # of several processes the first speaks
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
     quiet_libraries()
     try:
+        options = _parser().parse_args((sys.argv[1:] if arguments is None else arguments) or ["--help"])
         set_up_libraries()
         options.act(options)
     except RunPaused as pause:
         if process_rank() == 0:
             print(f"{pause}\n{DISCLAIMER}")
-        return 0
     except RadVisionError as error:
         print(f"radvision: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("radvision: stopped; what is finished is whole, and the same command goes on.", file=sys.stderr)
+        return 130
     return 0
 
 

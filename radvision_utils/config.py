@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import json
 import math
 import os
@@ -23,6 +24,9 @@ PROMPT = (
     "and impressions. Return the report in the following format: Findings: {} Impression: {}."
 )
 """The report prompt of Lingshu's own evaluation (MedEvalKit, `utils/question_formats.py`), in the singular."""
+
+REPOSITORY = "https://github.com/radvision-7b/radvision-7b"
+"""Where the project is cloned from. README and the first cells of the notebooks, which come before it, say the same."""
 
 STAGES = (1, 2, 3)
 STAGE_LABELS = {0: "base, untuned", 1: "after stage 1", 2: "after stage 2", 3: "after stage 3"}  # of its reports
@@ -84,7 +88,7 @@ class DataSettings:
     priors: str = _setting("drop", choices=("drop", "keep"))  # sentences that refer to earlier studies
     workers: int = _setting(0, low=0)  # processes for preparation; 0: one a core
     augment: bool = False  # stage 1 sees images turned, scaled, moved, brighter or darker by chance; never mirrored
-    abnormal_share: float | None = _setting(None, low=0.0, high=1.0)  # of what an epoch shows; null: as it comes
+    abnormal_share: float | None = _setting(None, low=0.0, high=1.0)  # share of abnormal studies shown; null: as is
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class ModelSettings:
     quantization: str = _setting("nf4", choices=("nf4", "none"))  # of the language model's linear layers only
     visual_tokens: int = _setting(16, low=1)  # tokens that one prepared image must become; asserted
     max_report_tokens: int = _setting(320, low=8)  # longer reports are cut at the end, never the image
-    prompt: str = PROMPT
+    prompt: str = PROMPT  # what the model is asked, the same in training and in use
     indication: bool = False  # why the examination was made stands behind the prompt
     # Findings begin with a line of labels, which weighs most in the loss; see training/summary.py.
     summary: bool = False
@@ -105,15 +109,17 @@ class ModelSettings:
 class StageSettings:
     """How one stage trains. An optimizer step takes micro_batch x accumulation studies, over all processes together."""
 
-    learning_rate: float = _setting(1e-4, low=0.0)
-    epochs: float = _setting(1.0, low=0.0)
+    learning_rate: float = _setting(1e-4, low=0.0)  # the highest, after the warm-up
+    epochs: float = _setting(1.0, low=0.0)  # how often each training study is shown
     max_steps: int | None = _setting(None, low=1)  # optimizer steps; ends before `epochs` if reached
-    micro_batch: int = _setting(4, low=1)
-    accumulation: int = _setting(4, low=1)
-    warmup_ratio: float = _setting(0.05, low=0.0, high=1.0)
+    micro_batch: int = _setting(4, low=1)  # studies that go through the model together
+    accumulation: int = _setting(4, low=1)  # micro-batches of an optimizer step
+    warmup_ratio: float = _setting(0.05, low=0.0, high=1.0)  # share of the steps in which the learning rate rises
+    # How the learning rate goes on after the warm-up.
     schedule: str = _setting("cosine", choices=("cosine", "linear", "constant_with_warmup"))
-    weight_decay: float = _setting(0.0, low=0.0)
-    max_grad_norm: float = _setting(1.0, low=0.0)
+    weight_decay: float = _setting(0.0, low=0.0)  # of AdamW
+    max_grad_norm: float = _setting(1.0, low=0.0)  # a longer gradient is shortened to it; 0: none is
+    # 8-bit AdamW whose state may move to the computer's memory, or torch's own.
     optimizer: str = _setting("paged_adamw_8bit", choices=("paged_adamw_8bit", "adamw_torch"))
     # Language model layers under gradient checkpointing; null: all; 0: none, also in the vision encoder.
     checkpointed_layers: int | None = _setting(None, low=0)
@@ -125,8 +131,8 @@ class StageSettings:
     max_minutes: float | None = _setting(None, low=0.0)  # of one call; then it stops at a checkpoint and can go on
     validation_studies: int = _setting(200, low=1)  # validation studies whose loss is measured
     lora_rank: int = _setting(16, low=1)  # of this stage's component; the projector has no LoRA
-    lora_alpha: int = _setting(32, low=1)
-    lora_dropout: float = _setting(0.05, low=0.0, high=0.9)
+    lora_alpha: int = _setting(32, low=1)  # what LoRA adds is multiplied by lora_alpha / lora_rank
+    lora_dropout: float = _setting(0.05, low=0.0, high=0.9)  # share of what LoRA sees that is left out by chance
 
 
 @dataclass(frozen=True)
@@ -149,13 +155,14 @@ class VisionSettings(SeeingSettings):
 class GenerationSettings:
     """How reports are written. Greedy: the same image always gives the same report."""
 
-    batch_size: int = _setting(32, low=1)
-    max_new_tokens: int = _setting(256, low=1)
+    batch_size: int = _setting(32, low=1)  # reports that are written together
+    max_new_tokens: int = _setting(256, low=1)  # a longer report is cut there
     # With model.summary: the line of findings as the model writes it, or chosen by thresholds that validation sets.
     findings: str = _setting("written", choices=("written", "scored"))
     # How much of what the mean training image makes likely is taken off while words are chosen; 0: nothing.
     contrast: float = _setting(0.0, low=0.0, high=1.0)
-    unsupported: float | None = _setting(None, low=0.0, high=1.0)  # at most this share of them; null: as F1 is highest
+    # At most this share of the findings chosen by thresholds is unsupported on validation; null: as F1 is highest.
+    unsupported: float | None = _setting(None, low=0.0, high=1.0)
 
 
 @dataclass(frozen=True)
@@ -177,7 +184,7 @@ class Profile:
     """All settings of one run."""
 
     name: str
-    run: str
+    run: str  # the folder of this run, below output_root
     data: DataSettings
     model: ModelSettings
     stage1: VisionSettings
@@ -185,8 +192,8 @@ class Profile:
     stage3: StageSettings
     generation: GenerationSettings
     evaluation: EvaluationSettings = EvaluationSettings()
-    seed: int = _setting(23, low=0, high=2**31 - 1)
-    output_root: str = "outputs"
+    seed: int = _setting(23, low=0, high=2**31 - 1)  # of all that is left to chance
+    output_root: str = "outputs"  # the folder of all runs
 
     def stage(self, number: int) -> StageSettings:
         """Settings of stage 1, 2 or 3.
@@ -360,6 +367,20 @@ def settings_of(settings: Any, prefix: str = "") -> dict[str, Any]:
         value = getattr(settings, item.name)
         inner = dataclasses.is_dataclass(value)
         found |= settings_of(value, f"{prefix}{item.name}.") if inner else {prefix + item.name: value}
+    return found
+
+
+def meanings(part: type = Profile, prefix: str = "") -> dict[str, str]:
+    """What each setting means, by its dotted name: the comment that stands behind or above it in this file."""
+    said = {}
+    for kind in reversed(part.__mro__[:-1]):
+        fields = r"(?m)^((?:    # .*\n)*)    (\w+): [^#\n]*(?:# (.*))?$"
+        for above, name, behind in re.findall(fields, inspect.getsource(kind)):
+            said[name] = behind or " ".join(above.replace("# ", "").split())
+    found: dict[str, str] = {}
+    for name, hint in typing.get_type_hints(part).items():
+        inner = dataclasses.is_dataclass(hint)
+        found |= meanings(hint, f"{prefix}{name}.") if inner else {prefix + name: said[name]}
     return found
 
 

@@ -265,7 +265,7 @@ def setup_notebook() -> None:
 
 def quiet_libraries() -> None:
     """Keep other libraries' remarks out of our lines; their warnings stay."""
-    for name in ("httpx", "datasets", "traitlets", "matplotlib", "torch", "transformers", "peft"):
+    for name in ("httpx", "datasets", "traitlets", "matplotlib", "torch", "transformers", "peft", "papermill"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # On a CPU it warns that a faster 4-bit kernel could be fetched from the hub; nothing is fetched here unasked.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -21,7 +21,15 @@ from PIL import Image
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.data.cells import csv_columns, csv_lines, given, study_number
 from radvision_utils.data.images import is_dicom, load_square
-from radvision_utils.evaluation.records import CUT, REPEATS, Prediction, clean, own_prediction, training_forms
+from radvision_utils.evaluation.records import (
+    CUT,
+    REPEATS,
+    Prediction,
+    clean,
+    own_prediction,
+    predictions_csv,
+    training_forms,
+)
 from radvision_utils.progress import show_progress
 from radvision_utils.report import Reporter, reporter_of
 from radvision_utils.runs import (
@@ -34,6 +42,7 @@ from radvision_utils.runs import (
     require,
     write_json,
     write_json_lines,
+    write_text,
 )
 
 logger = logging.getLogger(__name__)
@@ -68,7 +77,7 @@ class BatchResult:
     """What a batch came to.
 
     Attributes:
-        folder: holds `predictions.jsonl`, `index.html`, `skipped.json` and the squares that the model saw.
+        folder: holds `predictions.jsonl`, also as CSV, `index.html`, `skipped.json` and the squares that the model saw.
         written: reports written now.
         kept: reports that were there already.
         skipped: why an image has no report, by its name.
@@ -180,6 +189,7 @@ def predict_files(
             name, reason = next(iter(batch.skipped.items()))
             raise RadVisionError(f"none of the {len(images)} images could be read; the first, {name}: {reason}")
         records = [dataclasses.replace(ours, index=index).to_json() for index, ours in enumerate(kept.values())]
+        write_text(folder / "predictions.csv", predictions_csv(kept.values()))
         write_json_lines(folder / "predictions.jsonl", records)
         write_json(folder / "skipped.json", batch.skipped)
         write_own_page([Record.read(record) for record in records], folder, folder / "index.html")

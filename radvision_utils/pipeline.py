@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from typing import Any
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from radvision_utils.config import Profile, RadVisionError, RunPaused, command_words, project_root
+from radvision_utils.config import REPOSITORY, Profile, RadVisionError, RunPaused, command_words, project_root
 from radvision_utils.runs import (
     FORCE_VARIABLE,
     NOTEBOOKS,
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 def run_notebooks(
     profile: Profile, overrides: Mapping[str, Any], first: int = 1, force: bool = False, last: int = len(NOTEBOOKS)
 ) -> RunFolder:
-    """Execute the six notebooks into `outputs/<run>/notebooks/`.
+    """Execute the six notebooks into `outputs/<run>/notebooks/`; what they say meanwhile is in its `run.log`.
 
     Args:
         profile: the settings, overrides applied.
@@ -66,20 +67,18 @@ def run_notebooks(
     steps = list(NOTEBOOKS)[first - 1 : last]
     for step in steps:
         check_parameters(notebook_path(step), parameters)
-    for step in steps:
-        executed = folder.notebooks / f"{NOTEBOOKS[step]}.ipynb"
+    for number, step in enumerate(steps, start=first):
+        executed, started, again = folder.notebooks / f"{NOTEBOOKS[step]}.ipynb", time.perf_counter(), force
+        told = f"{number} of {len(NOTEBOOKS)}  {NOTEBOOKS[step]:26}"
         if not force and executed.is_file() and _is_shown(profile, step):
-            logger.info("%s: finished and unchanged, skipped", NOTEBOOKS[step])
+            logger.info("%s  finished and unchanged, skipped", told)
             continue
-        started = time.perf_counter()
-        logger.info("%s: begins", NOTEBOOKS[step])
-        again = force
-        if step.startswith("stage") and (processes := training_processes(profile, step, force)) > 1:
-            _train_together(profile, step, processes, force)
-            again = False
-        with told_if_unwritable(folder.path):
+        with told_if_unwritable(folder.path), _kept_log(folder.log):
+            if step.startswith("stage") and (processes := training_processes(profile, step, force)) > 1:
+                _train_together(profile, step, processes, force)
+                again = False
             _execute(step, executed, parameters, profile, again)
-        logger.info("%s: done in %.0f s", NOTEBOOKS[step], time.perf_counter() - started)
+        logger.info("%s  %5.1f min", told, (time.perf_counter() - started) / 60)
     return folder
 
 
@@ -121,14 +120,42 @@ def _train_together(profile: Profile, step: str, processes: int, force: bool) ->
     """
     logger.info("%s trains on %d cards, a process each", step, processes)
     command = training_command(profile, step, processes) + (["--force"] if force else [])
-    failed = subprocess.run(command, cwd=project_root(), check=False).returncode
+    log = RunFolder.of(profile).log
+    with log.open("a", encoding="utf-8") as stream:
+        failed = subprocess.run(
+            command, cwd=project_root(), check=False, stdout=stream, stderr=subprocess.STDOUT
+        ).returncode
     go_on = redo_command(profile, step) + (" --force" if force else "")
     if failed:
         raise RadVisionError(
-            f"{step} stopped on {processes} cards, see above: when it is mended, go on with `{go_on}`."
+            f"{step} stopped on {processes} cards, see {log}: when it is mended, go on with `{go_on}`."
         )
     if not is_current(profile, step):
         raise RunPaused(f"{step} used up its max_minutes and left a checkpoint: `{go_on}`.")
+
+
+def continue_run(run: RunFolder, earlier: Path) -> None:
+    """Copy the run of an earlier session, which may lie where nothing can be written; a run that is here stays.
+
+    Raises:
+        RadVisionError: there is no run, or something that is none is in its place here.
+    """
+    if (run.path / "run.json").is_file():
+        logger.info("run %r is here and goes on; %s is not looked at", run.run, earlier)
+        return
+    if not (earlier / "run.json").is_file():
+        raise RadVisionError(f"{earlier} holds no run: give the folder with its run.json, like outputs/{run.run}.")
+    if run.path.is_dir() and any(run.path.iterdir()):
+        raise RadVisionError(f"{run.path} was begun without --continue-from: delete it, or give another --run.")
+    partial = run.path.with_name(f"{run.run}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with told_if_unwritable(run.path.parent):
+        for file in earlier.rglob("*"):
+            if file.is_file() and file.name != "lock.json":  # of a machine that is no more
+                to = partial / file.relative_to(earlier)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, to)  # without its mode, which may forbid to write
+        partial.rename(run.path)
 
 
 def notebook_path(step: str) -> Path:
@@ -139,7 +166,7 @@ def notebook_path(step: str) -> Path:
     """
     path = project_root() / "notebooks" / f"{NOTEBOOKS[step]}.ipynb"
     if not path.is_file():
-        raise RadVisionError(f"{path} is missing: run from a clone of the project, which holds the notebooks.")
+        raise RadVisionError(f"{path} is missing: run from a clone of the project, `git clone {REPOSITORY}`.")
     return path
 
 
@@ -170,6 +197,7 @@ def _execute(step: str, executed: Path, parameters: Mapping[str, Any], profile: 
                 cwd=str(project_root()),
                 progress_bar=False,
                 log_output=True,
+                extra_arguments=["--log-level=CRITICAL"],  # of the kernel, which tells how it listens and ends
             )
     except PapermillExecutionError as error:
         command = redo_command(profile, step) + (" --force" if force else "")
@@ -193,3 +221,36 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
         for name, value in before.items():
             os.environ.pop(name, None)
             os.environ.update({name: value} if value is not None else {})
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk is told in a sentence by whoever writes results."""
+
+
+class _LatestLine(logging.Handler):
+    """Shows the latest line in one place of the terminal, where the next one takes it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = (record.getMessage().strip().splitlines() or [""])[-1].rstrip("-")
+        told = "".join(filter(str.isprintable, line))[: shutil.get_terminal_size().columns - 1]
+        print(f"\r\033[K{told}", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _kept_log(path: Path) -> Iterator[None]:
+    """Append what papermill says, notebooks and all, to a file; where somebody watches, show its latest line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = logging.getLogger("papermill")
+    handlers = [_LogFile(path, encoding="utf-8"), *([_LatestLine()] if sys.stderr.isatty() else [])]
+    level, log.handlers, log.propagate = log.level, handlers, False
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.close()
+        log.handlers, log.propagate = [], True
+        log.setLevel(level)
+        if len(handlers) > 1:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)

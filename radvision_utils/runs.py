@@ -139,6 +139,11 @@ class RunFolder:
     def notebooks(self) -> Path:
         return self.path / "notebooks"
 
+    @property
+    def log(self) -> Path:
+        """What the notebooks said while `run` executed them."""
+        return self.path / "run.log"
+
     def partial(self, step: str) -> Path:
         """Where a step is made; it becomes visible by `publish`, whole."""
         return self.path / f"{step}.partial"
@@ -722,12 +727,21 @@ def holding(folder: Path, step: str, name: str, otherwise: str) -> Iterator[None
         yield
 
 
-@contextmanager
-def _locked(folder: Path, step: str, name: str, otherwise: str) -> Iterator[None]:
+def require_locks() -> None:
+    """Refuse at once, before anything is written, a system on which two processes could spoil a run.
+
+    Raises:
+        RadVisionError: it is one, as Windows is.
+    """
     if fcntl is None:
         raise RadVisionError(
             "this system cannot lock a run against a second process: use Linux, macOS, or on Windows its WSL."
         )
+
+
+@contextmanager
+def _locked(folder: Path, step: str, name: str, otherwise: str) -> Iterator[None]:
+    require_locks()
     path = folder / "lock.json"
     folder.mkdir(parents=True, exist_ok=True)
     handle = _acquire(path, name, otherwise)
@@ -818,7 +832,8 @@ def told_if_unwritable(folder: Path) -> Iterator[None]:
     except RadVisionError:
         raise  # told already, by who was nearer
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _CLOSED:
+        unmade = isinstance(error, FileNotFoundError) and not folder.is_dir()
+        if unmade or (isinstance(error, OSError) and error.errno in _CLOSED):
             raise RadVisionError(
                 f"{folder} cannot be worked in ({first_line(error)}): mend the permissions, or give another folder."
             ) from error

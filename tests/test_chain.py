@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 
 from radvision_utils import load_profile, load_reporter, predict_beautiful, prepare_dataset, train_stage
 from radvision_utils.__main__ import main
-from radvision_utils.config import project_root
+from radvision_utils.config import DISCLAIMER, project_root
 from radvision_utils.evaluation.evaluate import evaluate
 from radvision_utils.runs import NOTEBOOKS, STEPS, RunFolder
 
@@ -31,7 +32,7 @@ def finished(chain):
     root, words = chain
     result = radvision("run", *words)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    return root / "chain", words, result.stdout
+    return root / "chain", words, result.stdout + result.stderr
 
 
 def test_the_six_notebooks_leave_a_whole_run(finished):
@@ -41,8 +42,20 @@ def test_the_six_notebooks_leave_a_whole_run(finished):
     for name in NOTEBOOKS.values():
         assert (folder / "notebooks" / f"{name}.ipynb").is_file()
     assert (folder / "dashboard" / "index.html").is_file()
-    assert told.rstrip().endswith("Not a medical device.")
     assert str(folder / "dashboard" / "index.html") in told
+
+
+def test_a_run_says_in_a_dozen_lines_what_it_did_and_came_to_and_keeps_the_rest_in_a_log(finished):
+    folder, _, told = finished
+    first, second, *lines = told.splitlines()
+    assert first.startswith("Profile tiny, run chain, on CPU")
+    assert second.split() == ["Log", str(folder / "run.log")]
+    for number, (line, name) in enumerate(zip(lines, NOTEBOOKS.values(), strict=False), start=1):
+        assert re.fullmatch(rf"{number} of 5  {name} +\d+\.\d min", line)
+    assert re.match(r"Abnormal F1 \d\.\d{3} -> \d\.\d{3}, image used: [a-z ]+$", lines[5])
+    assert len(lines) == 10
+    assert lines[-1] == DISCLAIMER
+    assert "after stage 3" in (folder / "run.log").read_text(encoding="utf-8")
 
 
 def test_executed_notebooks_show_something_after_every_cell_that_computes(finished):

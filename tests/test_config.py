@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from radvision_utils.config import PROFILES, RadVisionError, load_profile, profile_from_dict, settings_of
+from radvision_utils.config import PROFILES, RadVisionError, load_profile, meanings, profile_from_dict, settings_of
 
 
 def test_overrides_reach_the_setting_that_they_name():
@@ -69,6 +69,14 @@ def test_every_setting_of_a_stage_is_reachable_by_its_dotted_name():
     assert {"stage1.lora_rank", "stage2.learning_rate", "stage3.accumulation", "seed"} <= set(
         settings_of(PROFILES["tiny"])
     )
+
+
+def test_every_setting_has_a_meaning():
+    said = meanings()
+    assert list(said) == list(settings_of(PROFILES["tiny"]))
+    assert [name for name, meaning in said.items() if len(meaning) < 5] == ["name"]
+    assert said["stage2.lora_alpha"] == "what LoRA adds is multiplied by lora_alpha / lora_rank"
+    assert said["stage1.label_weight"].endswith("which makes a step many times faster.")  # a comment of two lines
 
 
 def test_importing_the_package_and_a_profile_imports_no_torch():

@@ -249,6 +249,28 @@ def test_uploading_makes_a_private_repository_that_loads_from_its_root(exported,
     assert (adapter["folder_path"], adapter["path_in_repo"]) == (exported[0] / "adapter", "adapter")
 
 
+def test_an_adapter_alone_needs_no_base_and_is_what_is_uploaded_unless_more_is_asked_for(
+    trained, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("radvision_utils.hand_over.export.HfApi", Hub)
+    monkeypatch.setattr(Hub, "calls", [])
+    monkeypatch.setattr(export, "base_folder", lambda profile: pytest.fail("the base was looked for"))
+    words = ["export", "--run", trained.run, "--output-root", trained.output_root, "--to"]
+    assert main([*words, str(tmp_path / "kept"), "--adapter-only"]) == 0
+    assert not Hub.calls
+    assert main([*words, str(tmp_path / "given"), "--push-to-hub", "me/adapter"]) == 0
+    (_, _, made), (_, _, adapter) = Hub.calls
+    assert made["private"] is True
+    assert (adapter["folder_path"], adapter["path_in_repo"]) == (tmp_path / "given" / "adapter", None)
+    for folder in ("kept", "given"):
+        assert {path.name for path in (tmp_path / folder).iterdir()} == {"adapter", "README.md", "export.json"}
+    card = (tmp_path / "given" / "adapter" / "README.md").read_text()
+    assert ModelCard(card).data.library_name == "peft"
+    assert "This is an adapter for PEFT, without its base." in card
+    assert "PeftModel.from_pretrained" in card
+    assert "merged" not in card
+
+
 def test_nothing_is_uploaded_unless_asked_and_a_refusal_is_one_sentence(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("radvision_utils.hand_over.export.HfApi", Hub)
     monkeypatch.setattr(Hub, "calls", [])
@@ -257,7 +279,7 @@ def test_nothing_is_uploaded_unless_asked_and_a_refusal_is_one_sentence(trained,
     assert main([*words, "--to", str(tmp_path / "a")]) == 0
     assert not Hub.calls
     monkeypatch.setattr(Hub, "problem", OSError("no token\nmore"))
-    assert main([*words, "--to", str(tmp_path / "b"), "--push-to-hub", "me/model"]) == 1
+    assert main([*words, "--to", str(tmp_path / "b"), "--push-to-hub", "me/model", "--merged"]) == 1
     error = capsys.readouterr().err
     assert "is written but could not be uploaded to 'me/model' (no token): log in with" in error
     assert len(error.splitlines()) == 1

@@ -150,8 +150,6 @@ def test_a_batch_of_prompts_has_no_padding_on_either_side(reporter, images):
     assert reporter.collator.prompts(images)["attention_mask"].all()
 
 
-
-
 def test_a_file_that_is_no_image_is_named(reporter, tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("no picture")

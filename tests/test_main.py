@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from radvision_utils import RadVisionError, load_profile
 from radvision_utils.__main__ import _parser, main, parse_settings, profile_of
-from radvision_utils.config import PROFILES, Profile
+from radvision_utils.config import PROFILES, Profile, project_root, settings_of
 from radvision_utils.pipeline import check_parameters, notebook_path, run_notebooks
 from radvision_utils.runs import NOTEBOOKS, STEPS, RunFolder, redo_command
 
@@ -38,6 +38,16 @@ def test_settings_are_json_where_they_can_be_and_text_otherwise():
         (["run", "--run", "n" * 400], "File name too long"),
         (["predict", "README.md", "--run", "n" * 400], "File name too long"),
         (["evaluate", "--run", "nothing"], "run 'nothing' does not exist"),
+        (["evaluate", "--samples", "-1"], "argument --samples: '-1' is no whole number of 0 or more"),
+        (["evaluate", "--evidence", "x"], "argument --evidence: 'x' is no whole number of 0 or more"),
+        (["run", "--profile", "huge"], "profile 'huge' does not exist: choose one of tiny, tiny-real, lingshu-7b."),
+        (["run", "--continue-from", "nowhere"], "nowhere holds no run: give the folder with its run.json"),
+        (["run", "--bogus"], "unrecognized arguments: --bogus: `radvision --help` says what there is."),
+        (["train", "--stage", "4"], "argument --stage: invalid choice: 4"),
+        (["train"], "the following arguments are required: --stage: `radvision train --help`"),
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        (["score", "nothing.csv", "--split", "val"], "nothing.csv is not a file"),
+        (["gpu-check", "--minutes", "nan"], "--minutes nan is no time: give minutes such as 10."),
         (["predict", "nothing.png"], "image nothing.png does not exist"),
     ],
 )
@@ -49,6 +59,43 @@ def test_a_mistake_is_answered_with_one_sentence(arguments, sentence, capsys, tm
     assert error.startswith("radvision: ")
     assert sentence in error
     assert len(error.splitlines()) == 1
+
+
+def verbs():
+    [choices] = [action.choices for action in _parser()._actions if action.choices]
+    return choices
+
+
+def test_help_names_every_verb_with_an_example_that_is_understood(capsys):
+    with pytest.raises(SystemExit):
+        main([])
+    told = capsys.readouterr().out
+    pages = (project_root() / "docs" / "commands.md").read_text(encoding="utf-8")
+    for name, parser in verbs().items():
+        example = parser.epilog.removeprefix("Example: ")
+        assert example in told
+        radvision, *words = shlex.split(example)
+        assert (radvision, _parser().parse_args(words).verb) == ("radvision", name)
+        assert f"radvision {name} " in f"{pages} "
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_settings_are_listed_with_value_and_meaning(profile, capsys):
+    assert main(["settings", "--profile", profile]) == 0
+    told = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()[1:] if line]
+    expected = settings_of(PROFILES[profile])
+    assert [name for name, *_ in told] == list(expected)[1:]
+    by_name = {name: value for name, value, _ in told}
+    assert by_name["stage3.epochs"] == str(expected["stage3.epochs"])
+
+
+def test_a_run_that_is_stopped_by_hand_ends_with_a_sentence(capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("radvision_utils.__main__.load_profile", stop)
+    assert main(["plan"]) == 130
+    assert capsys.readouterr().err == "radvision: stopped; what is finished is whole, and the same command goes on.\n"
 
 
 WORDS = st.one_of(

@@ -2,10 +2,15 @@
 
 import ast
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 
-from radvision_utils.config import DISCLAIMER, project_root
+from radvision_utils.config import DISCLAIMER, REPOSITORY, project_root
 from radvision_utils.runs import NOTEBOOKS
 
 PATHS = sorted((project_root() / "notebooks").glob("*.ipynb"))
@@ -31,6 +36,31 @@ def parameters_cell(path):
     return source(tagged[0])
 
 
+def badges(name):
+    """What opens a notebook on Colab and Kaggle, from the address in config."""
+    page = f"{REPOSITORY}/blob/main/notebooks/{name}"
+    colab = page.replace("https://github.com/", "https://colab.research.google.com/github/")
+    return (
+        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})\n"
+        f"[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src={page})\n"
+    )
+
+
+def setup_cell(path):
+    [found] = [text for text in code(path) if "sys.path.insert" in text]
+    return found
+
+
+def test_readme_and_package_name_the_address_that_config_has():
+    texts = [(project_root() / name).read_text(encoding="utf-8") for name in ("README.md", "pyproject.toml")]
+    assert badges(PATHS[0].name) in texts[0]
+    assert f"git clone --depth 1 {REPOSITORY}" in texts[0]
+    named = re.compile(r"github(?:\.com)?/([\w-]+/radvision-7b)\b")
+    assert {found for text in texts for found in named.findall(text)} == {
+        REPOSITORY.removeprefix("https://github.com/")
+    }
+
+
 def test_the_six_notebooks_are_there_in_order():
     assert [path.stem for path in PATHS] == list(NOTEBOOKS.values())
 
@@ -44,6 +74,12 @@ class TestEachNotebook:
         assert text.startswith(f"# {int(path.stem[:2])}. ")
         for needed in ("?**", "| goes in |", "| comes out |", "| time, `tiny`", "| time, `lingshu-7b`", DISCLAIMER):
             assert needed in text
+
+    def test_opens_on_colab_and_kaggle_from_the_address_that_config_has(self, path):
+        text = source(cells(path)[0])
+        assert text.splitlines()[2] == "Runtime: T4, Run all."
+        assert badges(path.name) in text
+        assert f'"{REPOSITORY}"' in setup_cell(path)
 
     def test_parameters_are_the_six_literals_each_typed_and_commented(self, path):
         text = parameters_cell(path)
@@ -93,3 +129,64 @@ class TestEachNotebook:
         last = source([cell for cell in cells(path) if cell["cell_type"] == "markdown"][-1])
         following = PATHS[PATHS.index(path) + 1 :]
         assert (following[0].name if following else "the last notebook") in last
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of what the notebooks' first cells need of the project, as a git repository."""
+    folder = tmp_path_factory.mktemp("repository") / "project"
+    shutil.copytree(project_root() / "radvision_utils", folder / "radvision_utils")
+    shutil.copytree(project_root() / "notebooks", folder / "notebooks")
+    shutil.copy(project_root() / "pyproject.toml", folder)
+    git = ["git", "-C", str(folder), "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "As it is"]):
+        subprocess.run([*git, *words], check=True)
+    return folder
+
+
+def set_up(here, host, repository="nowhere"):
+    """Runs a notebook's first cells in a folder of a made-up host; gives where the package is, or None, and errors."""
+    cell = setup_cell(PATHS[-1]).replace('"/content/', f'"{host}/content/').replace('"/kaggle/', f'"{host}/kaggle/')
+    told = "from radvision_utils import environment\nenvironment.setup_notebook()\nprint(environment.__file__)"
+    given = {**os.environ, "RADVISION_REPOSITORY": str(repository)}
+    given.pop("PYTHONPATH", None)
+    command = [sys.executable, "-c", f"{cell}\n{told}"]
+    done = subprocess.run(command, cwd=here, env=given, capture_output=True, text=True)
+    return (done.stdout.splitlines()[-1] if done.returncode == 0 else None), done.stderr
+
+
+class TestSetUp:
+    def test_is_the_same_in_all_notebooks(self):
+        assert len({setup_cell(path) for path in PATHS}) == 1
+
+    @pytest.mark.parametrize(
+        ("here", "there"),
+        [
+            ("content", "content/radvision-7b"),
+            ("content/sample_data", "content/cloned-under-another-name"),
+            ("kaggle/working", "kaggle/working/radvision-7b"),
+            ("kaggle/working", "kaggle/input/radvision"),
+            ("kaggle/working", "kaggle/input/yesterday/radvision-7b"),
+            ("home/radvision-7b", "home/radvision-7b"),
+            ("home/radvision-7b/notebooks", "home/radvision-7b"),
+        ],
+    )
+    def test_finds_the_project_beside_above_or_below_and_among_read_only_inputs(self, project, tmp_path, here, there):
+        shutil.copytree(project, tmp_path / there)
+        (tmp_path / here).mkdir(parents=True, exist_ok=True)
+        if "input" in there:
+            for path in (tmp_path / there, *(tmp_path / there).rglob("*")):
+                path.chmod(path.stat().st_mode & ~0o222)
+        found, errors = set_up(tmp_path / here, tmp_path)
+        assert found == str(tmp_path / there / "radvision_utils" / "environment.py"), errors
+
+    def test_clones_the_project_where_it_is_nowhere_and_finds_the_clone_again(self, project, tmp_path):
+        for repository in (project, "nowhere"):
+            found, errors = set_up(tmp_path, tmp_path, repository)
+            assert found == str(tmp_path / "radvision-7b" / "radvision_utils" / "environment.py"), errors
+
+    def test_says_in_a_sentence_that_nothing_could_be_cloned(self, tmp_path):
+        found, errors = set_up(tmp_path, tmp_path)
+        assert found is None
+        assert errors.splitlines()[-1].startswith("nowhere could not be cloned: turn Internet on, or put the project")
+        assert "Traceback" not in errors

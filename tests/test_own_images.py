@@ -1,5 +1,6 @@
 """Predictions for images of one's own: folders and CSV files, resumable, bad files named, one JSONL and one page."""
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -54,6 +55,10 @@ def test_a_folder_becomes_one_file_of_records_and_one_page(run, folder, tmp_path
     said = capsys.readouterr().out
     assert "4 reports written, 0 were there already, 1 skipped" in said
     assert list(json.loads((to / "skipped.json").read_text())) == ["broken.png"]
+    with (to / "predictions.csv").open(encoding="utf-8", newline="") as stream:
+        table = list(csv.DictReader(stream))
+    assert [row["uid"] for row in table] == [record["uid"] for record in records]
+    assert all(record["generated"]["findings"] in row["prediction"] for row, record in zip(table, records, strict=True))
 
 
 def _options(run):

@@ -1,5 +1,6 @@
 """Several cards: `run` trains each stage on all of them with the run's own settings, then its notebook shows it."""
 
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -110,3 +111,22 @@ def test_maps_or_samples_asked_for_later_run_the_last_notebook_alone(profile, ha
     finish(profile, "evaluation", evidence={"asked": 2}, confidence={"samples": 2})
     pipeline.run_notebooks(more, OVERRIDES)
     assert happened == []
+
+
+def test_what_notebooks_say_is_kept_in_a_file_and_not_shown(tmp_path, capsys):
+    papermill, file = logging.getLogger("papermill"), tmp_path / "run" / "run.log"
+    for said in ("first", "second"):
+        with pipeline._kept_log(file):
+            papermill.info(said)
+    assert file.read_text(encoding="utf-8") == "first\nsecond\n"
+    assert "".join(capsys.readouterr()) == ""
+    assert papermill.propagate
+    assert not papermill.handlers
+
+
+def test_somebody_who_watches_sees_the_latest_line_in_one_place(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pipeline.sys.stderr, "isatty", lambda: True, raising=False)
+    with pipeline._kept_log(tmp_path / "run.log"):
+        logging.getLogger("papermill").info("loss 2.1\nloss 2.0 \x1b[31m in step 7\n")
+    start = "\r\x1b[K"
+    assert capsys.readouterr().err == f"{start}loss 2.0 [31m in step 7{start}"

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -57,6 +58,26 @@ def test_every_floor_of_the_project_is_asked_for(monkeypatch):
 def test_a_build_of_the_floor_or_later_is_new_enough(monkeypatch, version):
     monkeypatch.setattr(environment, "_version", lambda name: version if name == "torch" else "999")
     assert environment.unmet() == {}
+
+
+def make(*words, cwd):
+    return subprocess.run(["make", *words], cwd=cwd, capture_output=True, text=True, check=True).stdout
+
+
+def test_each_target_installs_what_it_needs_and_says_what_that_takes(tmp_path):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(project_root() / name, tmp_path)
+    planned = {target: make("--dry-run", target, cwd=tmp_path) for target in ("run", "test", "lint", "lab", "bench")}
+    installed = {target: re.findall(r"-e '\.\[(\w+)\]'", told) for target, told in planned.items()}
+    tools = {"run": [], "test": ["test"], "lint": ["test"], "lab": ["lab"], "bench": ["bench"]}
+    assert installed == {target: ["dicom", *more] for target, more in tools.items()}
+    assert all(told.index("GB of disk") < told.index("pip install") for told in planned.values())
+
+
+def test_make_alone_lists_what_there_is():
+    targets = re.search(r"\.PHONY: (.*) always", (project_root() / "Makefile").read_text(encoding="utf-8"))[1].split()
+    told = make(cwd=project_root())
+    assert [line.split()[1] for line in told.splitlines()] == targets
 
 
 @pytest.fixture

@@ -206,24 +206,26 @@ class ReportCard:
         return {**copy.deepcopy(dict(self.record.source)), "cached": self.cached}
 
     def save(self, path: str | Path, width: int = 2400) -> Path:
-        """Write the card as a standalone `.html` page or a `.png` picture; returns the path.
+        """Write the card as a standalone `.html` page, a `.png` picture or a `.pdf`; returns the path.
 
         Args:
             path: the file; folders are made.
             width: of a picture, in pixels.
 
         Raises:
-            RadVisionError: the file name ends in neither.
+            RadVisionError: the file name ends in none of them.
         """
         path = Path(path)
         if path.suffix == ".html":
             write_text(path, document(self.title, self.article(), _ALONE))
-        elif path.suffix == ".png":
+        elif path.suffix in (".png", ".pdf"):
             from radvision_utils.dashboard.picture import save_picture
 
             save_picture(self, path, width)
         else:
-            raise RadVisionError(f"a card is saved as .html or .png, not as {path.name!r}: change the file's name.")
+            raise RadVisionError(
+                f"a card is saved as .html, .png or .pdf, not as {path.name!r}: change the file's name."
+            )
         return path
 
     @cached_property

@@ -72,12 +72,12 @@ class _Word(NamedTuple):
 
 
 def save_picture(card: ReportCard, path: Path, width: int) -> None:
-    """Writes the card as PNG, wholly or not at all.
+    """Writes the card as PNG or PDF, wholly or not at all.
 
     Args:
         card: what to draw.
-        path: the file; folders are made.
-        width: in pixels.
+        path: the file, .png or .pdf; folders are made.
+        width: of a PNG, in pixels.
 
     Raises:
         RadVisionError: the image is missing or unreadable, or nothing can be written there.
@@ -90,9 +90,10 @@ def save_picture(card: ReportCard, path: Path, width: int) -> None:
         matplotlib.rc_context({"text.hinting": "no_hinting"}),
     ):
         warnings.filterwarnings("ignore", "Glyph")  # a script that the font lacks is drawn as boxes
-        about = {"Title": card.title, "Disclaimer": DISCLAIMER}
+        kind = path.suffix[1:]
+        about = {"Title": card.title, "Subject" if kind == "pdf" else "Disclaimer": DISCLAIMER}
         path.parent.mkdir(parents=True, exist_ok=True)
-        draw_card(card).savefig(part, format="png", dpi=width / 16, metadata=about)
+        draw_card(card).savefig(part, format=kind, dpi=width / 16, metadata=about)
         os.replace(part, path)
 
 

@@ -1,8 +1,8 @@
 """Judge a run: reports of the base and of every stage, beside rows that need no model, and whether the image is used.
 
-Writes `evaluation/predictions.jsonl` (the seam to the dashboard), `rexrank.json`, `table.md`, pictures and, last,
-`metrics.json`, beside an older evaluation, whose place they take when all are whole. Another split than test gets a
-folder of its own below `evaluation/`.
+Writes `evaluation/predictions.jsonl` (the seam to the dashboard), of the last stage also `predictions.csv` and
+`rexrank.json`, `table.md`, pictures and, last, `metrics.json`, beside an older evaluation, whose place they take when
+all are whole. Another split than test gets a folder of its own below `evaluation/`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from radvision_utils.evaluation.records import (
     CUT,
     Prediction,
     check_texts,
+    predictions_csv,
     read_predictions,
     report_labels,
     rexrank_submission,
@@ -283,7 +284,9 @@ class _Evaluation:
         metrics["finished"] = now()
         folder = self.partial
         write_json_lines(folder / "predictions.jsonl", (ours.to_json() for ours in predictions))
-        write_json(folder / "rexrank.json", rexrank_submission(ours for ours in predictions if ours.stage == LAST))
+        last = [ours for ours in predictions if ours.stage == LAST]
+        write_text(folder / "predictions.csv", predictions_csv(last))
+        write_json(folder / "rexrank.json", rexrank_submission(last))
         write_text(folder / "table.md", page(f"{self.split.capitalize()} split", metrics, scored))
         save_figures(metrics, predictions, folder)
         for split in SPLITS:  # whose evaluations lie within that of the test split

@@ -6,7 +6,9 @@ only description of that file: what does not fit them gives one sentence that na
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import math
 import re
@@ -217,6 +219,18 @@ def read_predictions(path: Path) -> list[Prediction]:
     """
     lines = enumerate(read_json_lines(path), start=1)
     return [Prediction.read(source, f"line {number} of {path}") for number, source in lines]
+
+
+def predictions_csv(predictions: Iterable[Prediction]) -> str:
+    """Reports beside their references as a table that spreadsheets open and `score` takes: a row a study."""
+    table = io.StringIO(newline="")
+    rows = csv.writer(table)
+    rows.writerow(("uid", "prediction", "reference", "flags", "label F1"))
+    for ours in predictions:
+        said, true = dataclasses.replace(ours.generated, line=""), ours.reference
+        texts = format_report(said), format_report(true) if true else ""
+        rows.writerow((ours.uid, *texts, "; ".join(ours.flags), ours.scores.get("label_f1", "")))
+    return table.getvalue()
 
 
 def read_as(kind: Any, value: Any, place: str = "") -> Any:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from radvision_utils.config import STAGES, EvaluationSettings, Profile
+from radvision_utils.config import STAGE_LABELS, STAGES, EvaluationSettings, Profile
 from radvision_utils.data.labels import ABNORMAL, Label, compare, mesh_labels, says_nothing
 from radvision_utils.data.reports import Report
 from radvision_utils.environment import open_room
@@ -367,6 +367,13 @@ def _wins(scored: Mapping[str, ScoredRow], name: str, column: Column) -> bool:
     others = [_estimate(row, column) for other, row in scored.items() if other != name]
     defined = [other for other in others if not np.isnan(other.value)]
     return bool(defined) and all(mine.minus(other).interval[0] > 0 for other in defined)
+
+
+def result_lines(metrics: Mapping[str, Any]) -> str:
+    """What a run came to, in two lines: F1 before and after with the use of the image, and the verdict on the model."""
+    before, after = (_value(metrics["rows"][STAGE_LABELS[n]][RULE_LABELS]["micro_f1"]) for n in (0, STAGES[-1]))
+    used = metrics["image_use"]["verdict"]
+    return f"Abnormal F1 {before} -> {after}, image used: {used}\n{model_verdict(metrics)}"
 
 
 def model_verdict(metrics: Mapping[str, Any]) -> str:

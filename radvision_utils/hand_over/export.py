@@ -40,6 +40,14 @@ from radvision_utils.training.loss import MODEL_INPUTS, to_device
 
 logger = logging.getLogger(__name__)
 
+ADAPTER_USAGE = """\
+import torch
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText
+
+base = AutoModelForImageTextToText.from_pretrained("{base}", dtype=torch.bfloat16)
+model = PeftModel.from_pretrained(base, "FOLDER")  # of the adapter, or the repository of the hub
+"""
 USAGE = """\
 import sys
 from pathlib import Path
@@ -64,8 +72,10 @@ _LORA = ("lora_rank", "lora_alpha", "lora_dropout")
 _SMALL_FILES = (".json", ".jinja", ".txt", ".model")  # of a base: settings, tokenizer, processor
 
 
-def export_run(profile: Profile, to: Path) -> dict[str, Any]:
+def export_run(profile: Profile, to: Path, merged: bool = True) -> dict[str, Any]:
     """Write `adapter/`, `merged/`, `README.md` and `export.json` into a new folder; it appears when it is whole.
+
+    Without `merged` there is no such folder, and neither the base nor room for it is needed.
 
     The adapter is merged into the base's 16-bit files, never into 4-bit weights. The result is loaded again and its
     logits are compared with the adapter's and with the untuned base's.
@@ -80,35 +90,44 @@ def export_run(profile: Profile, to: Path) -> dict[str, Any]:
     last = require(profile, "stage3")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RadVisionError(f"{to} is there and not empty: give --to a folder that does not exist yet.")
-    base, adapter = base_folder(profile), RunFolder.of(profile).adapter(3)
-    collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
-    _require_disk(to, base_bytes(base) + (adapter / WEIGHTS).stat().st_size)
+    adapter = RunFolder.of(profile).adapter(3)
+    record: dict[str, Any] = {
+        "run": profile.run,
+        "adapter_hash": last["hash"],
+        "base": public_name(base_path(profile.model)),
+    }
     with told_if_unwritable(to.parent):
         partial = to.with_name(to.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        (partial / "merged").mkdir(parents=True)
+        if merged:
+            record |= _merge(profile, adapter, to, partial / "merged")
         _copy_adapter(profile, adapter, partial / "adapter")
-        logger.info("merging the adapter into %s, tensor by tensor", base)
-        counts = merge_into_files(base, adapter, partial / "merged")
-        _copy_settings(profile, base, collator, partial / "merged")
-        logger.info("comparing logits of base, adapter and merged model")
-        record = {
-            "run": profile.run,
-            "adapter_hash": last["hash"],
-            "base": public_name(base_path(profile.model)),
-            "tensors": {name: counts[name] for name in ("merged", "replaced", "copied")},
-            "gib": round(counts["bytes"] / 2**30, 3),
-            "check": check_merge(profile, collator, base, adapter, partial / "merged"),
-            "finished": now(),
-        }
+        record["finished"] = now()
         write_json(partial / "export.json", record)
         card = model_card(profile, _records(profile), record)
-        for folder in (partial, partial / "merged"):
+        for folder in (partial, partial / ("merged" if merged else "adapter")):  # what is at the root on the hub
             write_text(folder / "README.md", card)
         if to.is_dir():
             to.rmdir()
         partial.rename(to)
     return record
+
+
+def _merge(profile: Profile, adapter: Path, to: Path, merged: Path) -> dict[str, Any]:
+    """Write the merged model and give what `export.json` says of it."""
+    base = base_folder(profile)
+    _require_disk(to, base_bytes(base) + (adapter / WEIGHTS).stat().st_size)
+    collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
+    merged.mkdir(parents=True)
+    logger.info("merging the adapter into %s, tensor by tensor", base)
+    counts = merge_into_files(base, adapter, merged)
+    _copy_settings(profile, base, collator, merged)
+    logger.info("comparing logits of base, adapter and merged model")
+    return {
+        "tensors": {name: counts[name] for name in ("merged", "replaced", "copied")},
+        "gib": round(counts["bytes"] / 2**30, 3),
+        "check": check_merge(profile, collator, base, adapter, merged),
+    }
 
 
 def check_merge(profile: Profile, collator: Collator, base: Path, adapter: Path, merged: Path) -> dict[str, Any]:
@@ -170,7 +189,8 @@ def _free_gib(device: Device) -> float:
 
 
 def push_to_hub(folder: Path, repository: str) -> str:
-    """Upload an exported folder: the merged model at the root of the repository, the adapter below `adapter/`.
+    """Upload an exported folder: the merged model, where there is one, at the root of the repository and the adapter
+    below `adapter/`; else the adapter at the root.
 
     A repository that does not exist is made private; one that does keeps its visibility.
 
@@ -180,12 +200,14 @@ def push_to_hub(folder: Path, repository: str) -> str:
     Raises:
         RadVisionError: the hub refuses or cannot be reached.
     """
-    hub = HfApi()
+    hub, merged = HfApi(), (folder / "merged").is_dir()
     try:
         address = hub.create_repo(repository, private=True, exist_ok=True)
-        hub.upload_folder(repo_id=repository, folder_path=folder / "merged", commit_message="Merged 16-bit weights")
+        if merged:
+            hub.upload_folder(repo_id=repository, folder_path=folder / "merged", commit_message="Merged 16-bit weights")
+        place = "adapter" if merged else None
         hub.upload_folder(
-            repo_id=repository, folder_path=folder / "adapter", path_in_repo="adapter", commit_message="Adapter"
+            repo_id=repository, folder_path=folder / "adapter", path_in_repo=place, commit_message="Adapter"
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise RadVisionError(
@@ -225,7 +247,7 @@ def _require_disk(to: Path, needed: int) -> None:
 
 
 def _copy_adapter(profile: Profile, adapter: Path, to: Path) -> None:
-    to.mkdir()
+    to.mkdir(parents=True)
     shutil.copyfile(adapter / WEIGHTS, to / WEIGHTS)
     settings, base = read_json(adapter / "adapter_config.json"), public_name(base_path(profile.model))
     write_json(to / "adapter_config.json", {**settings, "base_model_name_or_path": base})
@@ -277,7 +299,7 @@ def model_card(profile: Profile, records: Mapping[str, Any], export: Mapping[str
     about = ModelCardData(
         license="mit" if data["kind"] == "phantom" else "other",
         language="en",
-        library_name="transformers",
+        library_name="transformers" if "check" in export else "peft",
         pipeline_tag="image-text-to-text",
         base_model=export["base"] if "/" in export["base"] else None,
         tags=["radiology", "chest-x-ray", "lora"],
@@ -288,7 +310,7 @@ def model_card(profile: Profile, records: Mapping[str, Any], export: Mapping[str
         run=profile.run,
         disclaimer=DISCLAIMER,
         settings=profile,
-        usage=USAGE.format(side=profile.data.image_size),
+        usage=(USAGE if "check" in export else ADAPTER_USAGE).format(side=profile.data.image_size, base=export["base"]),
         source=public_name(data["source"]),
         data=data,
         counted=lambda counts: ", ".join(f"{name} {count:,}" for name, count in counts.items()),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from radvision_utils.config import Profile
-from radvision_utils.planning.cost import Card, disk_gib, longest, read_shape, typical
+from radvision_utils.planning.cost import Card, disk_gib, find_card, longest, read_shape, typical
 from radvision_utils.planning.judging import STEP_SECONDS, JudgingPart, plan_judging
 from radvision_utils.planning.plan import MARGIN_GIB, StagePlan, plan_run
+
+KAGGLE_HOURS = 30  # with a card
 
 
 def plan_table(plans: Sequence[StagePlan]) -> list[dict[str, str]]:
@@ -97,6 +100,24 @@ def _time(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min" if hours >= 1 / 60 else "seconds"
 
 
+def cost_line(profile: Profile, card: Card) -> str:
+    """What a whole run costs, in a line: time, memory, disk, and on a card that Kaggle lends the share of its week."""
+    plans, parts = plan_run(profile, card), [part for part in plan_judging(profile, card) if not part.setting]
+    hours = sum(plan.hours for plan in plans) + sum(part.hours for part in parts)
+    gib = max(part.memory.total for part in (*plans, *parts))
+    disk = sum(disk_gib(read_shape(profile.model), profile).values())
+    line = f"{_time(hours)}, {gib:.1f} of {card.usable_gib:.1f} GiB, {disk:.0f} GiB of disk"
+    if re.search("T4|P100", card.title):
+        line += f", {hours / KAGGLE_HOURS:.0%} of Kaggle's {KAGGLE_HOURS} hours a week"
+    return line
+
+
+def cost_here(profile: Profile, device: str) -> str:
+    """`cost_line` for a device by its title, behind ": by arithmetic "; "" for a CPU, of which no plan is made."""
+    card = find_card(device)
+    return f": by arithmetic {cost_line(profile, card)}" if card else ""
+
+
 def disk_table(profile: Profile) -> list[dict[str, str]]:
     """GiB on disk by use, and their total."""
     uses = disk_gib(read_shape(profile.model), profile)
@@ -106,7 +127,11 @@ def disk_table(profile: Profile) -> list[dict[str, str]]:
 def plan_text(profile: Profile, card: Card) -> str:
     """The whole plan for a terminal."""
     plans, parts = plan_run(profile, card), plan_judging(profile, card)
-    lines = [f"Profile {profile.name} on {card.title}: {card.usable_gib:g} GiB usable{_speed(card)}.", ""]
+    lines = [
+        f"Profile {profile.name} on {card.title}: {card.usable_gib:g} GiB usable{_speed(card)}.",
+        f"In all: {cost_line(profile, card)}.",
+        "",
+    ]
     tables = plan_table(plans), settings_table(plans), judging_table(parts), total_table(plans, parts)
     for table in (*tables, disk_table(profile)):
         lines += [*_columns(table), ""]

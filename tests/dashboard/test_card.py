@@ -245,6 +245,14 @@ def test_saved_picture_carries_the_footer(make_record, run_folder, tmp_path):
     assert [path.name for path in tmp_path.glob("*card*")] == ["card.png"]
 
 
+def test_saved_pdf_carries_title_and_disclaimer_and_one_page(make_record, tmp_path):
+    card = card_of(make_record())
+    given = card.save(tmp_path / "card.pdf").read_bytes()
+    assert given.startswith(b"%PDF")
+    assert f"({DISCLAIMER})".encode() in given
+    assert given.count(b"/Type /Page ") == 1
+
+
 def drawn_texts(figure):
     return [text.get_text() for text in figure.axes[0].texts]
 
@@ -276,8 +284,8 @@ def test_nothing_in_a_picture_is_taken_for_a_formula(make_record, tmp_path):
 
 
 def test_a_card_is_not_saved_under_an_unknown_ending(make_record, tmp_path):
-    with pytest.raises(RadVisionError, match=r"\.html or \.png"):
-        card_of(make_record()).save(tmp_path / "card.pdf")
+    with pytest.raises(RadVisionError, match=r"\.html, \.png or \.pdf"):
+        card_of(make_record()).save(tmp_path / "card.docx")
 
 
 def test_a_missing_or_unreadable_image_is_named(make_record, tmp_path):

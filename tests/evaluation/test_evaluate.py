@@ -18,7 +18,8 @@ from radvision_utils.evaluation.charts import (
     show_verdicts,
 )
 from radvision_utils.evaluation.records import FLAGS
-from radvision_utils.evaluation.table import left_out
+from radvision_utils.evaluation.score import score_file
+from radvision_utils.evaluation.table import RULE_LABELS, left_out
 from radvision_utils.evaluation.text_metrics import PROTOCOLS
 from radvision_utils.runs import RunFolder, is_current
 
@@ -102,6 +103,13 @@ def test_the_folder_holds_pictures_and_a_rexrank_submission(result, dataset):
     names = {path.name for path in result.folder.iterdir()}
     assert {"ladder.png", "observations.png", "confusion.png", "text_against_labels.png", "table.md"} <= names
     assert len(json.loads((result.folder / "rexrank.json").read_text())) == len(dataset.split("test"))
+
+
+def test_the_table_of_predictions_is_scored_like_the_last_stage(result):
+    figures, _ = score_file(result.folder / "predictions.csv")
+    rows = figures["rows"]["predictions"], result.metrics["rows"]["after stage 3"]
+    first, second = ({name: found["value"] for name, found in row[RULE_LABELS].items()} for row in rows)
+    assert first == second
 
 
 def test_every_study_of_the_split_has_a_record_of_every_stage(result, dataset):

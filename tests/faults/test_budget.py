@@ -8,7 +8,7 @@ import torch
 
 from radvision_utils import RadVisionError, train_stage
 from radvision_utils.config import RunPaused, StageSettings
-from radvision_utils.pipeline import run_notebooks
+from radvision_utils.pipeline import continue_run, run_notebooks
 from radvision_utils.runs import RunFolder
 from radvision_utils.training import train as trainer
 from radvision_utils.training import trainer as report_trainer
@@ -53,6 +53,33 @@ def test_a_stage_out_of_time_pauses_at_a_checkpoint_and_goes_on_to_the_same_weig
     assert result["resumed_from"] == "checkpoint-2"
     for same in ("hash", "validation_loss", "train_loss", "key"):
         assert result[same] == whole.record[same]
+
+
+def test_a_paused_stage_goes_on_the_next_day_from_a_folder_that_nobody_can_write(fresh_run, tmp_path):
+    first = fresh_run("first", stage1={**STEPS, "max_minutes": 0.0})
+    with pytest.raises(RunPaused):
+        train_stage(first, 1)
+    RunFolder.of(first).note(first, "data")
+    earlier = RunFolder.of(first).path
+    (earlier / "lock.json").write_text('{"process": 1, "host": "of-yesterday"}')
+    for path in (earlier, *earlier.rglob("*")):
+        path.chmod(path.stat().st_mode & ~0o222)
+    kept = {path: path.stat().st_mtime_ns for path in earlier.rglob("*")}
+    second = replace(first, output_root=str(tmp_path / "second"), stage1=replace(first.stage1, max_minutes=None))
+    for _ in range(2):  # given again, the command goes on with what is there
+        continue_run(RunFolder.of(second), earlier)
+    assert train_stage(second, 1).record["resumed_from"] == "checkpoint-1"
+    assert {path: path.stat().st_mtime_ns for path in earlier.rglob("*")} == kept
+
+
+def test_a_folder_that_holds_no_run_or_comes_too_late_is_told_in_a_sentence(fresh_run, tmp_path):
+    profile = fresh_run()
+    run = RunFolder.of(profile)
+    with pytest.raises(RadVisionError, match=rf"{tmp_path} holds no run: give the folder with its run.json"):
+        continue_run(RunFolder("other", tmp_path), tmp_path)
+    RunFolder("earlier", tmp_path).note(profile, "data")
+    with pytest.raises(RadVisionError, match="was begun without --continue-from: delete it, or give another --run"):
+        continue_run(run, tmp_path / "earlier")
 
 
 def test_a_pause_is_told_by_the_command_line_with_status_0(fresh_run, capsys, monkeypatch):

@@ -31,7 +31,7 @@ from radvision_utils.model.stage import checkpoint_layers, select_stage
 from radvision_utils.planning.cost import Card, Lengths, find_card, longest, open_card, read_shape
 from radvision_utils.planning.plan import first_change, plan_run, plan_stage
 from radvision_utils.planning.step import GIB, ON_CPU, Numbers, Step
-from radvision_utils.planning.tables import beside_measured, plan_table
+from radvision_utils.planning.tables import beside_measured, cost_here, cost_line, plan_table
 from radvision_utils.runs import RunFolder, Stage
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.features import features_for_pixels
@@ -364,6 +364,14 @@ def test_the_command_prints_every_part_and_says_that_it_is_arithmetic(capsys):
     for word in ("weights", "optimizer", "activations", "context", "checkpointed_layers", "not measured", "on disk"):
         assert word in page
     assert max(map(len, page.split("\n\n")[1].splitlines())) < 100
+
+
+def test_the_cost_of_a_run_is_said_in_a_line_with_its_share_of_kaggles_week_where_kaggle_has_the_card():
+    lingshu = load_profile("lingshu-7b")
+    assert cost_line(lingshu, T4) == "3.8 h, 10.9 of 14.6 GiB, 25 GiB of disk, 13% of Kaggle's 30 hours a week"
+    assert "13% of Kaggle's" in cost_here(lingshu, "Tesla T4, 14.6 GiB")
+    assert "Kaggle" not in cost_line(lingshu, open_card("h100"))
+    assert cost_here(lingshu, "CPU, 2 cores") == ""
 
 
 def test_a_card_that_is_too_small_is_told_so_with_the_remedy(capsys):
