@@ -104,7 +104,7 @@ def cost_line(profile: Profile, card: Card) -> str:
     """What a whole run costs, in a line: time, memory, disk, and on a card that Kaggle lends the share of its week."""
     plans, parts = plan_run(profile, card), [part for part in plan_judging(profile, card) if not part.setting]
     hours = sum(plan.hours for plan in plans) + sum(part.hours for part in parts)
-    gib = max(part.memory.total for part in (*plans, *parts))
+    gib = max(*(plan.memory.total for plan in plans), *(part.memory.total for part in parts))
     disk = sum(disk_gib(read_shape(profile.model), profile).values())
     line = f"{_time(hours)}, {gib:.1f} of {card.usable_gib:.1f} GiB, {disk:.0f} GiB of disk"
     if re.search("T4|P100", card.title):
