@@ -55,6 +55,7 @@ FLAGS = {
 }
 """What is odd in a generated report, and that in words."""
 _TIMES = 3  # that a sentence, or the words at the end, must stand there
+_TINY = 100_000_000  # parameters at most
 _LATEST = 300  # words at the end in which a loop is looked for
 _IF_EMPTY = {
     "reference": "a study without a true report cannot be scored; leave it out knowingly.",
@@ -101,7 +102,7 @@ class Model:
     def of(cls, profile: Profile, stage: int) -> Model:
         """The model of a run after a stage."""
         base, drawn = profile.model.base, profile.data.source == "phantom"
-        return cls(profile.run, stage, public_name(base), drawn, parameter_count(base) if drawn else None)
+        return cls(profile.run, stage, public_name(base), drawn, parameter_count(base))
 
     @property
     def base_name(self) -> str:
@@ -109,13 +110,16 @@ class Model:
         return public_name(self.base.strip())
 
     def band(self, own: bool = False) -> str:
-        """What nobody may overlook of a model that was trained on drawings; "" of any other.
+        """What nobody may overlook of a model that was trained on drawings, or is too small; "" of any other.
 
         Args:
             own: of its report on an image of one's own.
         """
         if not self.phantoms:
-            return ""
+            if self.parameters is None or self.parameters > _TINY:
+                return ""
+            size = f"{self.parameters / 1e6:,.1f} million parameters"
+            return f"Real radiographs, a tiny model of {size} that sees at best heart size, opacities and effusion."
         size = "" if self.parameters is None else f", a model of {self.parameters / 1e6:,.1f} million parameters"
         if own:
             seen = f"This run has only ever seen drawings, no patient{size}"

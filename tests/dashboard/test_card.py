@@ -473,6 +473,12 @@ def test_a_model_of_drawings_says_so_on_every_card_and_picture(make_record):
     assert "rv-band" not in card_of(make_record()).article()
 
 
+def test_a_tiny_model_of_real_radiographs_says_so_too_and_a_large_one_needs_not(make_record):
+    real = {**DRAWN_MODEL, "phantoms": False}
+    assert "Real radiographs, a tiny model of 1.6 million parameters" in card_of(make_record(model=real)).article()
+    assert "rv-band" not in card_of(make_record(model={**real, "parameters": 8_292_166_656})).article()
+
+
 def test_the_corner_of_a_card_has_its_verdict_and_the_foot_what_made_it(make_record):
     html = card_of(make_record(verdicts={"Edema": "missed", "Fracture": "agree", "Pneumonia": "agree"})).article()
     head, foot = html[: html.index("</header>")], html[html.index("<footer") :]
