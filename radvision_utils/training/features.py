@@ -135,8 +135,9 @@ def features_for_pixels(model: Any) -> Iterator[None]:
     """Within, the model takes the projector's inputs where it took pixel values, and runs the projector alone."""
     inner, home = _inner_model(model), compute_device(model)
 
-    def image_features(features: torch.Tensor, *_: Any, **__: Any) -> BaseModelOutputWithPooling:
-        patches = features.view(-1, inner.visual.config.hidden_size)
+    # `generate` reads the names of the arguments.
+    def image_features(pixel_values: torch.Tensor, image_grid_thw: Any, **_: Any) -> BaseModelOutputWithPooling:
+        patches = pixel_values.view(-1, inner.visual.config.hidden_size)
         return BaseModelOutputWithPooling(pooler_output=(inner.visual.merger(patches),))
 
     # Not visual.forward: pixel values are cast to 16 bits on their way there, which features need not survive.

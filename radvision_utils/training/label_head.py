@@ -101,10 +101,11 @@ def reading_labels(model: Any, head: LabelHead) -> Iterator[None]:
     inner = model.get_base_model().model
     before, made = inner.__dict__.get("get_image_features"), inner.get_image_features
 
-    def image_features(pixels: torch.Tensor, grid: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        found = made(pixels, grid, *args, **kwargs)
+    # `generate` reads the names of the arguments.
+    def image_features(pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **kwargs: Any) -> Any:
+        found = made(pixel_values, image_grid_thw, **kwargs)
         tokens = torch.cat(list(found.pooler_output))
-        head.logits = head(tokens.view(len(grid), -1, tokens.shape[-1]))
+        head.logits = head(tokens.view(len(image_grid_thw), -1, tokens.shape[-1]))
         return found
 
     model.label_head = head.to(compute_device(model))
