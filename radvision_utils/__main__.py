@@ -112,7 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     label.add_argument("--examples", type=_count, default=0, metavar="N", help="also N disagreements of each kind")
 
     constant = verb(
-        _constant, "what one normal report earns that is said of every test study of a published split", "annotation.json"
+        _constant,
+        "what one normal report earns that is said of all test studies of a published split",
+        "annotation.json",
     )
     published = "R2Gen's annotation.json; or a CSV with uid, findings, impression and the JSON of its split"
     constant.add_argument("files", type=Path, nargs="+", help=published)
