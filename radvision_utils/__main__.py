@@ -84,9 +84,14 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("--samples", type=_count, default=0, metavar="K", help="confidence of sentences, from K reports")
 
     score = verb(_score, "score predictions of any system; needs no torch", "outputs/tiny/evaluation/predictions.jsonl")
-    score.add_argument("predictions", type=Path, help="predictions.jsonl, or a CSV: uid, prediction, reference")
+    kinds = "predictions.jsonl, a CSV: uid, prediction, reference, or a file of ReXrank or MedEvalKit"
+    score.add_argument("predictions", type=Path, help=kinds)
     score.add_argument("--run", default="", metavar="NAME", help="compare with the references of this run's split")
     score.add_argument("--split", default="test", metavar="SPLIT", help="of that run (default: test)")
+    trained = "training reports, files as for constant: R2Gen knows no word that is rare in them"
+    score.add_argument("--train", type=Path, nargs="+", default=[], metavar="FILE", help=trained)
+    models = "also CheXbert, RadGraph, RadCliQ and RaTEScore by radeval 2.x, in an environment of its own"
+    score.add_argument("--with", dest="models", default="", choices=["radeval"], help=models)
     score.add_argument("--json", type=Path, default=None, metavar="FILE", help="write all figures there")
     _output_root(score)
 
@@ -108,13 +113,12 @@ def _parser() -> argparse.ArgumentParser:
 
     constant = verb(
         _constant,
-        "one normal report for every test study of a published split, to score",
-        "reports.csv split.json constant.csv",
+        "what one normal report earns that is said of all test studies of a published split",
+        "annotation.json",
     )
-    constant.add_argument("reports", type=Path, help="CSV with uid, findings, impression")
-    constant.add_argument("split", type=Path, help='JSON: {"by_uid": {uid: "train" | "val" | "test"}}')
-    constant.add_argument("out", type=Path, help="CSV to write, as score reads it")
-    constant.add_argument("--commonest", action="store_true", help="the commonest instead of the best on validation")
+    published = "R2Gen's annotation.json; or a CSV with uid, findings, impression and the JSON of its split"
+    constant.add_argument("files", type=Path, nargs="+", help=published)
+    constant.add_argument("--to", type=Path, default=None, metavar="CSV", help="write it there, as score reads it")
 
     export = verb(_export, "adapter, merged 16-bit weights and model card in a folder", "--run tiny --to handover")
     _run_name(export)
@@ -267,7 +271,10 @@ def _score(options: argparse.Namespace) -> None:
     from radvision_utils.runs import write_json
 
     run = RunFolder(options.run, options.output_root or "outputs") if options.run else None
-    metrics, page = score_file(options.predictions, run, options.split)
+    published = open_room("collections.open_i").read_published(options.train) if options.train else {"train": {}}
+    training = [report.findings for report in published["train"].values()]
+    clinical = open_room("hand_over.radeval").radeval_scores if options.models else None
+    metrics, page = score_file(options.predictions, run, options.split, training, clinical)
     print(f"{page}\n{DISCLAIMER}")
     if options.json:
         write_json(options.json, metrics)
@@ -306,9 +313,7 @@ def _label(options: argparse.Namespace) -> None:
 
 
 def _constant(options: argparse.Namespace) -> None:
-    write_constant = open_room("collections.open_i").write_constant
-    studies = write_constant(options.reports, options.split, options.out, options.commonest)
-    print(f"{options.out}: one report for {studies} studies")
+    print(open_room("collections.open_i").constant_table(options.files, options.to))
 
 
 def _export(options: argparse.Namespace) -> None:

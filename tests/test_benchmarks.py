@@ -4,10 +4,11 @@ import importlib.util
 import platform
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import results, shares
+from benchmarks import results, shares, simulations
 from benchmarks.breakdown import ATTENTION, DEQUANTIZED, ELEMENTWISE, KINDS, PRODUCTS, REST, Breakdown, kind_of
 from benchmarks.contenders import (
     ONE_AT_A_TIME,
@@ -215,3 +216,18 @@ def test_the_memory_of_one_step_is_measured_for_every_contender(tmp_path):
     assert all(account.peak_gib > 0 and account.samples == BATCH for account in accounts.values())
     assert accounts[ONE_AT_A_TIME].peak_gib < accounts[OURS].peak_gib < accounts[TRAINER].peak_gib
     assert results.memory({1: accounts}).count(" GiB |") == 1
+
+
+def test_simulations_print_a_line_for_every_figure_and_case(monkeypatch):
+    monkeypatch.setattr(simulations, "STUDIES", (60,))
+    rows = simulations.coverage_rows(repeats=2)
+    assert [row[1] for row in rows] == ["micro F1", "macro F1", "macro F1, none pooled"]
+    rows = simulations.verdict_rows(repeats=2)
+    assert len(rows) == 2 * len(simulations.CASES)
+    assert all(sum(map(float, row[3:6])) == pytest.approx(1) for row in rows)
+
+
+def test_a_simulated_report_is_as_right_as_its_rates_say():
+    said, true = simulations.draw_labels(np.random.default_rng(1), 200_000)
+    counts = simulations.hits(said.positive, true.positive).mean(0).ravel()
+    assert counts == pytest.approx(simulations.true_sums(), abs=0.002)

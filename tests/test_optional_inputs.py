@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from radvision_utils import evaluate, load_profile, prepare_dataset, train_stage
+from radvision_utils import Report, evaluate, load_profile, prepare_dataset, train_stage
 from radvision_utils.environment import choose_device
+from radvision_utils.evaluation.image_use import contradicted
 from radvision_utils.model.base import load_base, load_processor
 from radvision_utils.report import Reporter
 from radvision_utils.training.collator import IGNORED, Collator
@@ -85,6 +86,22 @@ def test_the_evaluation_asks_for_the_image_again_without_the_indication(profile,
         train_stage(profile, stage)
     metrics = evaluate(profile).metrics
     assert metrics["image_use"]["without the indication"]["verdict"] in ("yes", "no", "not shown")
+    told = metrics["image_use"]["contradicting indication"]
+    assert set(told) == {"told of it", "own indication", "overruled"}
+    assert all(0 <= told[name]["value"] <= 1 for name in ("told of it", "own indication"))
+
+
+def test_a_report_that_repeats_the_indication_is_overruled_and_one_that_does_not_is_not(studies):
+    class Parrot:
+        def __init__(self, said):
+            self.said = said
+
+        def report(self, shown):
+            return [Report(self.said(study), "") for study in shown]
+
+    repeating = contradicted(Parrot(lambda study: study.indication.removeprefix("Known ")), studies, seed=1)
+    assert repeating["overruled"]["value"] == repeating["told of it"]["value"] == 1
+    assert contradicted(Parrot(lambda study: "The lungs are clear."), studies, seed=1)["overruled"]["value"] == 0
 
 
 def test_losses_are_the_same_with_and_without_kept_features(profile, studies):

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.data.cells import check_columns, csv_columns, csv_lines, given, study_number
+from radvision_utils.data.cells import check_columns, csv_columns, csv_lines, given, open_i_number, study_number
 from radvision_utils.data.labels import OBSERVATIONS, Label, find_mentions, label, mesh_labels, sentences
 from radvision_utils.data.reports import Report, clean_section, format_report
-from radvision_utils.evaluation.baselines import best_constant, commonest_normal_report
+from radvision_utils.evaluation.baselines import CANDIDATES, best_constant, commonest_normal_report
 from radvision_utils.evaluation.label_scores import mesh_agreement
+from radvision_utils.evaluation.score import SEED
+from radvision_utils.evaluation.table import RULE_LABELS, Scorer
+from radvision_utils.evaluation.text_metrics import R2GEN, REXRANK, REXRANK_TEXTS, r2gen_vocabulary, sentence_bleu2
+from radvision_utils.figures import markdown_table
 from radvision_utils.runs import read_json, write_text
 
 
@@ -82,46 +85,77 @@ def _disagreements(rows: Sequence[_Row], name: str, count: int) -> list[str]:
     return lines
 
 
-def write_constant(reports: Path, split: Path, out: Path, commonest: bool = False) -> int:
-    """A report that never looks at an image for the test studies of a published split, as a CSV for `score`.
+def constant_table(files: Sequence[Path], to: Path | None = None) -> str:
+    """What reports earn on the test studies of a published split that never look at an image, for people.
 
     Args:
-        reports: the table of the collection, a CSV with uid, findings, impression.
-        split: JSON, see `published_split`.
-        out: the CSV to write: uid, prediction, reference.
-        commonest: the commonest normal training report instead of the best constant.
-
-    Returns:
-        The number of test studies.
+        files: R2Gen's `annotation.json`; or the table of the collection, a CSV with uid, findings, impression, and its
+            split, see `published_split`.
+        to: a CSV to write, as `score` reads it: uid, prediction, reference of the best constant.
 
     Raises:
         RadVisionError: a file is missing or not as described.
     """
-    raw = _read_split(reports, split)
+    raw = read_published(files)
     train = [Report(clean_section(r.findings), clean_section(r.impression)) for r in raw["train"].values()]
-    chosen = commonest_normal_report(train) if commonest else best_constant(train, list(raw["val"].values()))
-    lines = [(uid, format_report(chosen), format_report(reference)) for uid, reference in raw["test"].items()]
-    table = io.StringIO(newline="")
-    csv.writer(table).writerows([("uid", "prediction", "reference"), *lines])
-    write_text(out, table.getvalue())
-    return len(raw["test"])
+    validation, references = list(raw["val"].values()), list(raw["test"].values())
+
+    def bleu2(said: Sequence[Report]) -> float:
+        return sum(sentence_bleu2(a.findings, b.findings) for a, b in zip(said, validation, strict=True))
+
+    chosen = {
+        f"of the {CANDIDATES} commonest normal training reports the best": best_constant(train, validation),
+        "of these the best by ReXrank's BLEU-2": best_constant(train, validation, bleu2),
+        "commonest normal training report": commonest_normal_report(train),
+    }
+    scorer = Scorer(references, SEED, known=r2gen_vocabulary(r.findings for r in raw["train"].values()))
+    headings = {"BLEU-4": (R2GEN, "bleu4"), "ROUGE-L": (R2GEN, "rouge_l"), "CIDEr-D": (R2GEN, "cider_d")}
+    texts = REXRANK_TEXTS if any(r.impression for r in references) else ["findings"]
+    headings |= {f"ReXrank's BLEU-2, {name}": (REXRANK, name) for name in texts}
+    headings["rule-label F1"] = (RULE_LABELS, "micro_f1")
+    lines = []
+    for name, report in chosen.items():
+        scored = scorer.score([report] * len(references)).estimates
+        lines.append([name, *(f"{scored[protocol][metric].value:.3f}" for protocol, metric in headings.values())])
+    if to is not None:
+        best, table = format_report(next(iter(chosen.values()))), io.StringIO(newline="")
+        csv.writer(table).writerow(("uid", "prediction", "reference"))
+        csv.writer(table).writerows((uid, best, format_report(true)) for uid, true in raw["test"].items())
+        write_text(to, table.getvalue())
+    return markdown_table([f"said of all {len(references)} test studies", *headings], lines)
 
 
-def _read_split(reports: Path, split: Path) -> dict[str, dict[str, Report]]:
-    """The untouched reports of each part of the split, by uid."""
-    for path in (reports, split):
+def read_published(files: Sequence[Path]) -> dict[str, dict[str, Report]]:
+    """The untouched reports of each part of a published split, by uid; files as for `constant_table`."""
+    for path in files:
         if not path.is_file():
-            raise RadVisionError(f"{path} is not a file: give the reports table (CSV) and its split (JSON).")
+            raise RadVisionError(
+                f"{path} is not a file: give R2Gen's annotation.json, or the reports table (CSV) and its split (JSON)."
+            )
+    table, split = files[0], files[-1]
     parts = published_split(split)
     raw: dict[str, dict[str, Report]] = {"train": {}, "val": {}, "test": {}}
-    check_columns(csv_columns(reports), str(reports), ("uid", "findings", "impression"))
-    for row in csv_lines(reports):
-        uid = study_number(row["uid"])
-        if uid and (part := parts.get(uid)):
-            raw[part][uid] = Report(given(row["findings"]) or "", given(row["impression"]) or "")
+    for uid, report in (_annotated(split) if len(files) == 1 else _in_table(table)).items():
+        if part := parts.get(uid):
+            raw[part][uid] = report
     if empty := [part for part, studies in raw.items() if not studies]:
-        raise RadVisionError(f"{reports} has no study of the {empty[0]} part of {split}: give the table of that split.")
+        raise RadVisionError(f"{table} has no report of the {empty[0]} part of {split}: give the table of that split.")
     return raw
+
+
+def _annotated(path: Path) -> dict[str, Report]:
+    """What `annotation.json` holds itself: findings."""
+    entries = [entry for part in read_json(path).values() if isinstance(part, list) for entry in part]
+    told = [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("report"), str)]
+    return {open_i_number(entry["id"]) or "": Report(entry["report"], "") for entry in told}
+
+
+def _in_table(path: Path) -> dict[str, Report]:
+    check_columns(csv_columns(path), str(path), ("uid", "findings", "impression"))
+    return {
+        study_number(row["uid"]) or "": Report(given(row["findings"]) or "", given(row["impression"]) or "")
+        for row in csv_lines(path)
+    }
 
 
 def published_split(path: Path) -> dict[str, str]:
@@ -144,8 +178,7 @@ def published_split(path: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     twice = set()
     for entry, name in pairs:
-        number = re.match(r"CXR(\d+)_", entry) if isinstance(entry, str) else None
-        uid, part = study_number(number[1] if number else entry), names.get(name) if isinstance(name, str) else None
+        uid, part = open_i_number(entry), names.get(name) if isinstance(name, str) else None
         if uid is None or part is None:
             raise RadVisionError(_no_split(path))
         if found.setdefault(uid, part) != part:

@@ -57,6 +57,13 @@ def study_number(value: Any) -> str | None:
     return _WHOLE.sub(r"\1", text) if _WHOLE.fullmatch(text) else text
 
 
+def open_i_number(name: Any) -> str | None:
+    """The number of an Open-I study by the name that R2Gen, ReXrank and MedEvalKit give it, "CXR2384_IM-0942" or a file
+    in a folder of that name; other names as `study_number` has them."""
+    found = re.match(r"CXR(\d+)_", name) if isinstance(name, str) else None
+    return study_number(found[1] if found else name)
+
+
 def check_columns(present: Sequence[str], where: str, needed: Sequence[str]) -> None:
     """Refuse a table without the columns needed, or with two of one name.
 

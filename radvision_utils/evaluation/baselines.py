@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from radvision_utils.data.labels import ASSERTED, asserted, label
 from radvision_utils.data.reports import Report, line_of_findings
 from radvision_utils.data.studies import Study
-from radvision_utils.evaluation.text_metrics import PROTOCOLS, bleu4_times_cider_d
+from radvision_utils.evaluation.text_metrics import R2GEN, bleu4_times_cider_d
 
 if TYPE_CHECKING:  # whose module imports torch, which a score does without
     from radvision_utils.report import ImageLike, Reporter
@@ -85,16 +85,18 @@ def commonest_normal_report(train: Sequence[Report]) -> Report:
     return next(_normal_reports(train), Counter(train).most_common(1)[0][0])
 
 
-def best_constant(train: Sequence[Report], validation: Sequence[Report]) -> Report:
+def best_constant(
+    train: Sequence[Report], validation: Sequence[Report], score: Callable[[Sequence[Report]], float] | None = None
+) -> Report:
     """Of the `CANDIDATES` commonest normal reports the one that earns most as the report of every validation study.
 
-    What it earns is BLEU-4 times CIDEr-D of its findings under R2Gen's normalization. Without a normal training report
-    it is the most frequent one.
+    What it earns is BLEU-4 times CIDEr-D of its findings under R2Gen's normalization, unless another `score` of a
+    report for each study is given. Without a normal training report it is the most frequent one.
     """
-    protocol = next(iter(PROTOCOLS))
 
     def worth(report: Report) -> float:
-        return bleu4_times_cider_d([report] * len(validation), validation, protocol)
+        said = [report] * len(validation)
+        return score(said) if score else bleu4_times_cider_d(said, validation, R2GEN)
 
     candidates: dict[str, Report] = {}
     for report in islice(_normal_reports(train), CANDIDATES):

@@ -43,6 +43,15 @@ class Estimate:
         low, high = np.percentile(defined, (2.5, 97.5))
         return float(low), float(high)
 
+    @property
+    def detectable(self) -> float:
+        """The difference from zero that such a sample shows in four cases of five; NaN where it is not defined."""
+        return 2.8 * float(np.std(self.draws[~np.isnan(self.draws)])) if np.isfinite(self.interval[0]) else np.nan
+
+    def below(self, margin: float) -> bool:
+        """Whether the figure is below a margin, at 5 % error: a test of equivalence has two such."""
+        return bool(np.isfinite(self.interval[1])) and float(np.nanpercentile(self.draws, 95)) <= margin
+
     def to_json(self) -> dict[str, Any]:
         """`{"value", "low", "high", "n"}`, rounded to 4 digits; None for what is not defined."""
         low, high = self.interval

@@ -20,7 +20,7 @@ from radvision_utils.data.studies import SPLITS, open_prepared
 from radvision_utils.environment import choose_device, forget_peak_memory, open_room, process_rank, versions
 from radvision_utils.evaluation import image_use
 from radvision_utils.evaluation.baselines import NEAREST, RANDOM, ROWS, blind_reports, neighbor_reports
-from radvision_utils.evaluation.bootstrap import RESAMPLES
+from radvision_utils.evaluation.bootstrap import RESAMPLES, rounded
 from radvision_utils.evaluation.charts import save_figures
 from radvision_utils.evaluation.label_scores import mesh_agreement
 from radvision_utils.evaluation.records import (
@@ -44,6 +44,7 @@ from radvision_utils.evaluation.table import (
     scoring_versions,
     table_rows,
 )
+from radvision_utils.evaluation.text_metrics import r2gen_vocabulary
 from radvision_utils.evaluation.writing import help_first_process, write_reports
 from radvision_utils.report import Reporter, WrittenReport, reporter_of
 from radvision_utils.runs import (
@@ -139,6 +140,7 @@ class _Evaluation:
             [study.report for study in self.train],
             truths if len(truths) == len(self.studies) else None,
             [study.mesh if study.truth is None else "" for study in self.studies],  # a phantom's is no annotation
+            r2gen_vocabulary(study.reference.findings for study in self.train),
         )
         self.chosen = image_use.sample(len(self.studies), self.seed)
         self.some = [self.studies[i] for i in self.chosen]
@@ -178,16 +180,16 @@ class _Evaluation:
         scored = self.scorer.score([w.report for w in written])
         scored.facts.update(_effort(written), loss=round(float(losses[:, 0].sum() / losses[:, 1].sum()), 4))
         scored.facts["flags"][CUT] = sum(not w.finished for w in written)
-        own = losses[self.chosen]
         if reporter.stage in (0, LAST):
-            self.use["gap"][row] = image_use.exchanged_gap(reporter, self.some, own, self.seed)
+            self.use["gap"][row] = image_use.exchanged_gap(reporter, self.studies, losses, self.seed)
         if reporter.stage == LAST:
-            reports = [scored.reports[i] for i in self.chosen]
+            reports, own = [scored.reports[i] for i in self.chosen], losses[self.chosen]
             empty = image_use.empty_images(self.train, self.partial, self.seed)
             self.use["without its image"] = image_use.without_image(reporter, self.some, reports, own, empty, self.seed)
             self.use["mirrored"] = image_use.mirrored(reporter, self.some, reports, self.seed)
             if self.profile.model.indication:
                 self.use["without the indication"] = self._without_indication(reporter)
+                self.use["contradicting indication"] = image_use.contradicted(reporter, self.some, self.seed)
         return scored, written
 
     def _without_indication(self, reporter: Reporter) -> dict[str, str]:
@@ -195,14 +197,13 @@ class _Evaluation:
         bare = [replace(study, indication="") for study in self.studies]
         matrix = self.scorer.score(reporter.report(bare)).matrix
         drops = image_use.exchange_drops(matrix, self.scorer.matrix, self.scorer.bootstrap, self.seed)
-        some = [bare[i] for i in self.chosen]
-        gap = image_use.exchanged_gap(reporter, some, image_use.study_losses(reporter, some), self.seed)
+        gap = image_use.exchanged_gap(reporter, bare, image_use.study_losses(reporter, bare), self.seed)
         word, sentence = image_use.verdict(gap, drops["any study"])
         return {"verdict": word, "sentence": sentence}
 
     def _metrics(self, scored: Mapping[str, ScoredRow]) -> dict[str, Any]:
         rows = {name: row.to_json() for name, row in scored.items()}
-        add_meteor(rows, {name: row.reports for name, row in scored.items()}, self.scorer.references)
+        add_meteor(rows, {name: row.reports for name, row in scored.items()}, self.scorer)
         last = STAGE_LABELS[LAST]
         return {
             "key": fingerprint(self.made),
@@ -238,7 +239,11 @@ class _Evaluation:
             "sentence": f"{sentence}; {image_use.told_beyond(beyond)}" if word == "yes" else sentence,
             "beyond_labels": beyond.to_json(),
             "row": row,
-            "studies": f"{len(self.some)} of {len(self.studies)}, drawn with seed {self.seed}; exchanged reports: all",
+            "studies": f"gap and exchanged reports: all {len(self.studies)}; others: {len(self.some)}, drawn by lot",
+            "detectable": {
+                "loss_gap": rounded(gaps[row].detectable),
+                "f1_drop": rounded(drops["any study"].detectable),
+            },
             "loss_gap": {name: gap.to_json() for name, gap in gaps.items()},
             "f1_drop": {name: drop.to_json() for name, drop in drops.items()},
             **self.use,

@@ -1,8 +1,9 @@
 """Is the image used at all? What text metrics cannot tell, by taking the image away, exchanging and mirroring it.
 
 (a) the loss of the true report under its own image and under another study's; (b) reports exchanged between studies;
-(c) a blank image and the mean of training images; (d) mirrored images. (a), (c) and (d) cost passes of the model, so
-they are taken on at most `SAMPLE` studies.
+(c) a blank image and the mean of training images; (d) mirrored images; (e) an indication that contradicts the image,
+where the prompt has one. (a) and (b) are of all studies, the others of at most `SAMPLE`. How often the verdict errs is
+simulated by `python -m benchmarks.simulations`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from radvision_utils.data.images import load_image, mean_image
-from radvision_utils.data.labels import ABNORMAL
+from radvision_utils.data.labels import ABNORMAL, ASSERTED
 from radvision_utils.data.reports import Report, format_report
 from radvision_utils.data.studies import Study
 from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate, share
@@ -29,7 +30,9 @@ from radvision_utils.report import Reporter
 
 SAMPLE = 200  # studies at most: each pass over them costs a 7B minutes
 SMALL_GAP = 0.01  # nats per report token below which a gap is as good as none
-SMALL_DROP = 0.02  # F1 below which a drop is as good as none
+SMALL_DROP = 0.05  # F1 below which a drop is as good as none; a smaller one no test split of 600 studies could tell
+
+TOLD = ("Cardiomegaly", "Pneumonia", "Pneumothorax", "Pleural Effusion")  # what an indication may wrongly name
 
 Losses = NDArray[np.float64]
 Order = NDArray[np.intp]
@@ -202,6 +205,31 @@ def mirrored(reporter: Reporter, studies: Sequence[Study], reports: Sequence[Rep
     return {**counts, "flipped_share": Bootstrap(len(sided), seed).estimate(each, share).to_json()}
 
 
+def contradicted(reporter: Reporter, studies: Sequence[Study], seed: int) -> dict[str, Any]:
+    """How often a text overrules the image: an indication that names a finding which the reference does not assert.
+
+    Returns:
+        For indications that contradict, and for the studies' own: share of the reports that assert that finding; and
+        their difference, each with interval.
+    """
+    rng = np.random.default_rng(seed)
+    absent = [[n for n in TOLD if report_labels(s.reference)[n].status not in ASSERTED] for s in studies]
+    chosen = [(s, str(rng.choice(names))) for s, names in zip(studies, absent, strict=True) if names]
+    if not chosen:
+        return {}
+    bootstrap = Bootstrap(len(chosen), seed)
+
+    def asserting(shown: Sequence[Study]) -> Estimate:
+        reports = zip(reporter.report(shown), chosen, strict=True)
+        said = [report_labels(report)[name].status in ASSERTED for report, (_, name) in reports]
+        return bootstrap.mean(np.array(said))
+
+    told = asserting([dataclasses.replace(s, indication=f"Known {name.lower()}.") for s, name in chosen])
+    own = asserting([study for study, _ in chosen])
+    figures = {"told of it": told, "own indication": own, "overruled": told.minus(own)}
+    return {name: figure.to_json() for name, figure in figures.items()}
+
+
 def _one_sided(report: Report) -> Iterator[tuple[str, str]]:
     labels = report_labels(report)
     for name in ABNORMAL:
@@ -212,20 +240,20 @@ def _one_sided(report: Report) -> Iterator[tuple[str, str]]:
 def verdict(gap: Estimate, drop: Estimate) -> tuple[str, str]:
     """ "yes", "no" or "not shown", and the sentence that says why.
 
-    Yes: the intervals of the loss gap and of the drop in F1 lie above zero. No: neither does, and both end below what
-    would matter (`SMALL_GAP`, `SMALL_DROP`). Else it is not shown.
+    Yes: the intervals of the loss gap and of the drop in F1 lie above zero. No: neither does, and both are shown to be
+    smaller than what would matter (`SMALL_GAP`, `SMALL_DROP`), at 5 % error. Else it is not shown, and the sentence
+    says what the sample could have shown.
     """
-    (low_gap, high_gap), (low_drop, high_drop) = gap.interval, drop.interval
-    used, told = low_gap > 0, low_drop > 0
+    used, told = gap.interval[0] > 0, drop.interval[0] > 0
     if used and told:
-        word = "yes"
-    elif not used and not told and high_gap <= SMALL_GAP and high_drop <= SMALL_DROP:
-        word = "no"
+        word, seen = "yes", ""
     else:
-        word = "not shown"
+        no = not used and not told and gap.below(SMALL_GAP) and drop.below(SMALL_DROP)
+        word = "no" if no else "not shown"
+        seen = f"; a gap of {gap.detectable:.4f} and a drop of {drop.detectable:.4f} would show four times in five"
     return word, (
         f"image used: {word} (loss gap to another study's image {_figure(gap)} nats per token, "
-        f"drop of abnormal F1 with exchanged reports {_figure(drop)})"
+        f"drop of abnormal F1 with exchanged reports {_figure(drop)}{seen})"
     )
 
 

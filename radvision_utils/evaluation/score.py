@@ -1,4 +1,5 @@
-"""Score predictions of any system: our `predictions.jsonl`, or a CSV with columns uid, prediction, reference. No torch.
+"""Score predictions of any system: our `predictions.jsonl`, a CSV with columns uid, prediction, reference, or the files
+of ReXrank and MedEvalKit as they are published. No torch.
 
 `python -m radvision_utils score FILE` compares with the references in the file; with `--run NAME` with those of a
 run's split, of which every study must have a prediction.
@@ -8,38 +9,50 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from radvision_utils.config import STAGE_LABELS, RadVisionError
-from radvision_utils.data.cells import csv_columns, csv_lines, given, study_number
+from radvision_utils.data.cells import csv_columns, csv_lines, given, open_i_number, study_number
 from radvision_utils.data.labels import label
 from radvision_utils.data.reports import Report, is_english, parse_report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.evaluation.bootstrap import RESAMPLES
 from radvision_utils.evaluation.records import check_texts
 from radvision_utils.evaluation.table import CONVENTIONS, Scorer, add_meteor, page, scoring_versions, table_rows
-from radvision_utils.runs import RunFolder, read_json_lines
+from radvision_utils.evaluation.text_metrics import r2gen_vocabulary
+from radvision_utils.figures import markdown_table
+from radvision_utils.runs import RunFolder, read_json, read_json_lines
 
 SEED = 7
 Pairs = dict[str, tuple[Report, Report | None]]  # uid -> prediction, reference
 
 
-def score_file(path: Path, run: RunFolder | None = None, split: str = "test") -> tuple[dict[str, Any], str]:
+def score_file(
+    path: Path,
+    run: RunFolder | None = None,
+    split: str = "test",
+    training: Sequence[str] = (),
+    clinical: Callable[[Sequence[Report], Sequence[Report]], dict[str, float]] | None = None,
+) -> tuple[dict[str, Any], str]:
     """The figures of `metrics.json` for every system in a file of predictions, and the page for people.
 
     Args:
-        path: `.jsonl` (one system a stage) or `.csv` (one system).
+        path: `.jsonl` (one system a stage), `.csv` or `.json` (one system).
         run: whose references to compare with, instead of those in the file.
         split: of the run.
+        training: findings of the training reports, whose words R2Gen would know; those of the run if it is given.
+        clinical: further figures of a system's reports against the references, by models of other people.
 
     Raises:
         RadVisionError: the file cannot be read; a study is unknown, missing or there twice; a text is empty or not
             English. Nothing is scored then.
     """
     systems = _read_systems(path)
-    studies = list(open_prepared(run.profile()).split(split)) if run else None
+    dataset = open_prepared(run.profile()) if run else None
+    studies = list(dataset.split(split)) if dataset else None
+    training = training or [study.reference.findings for study in (dataset.split("train") if dataset else ())]
     reports: dict[str, list[Report]] = {}
     references: list[Report] = []
     for name, pairs in systems.items():
@@ -49,11 +62,12 @@ def score_file(path: Path, run: RunFolder | None = None, split: str = "test") ->
             raise RadVisionError(f"{where} has other studies than the first system in the file: score it alone.")
         references, reports[name] = list(true.values()), [predictions[uid] for uid in true]
     truths = [study.truth for study in studies or () if study.truth is not None]
-    scorer = Scorer(references, SEED, truths=truths or None)
+    known = r2gen_vocabulary(training) if training else None
+    scorer = Scorer(references, SEED, truths=truths or None, known=known)
     scored = {name: scorer.score(given) for name, given in reports.items()}
     rows = {name: row.to_json() for name, row in scored.items()}
-    add_meteor(rows, reports, references)
-    metrics = {
+    add_meteor(rows, reports, scorer)
+    metrics: dict[str, Any] = {
         "predictions": path.name,
         "n": len(references),
         "seed": SEED,
@@ -63,7 +77,13 @@ def score_file(path: Path, run: RunFolder | None = None, split: str = "test") ->
         "rows": rows,
         "table": table_rows(rows),
     }
-    return metrics, page(path.name, metrics, scored)
+    told = page(path.name, metrics, scored)
+    if clinical is not None:
+        metrics["clinical"] = {name: clinical(given, references) for name, given in reports.items()}
+        heads = next(iter(metrics["clinical"].values()))
+        lines = [[name, *(f"{value:.3f}" for value in row.values())] for name, row in metrics["clinical"].items()]
+        told += f"\n## Clinical models\n\n{markdown_table(['reports by', *heads], lines)}"
+    return metrics, told
 
 
 def label_lines(text: str) -> str:
@@ -113,11 +133,13 @@ def _matched(
 def _read_systems(path: Path) -> dict[str, Pairs]:
     """Systems in the file: name -> uid -> prediction and reference."""
     if not path.is_file():
-        raise RadVisionError(f"{path} is not a file: give predictions as .jsonl or .csv.")
+        raise RadVisionError(f"{path} is not a file: give predictions as .jsonl, .csv or .json.")
     if path.suffix.lower() == ".csv":
         return {path.stem: _read_csv(path)}
+    if path.suffix.lower() == ".json":
+        return {path.stem: _read_json(path)}
     if path.suffix.lower() != ".jsonl":
-        raise RadVisionError(f"{path} is neither .jsonl nor .csv: give predictions in one of these.")
+        raise RadVisionError(f"{path} is neither .jsonl, .csv nor .json: give predictions in one of these.")
     systems: dict[str, Pairs] = {}
     for number, line in enumerate(read_json_lines(path), start=1):
         where = f"line {number} of {path}"
@@ -131,6 +153,26 @@ def _read_systems(path: Path) -> dict[str, Pairs]:
         pair = _read_report(line["generated"], where), None if reference is None else _read_report(reference, where)
         _add(systems.setdefault(name, {}), study_number(str(line["uid"])), pair, where)
     return systems or {path.stem: {}}
+
+
+def _read_json(path: Path) -> Pairs:
+    """ReXrank's studies by name with `model_prediction`, or MedEvalKit's list of studies with `response`."""
+    data = read_json(path, remedy="get the file anew")
+    named = data.items() if isinstance(data, dict) else ((None, entry) for entry in data)
+    pairs: Pairs = {}
+    for number, (name, entry) in enumerate(named, start=1):
+        where = f"study {name or number} of {path}"
+        entry = entry if isinstance(entry, dict) else {}
+        said = entry.get("model_prediction", entry.get("response"))
+        images = entry.get("image")
+        name = name or (images[0] if isinstance(images, list) and images else number)
+        if said is None:
+            raise RadVisionError(f"{where} has neither model_prediction nor response: give the file with predictions.")
+        told = (entry.get(f"section_{name}", entry.get(name)) for name in ("findings", "impression"))
+        findings, impression = (given(str(text or "")) or "" for text in told)
+        reference = Report(findings, impression) if findings or impression else None
+        _add(pairs, open_i_number(name), (_read_report(said, where), reference), where)
+    return pairs
 
 
 def _read_report(text: object, where: str) -> Report:
@@ -150,12 +192,27 @@ def _read_report(text: object, where: str) -> Report:
 def _read_csv(path: Path) -> Pairs:
     pairs: Pairs = {}
     columns = csv_columns(path)
+    if {"study_id", "report"} <= set(columns):
+        return _read_two_tables(path)
     if missing := {"uid", "prediction"} - set(columns):
         raise RadVisionError(f"{path} has no column {', '.join(sorted(missing))}: it needs uid, prediction, reference.")
     for number, row in enumerate(csv_lines(path), start=1):
         uid = study_number(row["uid"])
         reference = parse_report(given(row["reference"]) or "") if "reference" in columns else None
         _add(pairs, uid, (parse_report(given(row["prediction"]) or ""), reference), f"row {number} of {path}")
+    return pairs
+
+
+def _read_two_tables(path: Path) -> Pairs:
+    """MedEvalKit's `predictions.csv`, the references in `ground_truth.csv` beside it."""
+    beside = path.with_name("ground_truth.csv")
+    if not beside.is_file():
+        raise RadVisionError(f"{path} has no references: put MedEvalKit's ground_truth.csv beside it.")
+    true = {row["study_id"]: parse_report(row["report"]) for row in csv_lines(beside)}
+    pairs: Pairs = {}
+    for number, row in enumerate(csv_lines(path), start=1):
+        pair = parse_report(row["report"]), true.get(row["study_id"])
+        _add(pairs, study_number(row["study_id"]), pair, f"row {number} of {path}")
     return pairs
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -22,14 +22,24 @@ from radvision_utils.data.reports import Report
 from radvision_utils.environment import open_room
 from radvision_utils.evaluation.baselines import NEAREST
 from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate, figure_text, rounded
-from radvision_utils.evaluation.label_scores import LabelMatrix, confusion, label_scores, micro_f1, observation_scores
+from radvision_utils.evaluation.label_scores import (
+    FEW,
+    LabelMatrix,
+    confusion,
+    label_scores,
+    micro_f1,
+    observation_scores,
+)
 from radvision_utils.evaluation.records import COPIED, CUT, FLAGS, UNKNOWN, flags_of, normal_form, report_labels
 from radvision_utils.evaluation.text_metrics import (
     NEEDS_JAVA,
     PROTOCOLS,
     RAW,
+    REXRANK,
+    REXRANK_TEXTS,
     TextScores,
     meteor_scores,
+    rexrank_estimates,
     score_texts,
     text_estimates,
     text_pairs,
@@ -66,17 +76,20 @@ COLUMNS = (
 )
 CONVENTIONS = {
     "uncertain": "counts as positive in reports and references; the metrics that end in _certain count it as negative",
-    "macro": "mean F1 of the observations that some reference of the split asserts",
+    "macro": f"mean F1 of the observations that references assert; those of fewer than {FEW} count together as one",
     "abnormal": "the text says that something is not normal, be it outside the 13 observations; devices are normal",
     "_abnormal": "metrics that end so are of the studies whose reference is abnormal",
     "interval": "95 %, percentiles of resamples by study; differences are paired by study",
+    "R2Gen normalization": "references are cut at 59 words, reports at 60; words seen less than 3 times in training "
+    "reports are unknown, where these are given",
+    "ReXrank": "the mean of the studies' BLEU-2; a report that is the same for all comes close to published systems",
     "cider_d": "word frequencies of the whole split, also in the resamples; depends on the split",
     "meteor": "METEOR's own aggregate over the split, without interval",
     "score name": "rule-label F1: by this project's rules, not CheXbert",
 }
 _TEXT_HEADS = {
     **{f"bleu{order}": f"BLEU-{order}" for order in (1, 2, 3, 4)},
-    **{"rouge_l": "ROUGE-L", "cider_d": "CIDEr-D", "meteor": "METEOR"},
+    **{"rouge_l": "ROUGE-L", "cider_d": "CIDEr-D", "meteor": "METEOR", **{name: name for name in REXRANK_TEXTS}},
 }
 FACTS = {
     **{"loss": "loss, nats per token", "distinct_reports": "distinct reports"},
@@ -124,6 +137,7 @@ class Scorer:
         truths: what was drawn into each study; phantoms only.
         mesh: human annotation of each study, "" where there is none. The rules that make the labels also teach where
             labels teach; by the annotation somebody else judges.
+        known: the words that R2Gen would know, see `r2gen_vocabulary`; all if left out.
     """
 
     def __init__(
@@ -133,8 +147,9 @@ class Scorer:
         training: Sequence[Report] = (),
         truths: Sequence[str] | None = None,
         mesh: Sequence[str] = (),
+        known: Set[str] | None = None,
     ) -> None:
-        self.references, self.truths = list(references), truths
+        self.references, self.truths, self.known = list(references), truths, known
         self.bootstrap = Bootstrap(len(references), seed)
         self.training = frozenset(normal_form(report) for report in training)
         self.labels = [report_labels(report) for report in references]
@@ -150,9 +165,10 @@ class Scorer:
         known = {report: report_labels(report) for report in dict.fromkeys(reports)}
         labels = [known[report] for report in reports]
         matrix = LabelMatrix.of(labels, _silent(reports))
-        texts = {protocol: score_texts(reports, self.references, protocol) for protocol in PROTOCOLS}
+        texts = {protocol: score_texts(reports, self.references, protocol, self.known) for protocol in PROTOCOLS}
         estimates = {RULE_LABELS: label_scores(matrix, self.matrix, self.bootstrap)}
         estimates |= {protocol: text_estimates(scores, self.bootstrap) for protocol, scores in texts.items()}
+        estimates[REXRANK] = rexrank_estimates(reports, self.references, self.bootstrap)
         if self.truths is not None:
             estimates[DRAWN] = self.against_drawn(reports, self.truths)
         facts = {
@@ -301,12 +317,11 @@ def headline_table(scored: Mapping[str, ScoredRow], rows: Mapping[str, Mapping[s
     return markdown_table(["reports by", *(c.heading for c in columns), *facts.values()], lines)
 
 
-def add_meteor(
-    rows: Mapping[str, dict[str, Any]], reports: Mapping[str, Sequence[Report]], references: Sequence[Report]
-) -> None:
+def add_meteor(rows: Mapping[str, dict[str, Any]], reports: Mapping[str, Sequence[Report]], scorer: Scorer) -> None:
     """Puts METEOR into every row and protocol of `metrics.json`, in place; `NEEDS_JAVA` where there is none."""
     places = [(row, protocol) for row in rows for protocol in PROTOCOLS]
-    values = meteor_scores([text_pairs(reports[row], references, protocol) for row, protocol in places])
+    references = scorer.references
+    values = meteor_scores([text_pairs(reports[row], references, protocol, scorer.known) for row, protocol in places])
     for (row, protocol), value in zip(places, values, strict=True):
         figure: dict[str, Any] = {"value": value, "low": None, "high": None, "n": len(references)}
         rows[row][protocol]["meteor"] = figure if value is not None else figure | {"note": NEEDS_JAVA}
@@ -324,7 +339,7 @@ def page(title: str, metrics: Mapping[str, Any], scored: Mapping[str, ScoredRow]
     if "image_use" in metrics:
         parts.append(f"**{capital(metrics['image_use']['sentence'])}.**\n")
     parts.append("## Text metrics\n\nTheir intervals, and those of the labels by observation, stand in the JSON.\n")
-    parts += [f"### {capital(protocol)}\n\n{_text_table(rows, protocol)}" for protocol in PROTOCOLS]
+    parts += [f"### {capital(protocol)}\n\n{_text_table(rows, protocol)}" for protocol in (*PROTOCOLS, REXRANK)]
     parts.append(f"## Errors that matter\n\n{_error_table(rows)}")
     parts.append(
         "## Conventions\n\n" + "".join(f"- {name}: {text}.\n" for name, text in metrics["conventions"].items())

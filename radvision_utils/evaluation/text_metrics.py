@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,34 +30,89 @@ logger = logging.getLogger(__name__)
 
 NEEDS_JAVA = "n/a (needs Java)"
 METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d")
-R2GEN_TOKENS = 60  # R2Gen cuts its Open-I references to this many
+R2GEN_TOKENS = 60  # R2Gen's longest report; a reference has one token less, after the mark of its beginning
+SEEN = 3  # times in the training split; R2Gen knows no rarer word
+_LIST = (". 2. ", ". 3. ", ". 4. ", ". 5. ", " 2. ", " 3. ", " 4. ", " 5. ")
+# What R2Gen's pattern "[.,?;*!%^&_+():-\[\]{}]" takes off with the quotes and slashes: ":-\[" is a range, not a hyphen.
+_TAKEN_OFF = re.compile(r"[.,?;*!%^&_+():<=>@\[\]{}\"'/\\]")
 
 
 def r2gen_words(text: str) -> str:
-    """A text as R2Gen normalizes Open-I reports: lower case, no punctuation, sentences joined by " . ".
+    """A text as R2Gen normalizes Open-I reports: lower case, no punctuation but hyphens, sentences joined by " . ".
 
     Source: R2Gen, `modules/tokenizers.py`, `clean_report_iu_xray` (Chen et al. 2020, arXiv:2010.16056).
     """
-    text = re.sub(r"\.{2,}", ".", text)
-    text = re.sub(r"(^|\. )\d\. ", r"\1", text).strip().lower()
-    sentences = [re.sub(r"[.,?;*!%^&_+():\-\[\]{}\"'/\\]", "", sentence).strip() for sentence in text.split(". ")]
-    words = [" ".join(sentence.split()) for sentence in sentences if sentence]
-    return " . ".join(words) + " ." if words else ""  # R2Gen's lone stop would match the reference's
+    for _ in range(3):
+        text = text.replace("..", ".")
+    text = text.replace("1. ", "")
+    for number in _LIST:
+        text = text.replace(number, ". ")
+    words = " . ".join(_TAKEN_OFF.sub("", sentence) for sentence in text.strip().lower().split(". ")).split()
+    return " ".join([*words, "."]) if set(words) - {"."} else ""  # R2Gen's lone stop would match the reference's
 
 
-def _r2gen_pair(generated: Report, reference: Report) -> tuple[str, str]:
-    return r2gen_words(generated.findings), " ".join(r2gen_words(reference.findings).split()[:R2GEN_TOKENS])
+def r2gen_vocabulary(training: Iterable[str]) -> frozenset[str]:
+    """The words that R2Gen knows after these findings; all others are one word to it."""
+    counts = Counter(word for text in training for word in r2gen_words(text).split())
+    return frozenset(word for word, times in counts.items() if times >= SEEN)
 
 
-def _raw_pair(generated: Report, reference: Report) -> tuple[str, str]:
+def _r2gen_pair(generated: Report, reference: Report, known: Set[str] | None) -> tuple[str, str]:
+    def read(report: Report, tokens: int) -> str:
+        words = r2gen_words(report.findings).split()[:tokens]
+        return " ".join(words if known is None else (word if word in known else "<unk>" for word in words))
+
+    return read(generated, R2GEN_TOKENS), read(reference, R2GEN_TOKENS - 1)
+
+
+def _raw_pair(generated: Report, reference: Report, known: Set[str] | None) -> tuple[str, str]:
     return tuple(" ".join(f"{r.findings} {r.impression}".split()) for r in (generated, reference))  # type: ignore[return-value]
 
 
+R2GEN = "findings, R2Gen normalization"
 RAW = "findings + impression, raw"
-PROTOCOLS: dict[str, Callable[[Report, Report], tuple[str, str]]] = {
-    "findings, R2Gen normalization": _r2gen_pair,
+PROTOCOLS: dict[str, Callable[[Report, Report, Set[str] | None], tuple[str, str]]] = {
+    R2GEN: _r2gen_pair,
     RAW: _raw_pair,
 }
+REXRANK = "BLEU-2 as ReXrank computes it"
+REXRANK_TEXTS: dict[str, Callable[[Report], str]] = {
+    "findings": lambda report: report.findings,
+    "findings + impression": lambda report: f"Findings: {report.findings} Impression: {report.impression}",
+}
+
+
+def rexrank_estimates(
+    generated: Sequence[Report], references: Sequence[Report], bootstrap: Bootstrap
+) -> dict[str, Estimate]:
+    """BLEU-2 of ReXrank's two tables, the mean of the studies: of the findings, and of the whole report.
+
+    It says little of the image: `constant` prints what one report earns that is said of every study.
+    """
+    pairs = list(zip(generated, references, strict=True))
+    return {
+        name: bootstrap.mean(np.array([sentence_bleu2(text(ours), text(true)) for ours, true in pairs]))
+        for name, text in REXRANK_TEXTS.items()
+    }
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _grams(text: str) -> tuple[int, Counter[str], Counter[tuple[str, str]]]:
+    """Words of a text, and how often each word and each pair comes, split as CXR-Report-Metric does."""
+    words = [word for word in text.lower().replace(".", " .").split(" ") if word]
+    return len(words), Counter(words), Counter(pairwise(words))
+
+
+def sentence_bleu2(generated: str, reference: str) -> float:
+    """BLEU-2 of one report, 0 to 1; a precision of 0 counts as a tenth of a hit.
+
+    Source: rajpurkarlab/CXR-Report-Metric, `run_eval.py`, with fast-bleu 0.0.90 and its smoothing 1.
+    """
+    (n, words, pairs), (m, true_words, true_pairs) = _grams(generated), _grams(reference)
+    if not (right := (words & true_words).total()):
+        return 0.0
+    precision = right / n * ((pairs & true_pairs).total() or 0.1) / max(n - 1, 1)
+    return math.sqrt(precision) * math.exp(min(0.0, 1 - m / n))
 
 
 @dataclass(frozen=True)
@@ -73,7 +131,9 @@ class TextScores:
     bleu_counts: NDArray[np.int64]
 
 
-def score_texts(generated: Sequence[Report], references: Sequence[Report], protocol: str) -> TextScores:
+def score_texts(
+    generated: Sequence[Report], references: Sequence[Report], protocol: str, known: Set[str] | None = None
+) -> TextScores:
     """BLEU-1 to 4, ROUGE-L and CIDEr-D of reports against one reference each.
 
     BLEU is 0 to 1 and of the whole set (counts are pooled), ROUGE-L is the mean of the studies, 0 to 1; CIDEr-D is the
@@ -83,8 +143,9 @@ def score_texts(generated: Sequence[Report], references: Sequence[Report], proto
         generated: reports to score, at least one.
         references: the true reports, in the same order.
         protocol: a key of `PROTOCOLS`.
+        known: see `r2gen_vocabulary`; all words if left out.
     """
-    pairs = text_pairs(generated, references, protocol)
+    pairs = text_pairs(generated, references, protocol, known)
     scorer = _bleu_scorer(pairs)
     bleu, bleu_each = scorer.compute_score(option="closest", verbose=0)
     rouge, rouge_each = Rouge().compute_score(*_by_study(pairs))
@@ -142,9 +203,11 @@ def corpus_bleu(sums: Array, order: int) -> Array:
     return np.asarray(score * np.exp(np.minimum(0, 1 - 1 / ratio)))
 
 
-def text_pairs(generated: Sequence[Report], references: Sequence[Report], protocol: str) -> list[tuple[str, str]]:
+def text_pairs(
+    generated: Sequence[Report], references: Sequence[Report], protocol: str, known: Set[str] | None = None
+) -> list[tuple[str, str]]:
     """(report, reference) as the protocol compares them."""
-    return [PROTOCOLS[protocol](ours, true) for ours, true in zip(generated, references, strict=True)]
+    return [PROTOCOLS[protocol](ours, true, known) for ours, true in zip(generated, references, strict=True)]
 
 
 def meteor_scores(sets: Sequence[Sequence[tuple[str, str]]]) -> list[float | None]:

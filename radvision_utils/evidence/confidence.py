@@ -9,6 +9,7 @@ reports have no others, nothing can be calibrated, and no sentence has one.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ from radvision_utils.runs import fingerprint
 TEMPERATURE = 1.0  # the model's own distribution
 CALIBRATED = 200  # validation studies at most: few sentences are wrong, and only these teach what to doubt
 BINS = 10
+COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)  # shares of the asserting sentences that are shown
+SURE = 0.8  # the one of them that is told
+MOST_UNSUPPORTED = 0.05
 RIDGE = 1.0  # one standard deviation of a feature that moves the log-odds by 1 costs half a sentence's nat
 
 
@@ -137,7 +141,12 @@ def add_confidence(
         "temperature": TEMPERATURE,
         "calibrated_on": {"split": "validation", "studies": len(validation), **(model.to_json() if model else {})},
         **_figures(
-            _with_claims(judged), model, samples, Bootstrap(len(studies), profile.seed), [_truth(s) for s in studies]
+            known,
+            _with_claims(judged),
+            model,
+            samples,
+            Bootstrap(len(studies), profile.seed),
+            [_truth(study) for study in studies],
         ),
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -233,15 +242,16 @@ def _lines(
 
 def _figures(
     known: Sequence[JudgedSentence],
+    judged: Sequence[JudgedSentence],
     model: Logistic | None,
     samples: int,
     bootstrap: Bootstrap,
     truths: Sequence[Pairs],
 ) -> dict[str, Any]:
     calibration = {}
-    if known:
-        study = np.array([sentence.study for sentence in known])
-        features, right = map(np.array, _table(known, samples))
+    if judged:
+        study = np.array([sentence.study for sentence in judged])
+        features, right = map(np.array, _table(judged, samples))
         scores = {"calibrated": model.probabilities(features)} if model else {}
         scores |= {"token probability": np.exp(features[:, 0]), "agreement of samples": features[:, 1]}
         calibration = {
@@ -249,37 +259,92 @@ def _figures(
             for group, some in {"all sentences": right | True, "asserting sentences": features[:, 2] > 0}.items()
             if some.any()
         }
-    curve = coverage_curve([s for s in known if s.claims is not None and s.claims.asserted], truths, samples, bootstrap)
-    return {"calibration": calibration, "coverage": curve, "sentence": _sentence(calibration, curve)}
+    asserting = [s for s in judged if _asserts(s)] if model else []
+    sure = model.probabilities(_table(asserting, samples)[0]) if model and asserting else np.empty(0)
+    curve = coverage_curve(asserting, sure, truths, bootstrap)
+    chosen = selected(known, judged, samples, truths, bootstrap)
+    told = _sentence(calibration, curve, chosen)
+    return {"calibration": calibration, "coverage": curve, "selected": chosen, "sentence": told}
 
 
 def coverage_curve(
-    asserting: Sequence[JudgedSentence], truths: Sequence[Pairs], samples: int, bootstrap: Bootstrap
+    asserting: Sequence[JudgedSentence], sure: Array, truths: Sequence[Pairs], bootstrap: Bootstrap
 ) -> list[dict[str, Any]]:
-    """What hiding asserting sentences costs and gains, for each agreement below which they are hidden.
+    """What hiding the sentences that one is least sure of costs and gains, for each share that is shown.
 
     Args:
         asserting: sentences that assert a finding.
+        sure: (n,) the confidence in each.
         truths: the true pairs of every study.
 
     Returns:
-        For each least agreement 0 to `samples`: shown, the share of asserting sentences that is left; unsupported, the
-        share of these that is wrong; told, the share of true findings that some shown sentence tells.
+        For each of `COVERAGES`: least, the confidence from which on sentences are shown; and `shown_figures`.
     """
     rows = []
-    for least in range(samples + 1):
-        sums = np.zeros((bootstrap.studies, 5))  # shown, asserting, wrong among the shown, told, true
-        told: list[set[tuple[str, str | None]]] = [set() for _ in truths]
-        for sentence in asserting:
-            shown = (sentence.agreement or 0) >= least
-            sums[sentence.study] += (shown, 1, shown and not sentence.right, 0, 0)
-            if shown and sentence.claims is not None:
-                told[sentence.study] |= {p for p in truths[sentence.study] if _among(p, sentence.claims.asserted)}
-        sums[:, 3], sums[:, 4] = [len(pairs) for pairs in told], [len(pairs) for pairs in truths]
-        columns = {"shown": [0, 1], "unsupported": [2, 0], "told": [3, 4]}
-        figures = {name: bootstrap.estimate(sums[:, pair], share).to_json() for name, pair in columns.items()}
-        rows.append({"agreement": least, **figures})
+    for coverage in COVERAGES if len(asserting) else ():
+        least = float(np.sort(sure)[-math.ceil(coverage * len(sure) - 1e-9)])
+        rows.append({"least": round(least, 4), **shown_figures(asserting, sure >= least, truths, bootstrap)})
     return rows
+
+
+def shown_figures(
+    asserting: Sequence[JudgedSentence], shown: NDArray[np.bool_], truths: Sequence[Pairs], bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """Of the asserting sentences the share that is shown, of these the unsupported share, and the share of true
+    findings that some shown sentence tells, each with interval."""
+    sums = np.zeros((bootstrap.studies, 5))  # shown, asserting, wrong among the shown, told, true
+    told: list[set[tuple[str, str | None]]] = [set() for _ in truths]
+    for sentence, seen in zip(asserting, shown, strict=True):
+        sums[sentence.study] += (seen, 1, seen and not sentence.right, 0, 0)
+        if seen and sentence.claims is not None:
+            told[sentence.study] |= {p for p in truths[sentence.study] if _among(p, sentence.claims.asserted)}
+    sums[:, 3], sums[:, 4] = [len(pairs) for pairs in told], [len(pairs) for pairs in truths]
+    columns = {"shown": [0, 1], "unsupported": [2, 0], "told": [3, 4]}
+    return {name: bootstrap.estimate(sums[:, pair], share).to_json() for name, pair in columns.items()}
+
+
+def conformal_threshold(sure: Array, right: NDArray[np.bool_], most: float = MOST_UNSUPPORTED) -> float | None:
+    """The least confidence from which on at most a share of the sentences is wrong, one more counted than there are.
+
+    With that one more the share holds on average for sentences that come as these did (conformal selection: Jin and
+    Candes 2023, arXiv:2210.01408). None where no confidence is enough.
+    """
+    order = np.argsort(-sure, kind="stable")
+    wrong = np.cumsum(~right[order]) + 1
+    last = np.append(sure[order][1:] != sure[order][:-1], True)  # those of equal confidence are shown together
+    good = np.flatnonzero((wrong <= most * np.arange(1, len(sure) + 1)) & last[: len(sure)])
+    return float(sure[order][good[-1]]) if len(good) else None
+
+
+def selected(
+    known: Sequence[JudgedSentence],
+    judged: Sequence[JudgedSentence],
+    samples: int,
+    truths: Sequence[Pairs],
+    bootstrap: Bootstrap,
+) -> dict[str, Any]:
+    """Sentences shown by a threshold that is chosen on validation and checked on the studies judged.
+
+    One half of the validation studies calibrates, the other chooses: a threshold chosen on what was fitted is too low.
+    """
+    halves = [[s for s in known if s.study % 2 == half] for half in (0, 1)]
+    choosing, tested = ([s for s in sentences if _asserts(s)] for sentences in (halves[1], judged))
+    if not (halves[0] and choosing and tested):
+        return {}
+    model = fit_logistic(*_table(halves[0], samples))
+    sure, test = (model.probabilities(_table(sentences, samples)[0]) for sentences in (choosing, tested))
+    least = conformal_threshold(sure, np.array([bool(s.right) for s in choosing]))
+    shown = test >= (np.inf if least is None else least)
+    return {
+        "most_unsupported": MOST_UNSUPPORTED,
+        "least": None if least is None else round(least, 4),
+        "chosen_on": len(choosing),
+        **shown_figures(tested, shown, truths, bootstrap),
+    }
+
+
+def _asserts(sentence: JudgedSentence) -> bool:
+    return sentence.claims is not None and bool(sentence.claims.asserted)
 
 
 @dataclass(frozen=True)
@@ -352,7 +417,7 @@ def _ece(sums: Array) -> Array:
     return divide(np.abs(score - true).sum(-1), n.sum(-1))
 
 
-def _sentence(figures: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> str:
+def _sentence(figures: Mapping[str, Any], curve: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> str:
     if not figures:
         return "confidence of a sentence: none, since no sentence of the reports speaks of an observation"
     ece = figures["all sentences"]["ece"]
@@ -365,11 +430,14 @@ def _sentence(figures: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) ->
         f"confidence of a sentence: expected calibration error {figure_text(ece['calibrated'])} (token probability "
         f"alone {figure_text(ece['token probability'])})"
     )
-    if curve[0]["shown"]["value"] is None:
+    if not curve:
         return f"{error}; none asserts a finding"
-    half = curve[len(curve) // 2]
-    return (
-        f"{error}; of asserting ones {figure_text(curve[0]['unsupported'])} "
-        f"are unsupported, of those that at least {half['agreement']} of {len(curve) - 1} samples repeat "
-        f"{figure_text(half['unsupported'])} ({figure_text(half['shown'])} of them are shown)"
-    )
+    told = f"of sentences that assert a finding {figure_text(curve[0]['unsupported'])} are unsupported"
+    surest = next(row for row, coverage in zip(curve, COVERAGES, strict=True) if coverage == SURE)
+    told += f", of the surest {SURE:.0%} {figure_text(surest['unsupported'])}"
+    if chosen:
+        most = f"on validation for at most {MOST_UNSUPPORTED:.0%} unsupported"
+        shown, wrong = (figure_text(chosen[name]) for name in ("shown", "unsupported"))
+        kept = f"a threshold chosen {most} shows {shown} of them, {wrong} of these unsupported"
+        told += f"; {kept if chosen['least'] is not None else f'no confidence is enough {most}'}"
+    return f"{told}; {error}"

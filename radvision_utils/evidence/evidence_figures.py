@@ -23,6 +23,7 @@ from radvision_utils.phantoms.phantom_accuracy import asserted_pairs
 from radvision_utils.runs import checked, read_json_lines
 
 _COLORS = {"occlusion": BLUE, "gradient": ORANGE, "center": GREEN, "random": GRAY}
+_COVERAGE = (("shown", "value"), ("unsupported", "value"), ("unsupported", "low"), ("unsupported", "high"))
 _SCORES = {"calibrated": BLUE, "token probability": ORANGE, "agreement of samples": GREEN}
 
 
@@ -199,29 +200,23 @@ def _wilson(share: float, n: int) -> tuple[float, float]:
 
 
 def show_coverage(metrics: Mapping[str, Any]) -> Figure:
-    """What hiding sentences that few samples repeat costs in true findings, and gains in unsupported ones."""
-    samples = metrics["confidence"]["samples"]
-    # A number that hides every sentence leaves none that could be wrong.
-    curve = [row for row in metrics["confidence"]["coverage"] if row["unsupported"]["value"] is not None]
+    """What hiding the sentences that one is least sure of costs in true findings, and gains in unsupported ones."""
+    found = metrics["confidence"]
+    curve, chosen = [row for row in found["coverage"] if row["unsupported"]["value"] is not None], found.get("selected")
     figure = new_figure(5.6, 4.0)
     if not curve:
-        return _say(figure, "no sentence asserts a finding")
+        return _say(figure, "no sentence that asserts a finding has a confidence")
     axes = figure.subplots()
-    x, y = ([row[name]["value"] for row in curve] for name in ("shown", "unsupported"))
+    x, y, low, high = ([row[name][at] for row in curve] for name, at in _COVERAGE)
     axes.plot(x, y, color=VERMILION, marker="o", label="unsupported, of the sentences shown")
+    axes.fill_between(x, low, high, color=VERMILION, alpha=0.15, linewidth=0)
     if curve[0]["told"]["value"] is not None:  # some study has a finding
         missing = [1 - row["told"]["value"] for row in curve]
         axes.plot(x, missing, color=BLUE, marker="s", label="true findings not told")
-    for row in curve:
-        ends = [row["unsupported"]["low"], row["unsupported"]["high"]]
-        axes.plot([row["shown"]["value"]] * 2, ends, color=VERMILION, linewidth=1, alpha=0.5)
-    for shown in sorted(set(x)):
-        same = [row for row in curve if row["shown"]["value"] == shown]  # several numbers may hide the same sentences
-        least = ", ".join(str(row["agreement"]) for row in same)
-        where = (shown, same[0]["unsupported"]["value"])
-        axes.annotate(least, where, (5, 4), textcoords="offset points", fontsize=8)
-    axes.set(xlabel="share of asserting sentences that is shown", ylabel="share", ylim=(0, None))
-    axes.set_title(f"numbers: least agreement of {samples} samples", fontsize=9)
+    if chosen and chosen["unsupported"]["value"] is not None:
+        label = f"chosen on validation for at most {chosen['most_unsupported']:.0%}"
+        axes.plot(chosen["shown"]["value"], chosen["unsupported"]["value"], "*", color=GRAY, markersize=11, label=label)
+    axes.set(xlabel="share of asserting sentences that is shown, the surest first", ylabel="share", ylim=(0, None))
     axes.legend(frameon=False, fontsize=8)
     tidy(axes)
     return figure

@@ -24,6 +24,7 @@ from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import forget_peak_memory, open_room
 from radvision_utils.evaluation.bootstrap import Bootstrap, figure_text, rounded
 from radvision_utils.evaluation.records import Prediction, read_predictions
+from radvision_utils.evidence.audit import audit_figures, audit_passage, regions_of
 from radvision_utils.evidence.confidence import add_confidence
 from radvision_utils.evidence.evidence_figures import save_evidence_figures
 from radvision_utils.evidence.explain import PartEvidence, explain_passage, occlusion_maps, open_passage
@@ -194,7 +195,8 @@ def add_evidence(
     work = _Work(profile, metrics["split"], predictions, count)
     lines, figures = work.run(folder / f"evidence.{key}.jsonl")
     seconds = round(time.perf_counter() - started, 1)
-    figures["sentence"] = _sentence(figures, not_validated(metrics))
+    told = [_sentence(figures, not_validated(metrics)), figures.get("audit", {}).get("sentence", "")]
+    figures["sentence"] = "; ".join(filter(None, told))
     if work.memory:
         metrics.setdefault("memory", {})["maps"] = work.memory
     metrics["evidence"] = {"key": key, "asked": count, "studies": len(lines), "seconds": seconds, **figures}
@@ -216,6 +218,7 @@ class _Work:
         worst = [ours.uid for ours in worst_first(predictions)[:count]]
         self.chosen = list(dict.fromkeys([*worst, *self.judged]))
         self.lesions: list[Pointed] = []
+        self.audited = self.judged or self.chosen  # whose sentences are audited
         self.longest = (0, 0)  # tokens behind the prompt, and of these scored
         self.memory: dict[str, Any] | None = None
 
@@ -246,6 +249,9 @@ class _Work:
         if self.lesions:
             self._judge_shuffled(reporter)
             figures["pointing"] = pointing_figures(self.lesions, Bootstrap(len(self.judged), self.profile.seed))
+        if found := [(at, s) for at, uid in enumerate(self.audited) for s in done[uid].get("audit", ())]:
+            by_lot = Bootstrap(len(self.audited), self.profile.seed)
+            figures["audit"] = audit_figures(found, by_lot, drawn=bool(self.judged))
         return lines, figures
 
     def _explain(self, reporter: Reporter, neutral: Neutral, uid: str) -> dict[str, Any]:
@@ -259,7 +265,15 @@ class _Work:
         line = evidence_record(uid, parts, time.perf_counter() - started)
         if passage is not None and uid in self.judged:
             self.lesions += self._judge(passage, parts, uid)
+        if passage is not None and uid in self.audited:
+            line["audit"] = self._audit(passage, uid)
         return line
+
+    def _audit(self, passage: Passage, uid: str) -> list[dict[str, Any]]:
+        others = [study for other, study in self.studies.items() if other != uid]
+        regions = self._asserting(passage, uid) if self.judged else regions_of(passage)
+        rng = np.random.default_rng([self.profile.seed, self.audited.index(uid), 1])
+        return audit_passage(passage, regions, others, rng)
 
     def _judge(self, passage: Passage, parts: Sequence[PartEvidence], uid: str) -> list[Pointed]:
         rng = np.random.default_rng([self.profile.seed, self.judged.index(uid)])

@@ -165,7 +165,7 @@ TRUST = {
             }
         },
         "coverage": [
-            {"agreement": n, "shown": known(1 - n / 10), "told": known(0.8), "unsupported": known(0.2)} for n in (0, 3)
+            {"least": n, "shown": known(1 - n / 10), "told": known(0.8), "unsupported": known(0.2)} for n in (0, 3)
         ],
     },
 }
@@ -189,7 +189,7 @@ def test_the_page_says_how_far_maps_and_confidence_are_to_be_trusted(trusted, re
     read_html(page)
     for words in ("Do maps point at the lesion?", "(share of 74 lesions, 95 % interval)", ">0.87<", "error 0.131"):
         assert words in page
-    assert "least agreement of 5 samples" in page
+    assert "the surest first" in page
     assert "Maps point: &lt;yes&gt;." in page
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from radvision_utils import Report
 from radvision_utils.__main__ import main as command
+from radvision_utils.collections.open_i import read_published
 from radvision_utils.data.labels import ABNORMAL, label
 from radvision_utils.data.reports import line_of_findings
 from radvision_utils.evaluation.baselines import (
@@ -23,9 +24,8 @@ from radvision_utils.evaluation.baselines import (
     nearest,
 )
 from radvision_utils.evaluation.score import score_file
-from radvision_utils.evaluation.text_metrics import PROTOCOLS
+from radvision_utils.evaluation.text_metrics import R2GEN
 
-R2GEN = next(iter(PROTOCOLS))
 CLEAR = Report("The lungs are clear. The heart is normal in size.", "No acute disease.")
 QUIET = Report("No pleural effusion or pneumothorax. The lungs are clear.", "Normal chest.")
 ILL = Report("There is a left pleural effusion. The heart is enlarged.", "Effusion.")
@@ -92,9 +92,9 @@ def test_the_nearest_is_by_angle_and_not_by_length():
 @pytest.mark.slow
 def test_published_text_metrics_need_no_image(open_i, tmp_path):
     """A fixed normal report scores nearly as published systems do on R2Gen's 590 test studies, and finds nothing."""
-    out = tmp_path / "constant.csv"
-    assert command(["constant", str(open_i / "reports.csv"), str(open_i / "r2gen_split.json"), str(out)]) == 0
-    metrics, _ = score_file(out)
+    out, files = tmp_path / "constant.csv", [open_i / "reports.csv", open_i / "r2gen_split.json"]
+    assert command(["constant", *map(str, files), "--to", str(out)]) == 0
+    metrics, _ = score_file(out, training=[r.findings for r in read_published(files)["train"].values()])
     row = metrics["rows"]["constant"]
     assert metrics["n"] == 590
     assert 0.15 <= row[R2GEN]["bleu4"]["value"] <= 0.17
@@ -112,21 +112,34 @@ def tables(folder, parts=PARTS):
         + "".join(f"{n},The lungs are clear.,{'Calm' if n > 2 else 'Normal'}.\n" for n in range(1, 7))
     )
     (folder / "split.json").write_text(json.dumps({"by_uid": parts}))
-    return [str(folder / name) for name in ("reports.csv", "split.json", "out.csv")]
+    return [str(folder / name) for name in ("reports.csv", "split.json")]
 
 
-def test_the_command_writes_a_report_for_every_test_study_as_score_reads_it(tmp_path):
-    assert command(["constant", *tables(tmp_path), "--commonest"]) == 0
-    with (tmp_path / "out.csv").open(newline="") as file:
+def test_the_command_tells_what_a_constant_earns_and_writes_it_as_score_reads_it(tmp_path, capsys):
+    out = tmp_path / "out.csv"
+    assert command(["constant", *tables(tmp_path), "--to", str(out)]) == 0
+    assert "said of all 2 test studies" in (page := capsys.readouterr().out)
+    assert len([line for line in page.splitlines() if line.startswith(("| of the", "| commonest"))]) == 3
+    with out.open(newline="") as file:
         written = [(row["uid"], row["prediction"]) for row in csv.DictReader(file)]
     assert written == [(uid, "Findings: The lungs are clear. Impression: Normal.") for uid in ("5", "6")]
-    metrics, _ = score_file(tmp_path / "out.csv")
-    assert metrics["n"] == 2
+    assert command(["score", str(out), "--train", *tables(tmp_path)]) == 0
+    assert "ReXrank" in capsys.readouterr().out
+
+
+def test_r2gens_annotation_alone_is_enough(tmp_path, capsys):
+    entries = [{"id": f"CXR{n}_IM-{n}", "report": "The lungs are clear.", "image_path": []} for n in range(1, 7)]
+    parts = {"train": entries[:3], "val": entries[3:4], "test": entries[4:]}
+    (tmp_path / "annotation.json").write_text(json.dumps(parts))
+    assert command(["constant", str(tmp_path / "annotation.json")]) == 0
+    page = capsys.readouterr().out
+    assert "1.000" in page
+    assert "findings + impression" not in page  # it holds no impressions
 
 
 @pytest.mark.parametrize(
     ("parts", "told"),
-    [({"1": "train", "4": "val"}, "no study of the test part"), ({"1": "dev"}, "is no split"), (["1"], "is no split")],
+    [({"1": "train", "4": "val"}, "no report of the test part"), ({"1": "dev"}, "is no split"), (["1"], "is no split")],
 )
 def test_a_split_that_cannot_be_used_is_named(parts, told, tmp_path, capsys):
     assert command(["constant", *tables(tmp_path, parts)]) == 1
@@ -134,5 +147,5 @@ def test_a_split_that_cannot_be_used_is_named(parts, told, tmp_path, capsys):
 
 
 def test_a_missing_table_is_named(tmp_path, capsys):
-    assert command(["constant", *(str(tmp_path / name) for name in ("nothing.csv", "split.json", "out.csv"))]) == 1
+    assert command(["constant", *(str(tmp_path / name) for name in ("nothing.csv", "split.json"))]) == 1
     assert "nothing.csv is not a file" in capsys.readouterr().err

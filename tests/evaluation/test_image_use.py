@@ -74,6 +74,8 @@ def test_one_report_for_all_loses_nothing_by_exchange():
         (estimate(0.3, 0.2, 0.4), estimate(0.5, 0.4, 0.6), "yes"),
         (estimate(0, 0, 0), estimate(0, 0, 0), "no"),
         (estimate(0.001, -0.002, 0.004), estimate(0.0, -0.01, 0.01), "no"),
+        (estimate(0.001, -0.010, 0.0105), estimate(0.0, -0.052, 0.052), "no"),  # below what matters at 5 % error
+        (estimate(0.001, -0.010, 0.012), estimate(0.0, -0.01, 0.01), "not shown"),
         (estimate(0.02, -0.05, 0.09), estimate(0.0, -0.2, 0.2), "not shown"),  # too few studies to tell
         (estimate(0.007, 0.005, 0.009), estimate(0, 0, 0), "not shown"),  # a report for all, yet it would know better
         (estimate(0.3, 0.2, 0.4), estimate(np.nan, np.nan, np.nan), "not shown"),  # nothing abnormal in the split
@@ -83,6 +85,15 @@ def test_the_verdict_follows_the_intervals(gap, drop, word):
     found, sentence = image_use.verdict(gap, drop)
     assert found == word
     assert sentence.startswith(f"image used: {word} (")
+    assert ("would show four times in five" in sentence) == (word != "yes")
+
+
+def test_what_a_sample_would_show_is_found_in_four_cases_of_five():
+    rng = np.random.default_rng(1)
+    bootstrap = Bootstrap(200, seed=1)
+    lost = [bootstrap.mean(rng.normal(size=200)) for _ in range(200)]
+    shift = np.mean([each.detectable for each in lost])
+    assert np.mean([each.interval[0] + shift > 0 for each in lost]) == pytest.approx(0.8, abs=0.08)
 
 
 @pytest.fixture(scope="module")

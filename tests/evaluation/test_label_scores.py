@@ -37,8 +37,14 @@ def test_micro_f1_counts_uncertain_as_positive_and_beside_it_as_negative(scores)
     assert scores["micro_recall"].value == pytest.approx(2 / 3)
 
 
-def test_macro_f1_is_the_mean_over_what_the_references_assert(scores):
-    assert scores["macro_f1"].value == pytest.approx((2 / 3 + 1 + 0) / 3)  # effusion, cardiomegaly, pneumonia
+def test_macro_f1_counts_what_fewer_than_ten_references_assert_together_as_one(scores):
+    assert scores["macro_f1"].value == pytest.approx(4 / 6)  # effusion, cardiomegaly and pneumonia once each: one
+    often = label_scores(matrix(SAID * 10), matrix(TRUE * 10), Bootstrap(40, seed=3))
+    assert often["macro_f1"].value == pytest.approx((2 / 3 + 1 + 0) / 3)
+    some = label_scores(matrix(SAID * 10 + SAID[:1]), matrix(TRUE * 10 + TRUE[:1]), Bootstrap(41, seed=3))
+    assert some["macro_f1"].value == pytest.approx((22 / 32 + 1 + 0) / 3)
+    mixed = label_scores(matrix(SAID + [SAID[0]] * 9), matrix(TRUE + [TRUE[0]] * 9), Bootstrap(13, seed=3))
+    assert mixed["macro_f1"].value == pytest.approx((20 / 21 + 2 / 3) / 2)  # effusion; cardiomegaly with pneumonia
 
 
 def test_a_finding_outside_the_13_makes_a_study_abnormal(scores):

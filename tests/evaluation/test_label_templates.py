@@ -39,6 +39,8 @@ DENIED_LISTS = [
     "There is neither {} nor {} nor {}.",
     "The study is negative for {}, {} or {}.",
     "Nothing to suggest {}, {} or {}.",
+    "Nothing is seen to suggest {}, {} or {}.",
+    "{}, {} and {} are all absent.",
     "Without {}, {}, or {}.",
     "Absent are {}, {} and {}.",
     "{} (-), {} (-), {} (-)",
@@ -57,9 +59,11 @@ PRESENT = [
     "{} (+).",
     "(+) {}",
     "No comparisons, {} is seen.",
+    "No lateral view was obtained, {} is present.",
 ]
 UNCERTAIN = [
     "{} must be excluded.",
+    "{} must be considered.",
     "{} should first be ruled out.",
     "{} needs to be excluded.",
     "{} cannot be confidently excluded.",

@@ -42,7 +42,7 @@ def test_a_csv_is_scored_by_all_that_needs_no_model(write):
 
 def test_predictions_of_a_run_score_as_its_evaluation_does(trained, tmp_path):
     ours = evaluate(trained)
-    metrics, _ = score_file(ours.folder / "predictions.jsonl")
+    metrics, _ = score_file(ours.folder / "predictions.jsonl", RunFolder.of(trained))
     for row in ("base, untuned", "after stage 3"):
         for protocol, figures in metrics["rows"][row].items():
             if protocol in ours.metrics["rows"][row] and "," in protocol:
@@ -103,6 +103,53 @@ def test_records_of_other_shapes_are_one_system_of_the_files_name(model, report,
     metrics, _ = score_file(write(json.dumps(line) + "\n", "theirs.jsonl"))
     assert (list(metrics["rows"]), metrics["n"]) == (["theirs"], 1)
     assert metrics["rows"]["theirs"]["words_per_report"] == 1
+
+
+REXRANK = {
+    "CXR17_IM-0001": {
+        "section_findings": "Left effusion.",
+        "section_impression": None,
+        "model_prediction": "Findings: Left effusion. Impression: Effusion.",
+    },
+    "CXR3_IM-0002": {"findings": "The heart is normal.", "impression": "Normal.", "model_prediction": "Cardiomegaly."},
+}
+MEDEVALKIT = [
+    {"image": [f"{name}/0.png"], **entry, "response": entry["model_prediction"]} for name, entry in REXRANK.items()
+]
+
+
+@pytest.mark.parametrize("published", [REXRANK, MEDEVALKIT], ids=["ReXrank", "MedEvalKit"])
+def test_files_of_rexrank_and_medevalkit_are_read_as_they_are_published(published, write):
+    metrics, page = score_file(write(json.dumps(published), "theirs.json"))
+    row = metrics["rows"]["theirs"]
+    assert metrics["n"] == 2
+    assert row["rule labels, findings + impression"]["micro_f1"]["value"] == pytest.approx(2 / 3, abs=1e-4)
+    assert row["BLEU-2 as ReXrank computes it"]["findings"]["n"] == 2
+    assert "BLEU-2 as ReXrank computes it" in page
+
+
+def test_the_two_tables_of_medevalkit_are_read_together(write):
+    write("study_id,report\nstudy_1,Findings: Clear. Impression: Calm..\n", "ground_truth.csv")
+    metrics, _ = score_file(write("study_id,report\nstudy_1,Clear.\n", "predictions.csv"))
+    assert metrics["n"] == 1
+
+
+def test_a_table_of_medevalkit_without_the_other_is_refused(write):
+    with pytest.raises(RadVisionError, match="has no references: put MedEvalKit's"):
+        score_file(write("study_id,report\nstudy_1,Clear.\n", "predictions.csv"))
+
+
+def test_a_study_without_a_prediction_is_named(write):
+    with pytest.raises(RadVisionError, match=r"study CXR3_IM-0002 of .* has neither model_prediction nor response"):
+        score_file(write(json.dumps({**REXRANK, "CXR3_IM-0002": {"findings": "Clear."}}), "theirs.json"))
+
+
+def test_the_file_for_rexrank_that_an_evaluation_writes_scores_as_its_last_stage(trained):
+    ours = evaluate(trained)
+    metrics, _ = score_file(ours.folder / "rexrank.json")
+    name = "BLEU-2 as ReXrank computes it"
+    theirs, own = metrics["rows"]["rexrank"][name], ours.metrics["rows"]["after stage 3"][name]
+    assert {table: f["value"] for table, f in theirs.items()} == {table: f["value"] for table, f in own.items()}
 
 
 @pytest.fixture

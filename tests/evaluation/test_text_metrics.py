@@ -10,9 +10,18 @@ import sacrebleu
 from radvision_utils import Report
 from radvision_utils.evaluation import text_metrics
 from radvision_utils.evaluation.bootstrap import Bootstrap
-from radvision_utils.evaluation.text_metrics import PROTOCOLS, r2gen_words, score_texts, text_estimates
-
-R2GEN, RAW = PROTOCOLS
+from radvision_utils.evaluation.text_metrics import (
+    PROTOCOLS,
+    R2GEN,
+    RAW,
+    r2gen_vocabulary,
+    r2gen_words,
+    rexrank_estimates,
+    score_texts,
+    sentence_bleu2,
+    text_estimates,
+    text_pairs,
+)
 
 
 def reports(*texts):
@@ -60,15 +69,60 @@ def test_an_empty_report_scores_zero_and_does_not_fail(protocol):
     assert scores["cider_d"] == 0
 
 
-def test_r2gen_words_are_lower_case_without_punctuation_or_numbering():
-    text = "1. Heart size, normal. 2. No pneumothorax/effusion.. Clear."
-    assert r2gen_words(text) == "heart size normal . no pneumothoraxeffusion . clear ."
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [  # what R2Gen's clean_report_iu_xray makes of them, without the blanks that its split drops
+        (
+            "1. Heart size, normal. 2. No pneumothorax/effusion.. Clear.",
+            "heart size normal . no pneumothoraxeffusion . clear .",
+        ),
+        ("Left-sided x-XXXX; T7-T8: 5 mm.", "left-sided x-xxxx t7-t8 5 mm ."),
+        ("Seen at L1. Clear. 3. Calm", "seen at lclear . calm ."),
+        ("Clear. . Calm.", "clear . . calm ."),
+        ("Size <5 mm, {old} [XXXX] 'no' \"yes\" a\\b?", "size 5 mm old xxxx no yes ab ."),
+        (" .", ""),
+    ],
+)
+def test_r2gen_words_are_those_of_r2gen(text, words):
+    assert r2gen_words(text) == words
 
 
-def test_r2gen_references_are_cut_to_60_words():
+def test_r2gen_reads_59_tokens_of_a_reference_and_60_of_a_report():
     long = Report("word " * 100, "")
-    [(_, reference)] = text_metrics.text_pairs([long], [long], R2GEN)
-    assert len(reference.split()) == 60
+    [(ours, true)] = text_pairs([long], [long], R2GEN)
+    assert (len(ours.split()), len(true.split())) == (60, 59)
+
+
+def test_words_that_training_reports_say_less_than_three_times_are_one_word_to_r2gen():
+    known = r2gen_vocabulary(["Clear lungs.", "Clear lungs. Calm.", "Clear lungs, calm."])
+    assert known == {"clear", "lungs", "."}
+    pair = ([Report("Clear spleen.", "")], [Report("Calm lungs.", "")], R2GEN)
+    assert text_pairs(*pair, known) == [("clear <unk> .", "<unk> lungs .")]
+    assert text_pairs(*pair) == [("clear spleen .", "calm lungs .")]
+
+
+@pytest.mark.parametrize(
+    ("ours", "true", "score"),
+    [
+        ("The lungs are clear.", "the lungs are clear.", 1.0),
+        ("Lungs clear", "the lungs are clear.", math.sqrt(0.1) * math.exp(1 - 5 / 2)),  # no pair is right: a tenth
+        ("No effusion.", "the lungs are clear.", math.sqrt(1 / 3 * 0.1 / 2) * math.exp(1 - 5 / 3)),
+        ("effusion", "clear", 0.0),
+        ("", "clear", 0.0),
+    ],
+)
+def test_rexranks_bleu_is_of_each_report_with_a_tenth_for_no_hit(ours, true, score):
+    assert sentence_bleu2(ours, true) == pytest.approx(score)
+
+
+def test_rexranks_two_tables_are_of_the_findings_and_of_the_whole_report():
+    ours, true = (
+        [Report("Clear lungs.", "Calm.")] * 2,
+        [Report("Clear lungs.", "Edema."), Report("Clear lungs.", "Calm.")],
+    )
+    found = rexrank_estimates(ours, true, Bootstrap(2, seed=1))
+    assert found["findings"].value == 1
+    assert 0.5 < found["findings + impression"].value < 1
 
 
 def test_without_java_there_is_no_meteor(monkeypatch):

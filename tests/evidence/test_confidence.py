@@ -12,8 +12,10 @@ from radvision_utils.evidence.confidence import (
     JudgedSentence,
     calibration_figures,
     claims_of,
+    conformal_threshold,
     coverage_curve,
     fit_logistic,
+    selected,
 )
 from radvision_utils.evidence.evidence_figures import _joined, evidence_rows, show_coverage, show_maps, show_reliability
 from radvision_utils.phantoms.phantom_accuracy import asserted_pairs
@@ -66,33 +68,66 @@ def test_the_calibration_error_of_what_is_always_sure_is_its_share_of_errors():
     assert known["bins"]["sure"] == [{"from": 0.9, "n": 4, "score": 1.0, "right": 0.75}]
 
 
-def test_hiding_what_few_samples_repeat_trades_coverage_for_truth():
-    def sentence(study, text, agreement, right):
-        return JudgedSentence(study, None, -0.1, claims_of(text), agreement, right)
-
-    said = [sentence(0, "Left effusion.", 3, True), sentence(1, "Left effusion.", 1, False)]
-    curve = coverage_curve(said, [EFFUSION, frozenset()], 3, Bootstrap(2, seed=1))
-    assert [row["shown"]["value"] for row in curve] == [1, 1, 0.5, 0.5]
-    assert [row["unsupported"]["value"] for row in curve] == [0.5, 0.5, 0, 0]
-    assert [row["told"]["value"] for row in curve] == [1, 1, 1, 1]
+def judged(study, text, right, log_probability=-0.1, agreement=2):
+    return JudgedSentence(study, None, log_probability, claims_of(text), agreement, right)
 
 
-@pytest.mark.parametrize(
-    ("said", "truths"),
-    [
-        ([], [EFFUSION]),  # a model that only ever writes normal reports
-        ([("Left effusion.", 1)], [EFFUSION]),  # what two or three samples would have to say hides all
-        ([("Left effusion.", 1)], [frozenset()]),
-        ([], [frozenset()]),
-    ],
-)
-def test_coverage_is_drawn_whatever_is_missing(said, truths):
-    sentences = [JudgedSentence(0, None, -0.1, claims_of(text), agreement, False) for text, agreement in said]
-    curve = coverage_curve(sentences, truths, 3, Bootstrap(1, seed=1))
-    figure = show_coverage({"confidence": {"samples": 3, "coverage": curve}})
+def test_hiding_the_least_sure_trades_coverage_for_truth():
+    said = [judged(study, "Left effusion.", study != 9) for study in range(10)]
+    sure = np.linspace(0.9, 0.1, 10)
+    curve = coverage_curve(said, sure, [EFFUSION] * 9 + [frozenset()], Bootstrap(10, seed=1))
+    assert [row["shown"]["value"] for row in curve] == pytest.approx([1, 1, 0.9, 0.8, 0.7, 0.6, 0.5])
+    assert [row["unsupported"]["value"] for row in curve] == pytest.approx([0.1, 0.1, 0, 0, 0, 0, 0])
+    assert curve[0]["told"]["value"] == 1
+    assert curve[-1]["told"]["value"] == pytest.approx(5 / 9, abs=1e-4)
+
+
+@pytest.mark.parametrize("said", [[], ["Left effusion."]])  # a model that only ever writes normal reports; one sentence
+def test_coverage_is_drawn_whatever_is_missing(said):
+    sentences = [judged(0, text, False) for text in said]
+    curve = coverage_curve(sentences, np.full(len(said), 0.5), [frozenset()], Bootstrap(1, seed=1))
+    figure = show_coverage({"confidence": {"coverage": curve}})
     figure.canvas.draw()
-    texts = {text.get_text() for text in figure.axes[0].texts}
-    assert texts == ({"0, 1"} if said else {"no sentence asserts a finding"})
+    assert len(curve) == 7 * len(said)
+    texts = {text.get_text() for axes in figure.axes for text in axes.texts}
+    assert texts == (set() if said else {"no sentence that asserts a finding has a confidence"})
+
+
+def test_a_threshold_counts_one_more_wrong_than_there_are_and_ties_together():
+    sure, right = np.linspace(1, 0.1, 100), np.ones(100, bool)
+    assert conformal_threshold(sure, right, 0.05) == pytest.approx(0.1)
+    assert conformal_threshold(sure[:19], right[:19], 0.05) is None  # 1 of 19 is more than 5 %
+    right[30:] = False
+    assert conformal_threshold(sure, right, 0.05) == pytest.approx(sure[29])
+    tied = np.repeat([0.9, 0.5], 50)
+    assert conformal_threshold(tied, np.arange(100) < 60, 0.05) == 0.9
+    assert conformal_threshold(np.empty(0), np.empty(0, bool)) is None
+
+
+def test_what_a_threshold_shows_is_wrong_as_seldom_as_it_says():
+    rng, wrong = np.random.default_rng(1), []
+    for _ in range(300):
+        sure = rng.random(400)
+        right = rng.random(400) < 0.6 + 0.4 * sure
+        least = conformal_threshold(sure[:200], right[:200], 0.1)
+        shown = sure[200:] >= (np.inf if least is None else least)
+        wrong.append((~right[200:])[shown].mean() if shown.any() else 0.0)
+    assert np.mean(wrong) <= 0.11
+
+
+def test_the_threshold_is_chosen_on_other_studies_than_those_that_calibrate():
+    rng = np.random.default_rng(2)
+
+    def sentences():
+        drawn = enumerate(-rng.random(300))
+        return [judged(n, "Left effusion.", bool(x > -0.5 or rng.random() < 0.3), log_probability=x) for n, x in drawn]
+
+    known, tested = sentences(), sentences()
+    found = selected(known, tested, 3, [EFFUSION] * 300, Bootstrap(300, seed=1))
+    assert found["chosen_on"] == 150
+    assert 0.3 < found["shown"]["value"] < 0.8
+    assert found["unsupported"]["low"] <= 0.05
+    assert selected(known, [], 3, [], Bootstrap(1, seed=1)) == {}
 
 
 def test_drawn_reports_are_the_same_again_whatever_was_drawn_before(trained, dataset):
@@ -142,7 +177,7 @@ def test_maps_are_written_for_the_worst_studies_and_join_with_their_reports(resu
 
 def test_metrics_and_table_say_what_maps_and_confidence_are_worth(result):
     assert {"key", "studies", "seconds", "agreement", "sentence"} <= set(result.metrics["evidence"])
-    assert {"calibration", "coverage", "temperature", "seconds"} <= set(result.metrics["confidence"])
+    assert {"calibration", "coverage", "selected", "temperature", "seconds"} <= set(result.metrics["confidence"])
     page = (result.folder / "table.md").read_text()
     assert page.count("## Evidence and confidence") == 1
     for name in ("evidence", "confidence"):
