@@ -11,6 +11,7 @@ import gzip
 import io
 import logging
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,10 +24,14 @@ from radvision_utils.runs import first_line
 
 log = logging.getLogger(__name__)
 
-# What pandas, polars, R, SQL and spreadsheets write for nothing, without its signs: "<NA>", "#N/A", "NaN", "null".
-_NOTHING = frozenset(("", "nan", "na", "nat", "nil", "null", "none"))
-_NOTHINGS = 12  # characters of such a word with its signs
-_WHOLE = re.compile(r"(\d+)\.0*")
+# What pandas, polars, R, SQL, spreadsheets and people write for nothing: "<NA>", "#N/A", "\\N", "NaN", "not available".
+_NOTHING = re.compile(
+    r"\W*(?:(?:nan|n\W{0,3}a|nat|nil|null?|none|missing|empty|blank|undefined|unavailable"
+    r"|not\s(?:available|applicable|reported|provided|given))(?:\W+|$))*|\\N|#(?:name|value|ref|num|div/0)[?!]",
+    re.IGNORECASE,
+)
+_NOTHINGS = 24  # characters of such words with their signs
+_WHOLE = re.compile(r"(\d+)(?:\.0*|,0)")
 _UNSEEN = "\ufeff\u200b\u200e\u200f"
 
 _SEPARATORS = ",;\t|"
@@ -38,20 +43,20 @@ _LETTERS = {0xDC00 + byte: bytes([byte]).decode("cp1252", "replace") for byte in
 
 
 def given(cell: str | None) -> str | None:
-    """A cell, or None where it holds nothing: blanks, or a word that stands for nothing ("nan", "<NA>", "NULL")."""
-    text = (cell or "").strip()
-    nothing = len(text) <= _NOTHINGS and re.sub(r"\W", "", text).lower() in _NOTHING
-    return None if nothing else cell
+    """A cell, or None where it holds nothing: blanks, or words that stand for nothing ("nan", "<NA>", "NULL")."""
+    text = (cell or "").strip().strip(_UNSEEN)
+    return None if len(text) <= _NOTHINGS and _NOTHING.fullmatch(text) else cell
 
 
 def study_number(value: Any) -> str | None:
-    """The number or name of a study or patient in its one form: 1, 1.0, "1.0" and " 1" are all "1"; None for none.
+    """The number or name of a study or patient in its one form: 1, 1.0, "1.0", " 1", "'1" are all "1"; None for none.
 
     Leading zeros stay: "01" may be another than "1".
     """
     if isinstance(value, Real) and value == value:
         value = str(value if isinstance(value, Integral) else float(value))
-    text = value.strip().strip(_UNSEEN).strip() if isinstance(value, str) else ""
+    # Spreadsheets mark a text with an apostrophe, or write it as the formula ="1".
+    text = unicodedata.normalize("NFKC", value).strip(f"{_UNSEEN}'\"=+ \t\r\n") if isinstance(value, str) else ""
     if not text or (given(text) is None and re.search(r"\w", text)):  # ".." is a name, if an odd one
         return None
     return _WHOLE.sub(r"\1", text) if _WHOLE.fullmatch(text) else text

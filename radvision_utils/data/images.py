@@ -17,8 +17,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 import numpy as np
@@ -569,7 +570,7 @@ def in_processes(
         yield from ((item, work(*arguments)) for item, arguments in jobs)
         return
     # Spawn: a fork would copy the locks of threads (torch, pyarrow) in whatever state they are.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as pool:
         ahead: deque[tuple[T, Future[R]]] = deque()
         try:
             for item, arguments in jobs:
@@ -585,6 +586,17 @@ def in_processes(
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Where the process that asked for the work is killed, nothing else would end one that waits for more."""
+
+    def wait() -> None:
+        if parent := parent_process():
+            parent.join()
+            os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def cores() -> int:

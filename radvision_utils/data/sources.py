@@ -64,8 +64,9 @@ _MAP_OPTIONAL = ("images", "patient", "split", "indication")
 _SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation", "holdout"), "test"),
 }
+_SPLIT_WORD = re.compile(rf"({'|'.join(sorted(_SPLIT_NAMES, key=len, reverse=True))})(?:set|split|data)?")
 # Rows that pyarrow makes at a time. Of several, all could be one large value that the file holds once. It takes 0.1 ms
 # more a row.
 _BATCH = 1
@@ -224,16 +225,19 @@ def _open_parquet(name: str, files: Sequence[Path], folder: Path, seed: int) -> 
 def _splits_of_names(files: Sequence[Path], folder: Path) -> dict[Path, str]:
     """The split that a file's name states, or the folder that it lies in; none where they don't tell files apart.
 
-    So a data set that comes as `train-00000-of-00002.parquet` alone is split like any other.
+    So a data set that comes as `train-00000-of-00002.parquet` alone is split like any other. Beside a file that is for
+    validation or test, one that states nothing, or both ("train_val"), is for training.
     """
     named: dict[Path, str] = {}
     for file in files:
         for part in reversed(file.relative_to(folder).with_suffix("").parts):
-            words = re.split(r"[^a-z]+", part.lower())
-            stated = {_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES}
-            if len(stated) == 1:
-                named[file] = stated.pop()
+            words = re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "-", part).lower())
+            stated = {_SPLIT_NAMES[found[1]] for word in words if (found := _SPLIT_WORD.fullmatch(word))}
+            if stated:
+                named[file] = stated.pop() if len(stated) == 1 else "train"
                 break
+    if set(named.values()) - {"train"}:
+        named = {file: named.get(file, "train") for file in files}
     return named if len(set(named.values())) > 1 else {}
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -403,6 +404,32 @@ class TestReports:
         shares = [[line["first"] for line in read_json_lines(p)] for p in sorted((tmp_path / "two").iterdir())]
         assert shares == [[0, 4], [2, 6]]
         assert [w.text for w in shared] == [w.text for w in whole]
+
+
+PREPARE = """
+import os, sys, time
+from radvision_utils.data.images import in_processes
+if __name__ == "__main__":
+    for _, process in in_processes(os.getpid, ((n, ()) for n in iter(int, 1)), 2):
+        print(process, flush=True)
+        time.sleep(0.1)
+"""
+
+
+def test_processes_that_prepare_images_end_with_the_one_that_is_killed(tmp_path):
+    (tmp_path / "prepare.py").write_text(PREPARE)
+    environment = os.environ | {"PYTHONPATH": str(project_root())}
+    command = [sys.executable, str(tmp_path / "prepare.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as asked:
+        worker = int(asked.stdout.readline())
+        asked.kill()
+    for _ in range(600):
+        with suppress(FileNotFoundError):
+            if Path(f"/proc/{worker}/stat").read_text().rsplit(")")[-1].split()[0] != "Z":
+                time.sleep(0.1)
+                continue
+        return
+    pytest.fail(f"process {worker} goes on for ever")
 
 
 def kill_many(kills, seed):
