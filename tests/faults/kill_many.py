@@ -166,7 +166,7 @@ def outcome(root: Path, step: str) -> dict:
     run = RunFolder("r", root)
     if step == "dashboard":
         page = (run.dashboard / "index.html").read_text(encoding="utf-8")
-        return {"files": os.listdir(run.dashboard), "page": re.sub(r"[\d.]+ s a report", "", page)}
+        return {"files": os.listdir(run.dashboard), "page": re.sub(r"[\d.]+ s\b", "", page)}
     # A lock that a killed process left stays until another step takes it over.
     found: dict = {"files": sorted(p.name for p in run.path.iterdir() if p.name != "lock.json")}
     found["files"] += sorted(p.name for p in (run.path / step).iterdir() if not p.name.startswith("."))

@@ -32,6 +32,7 @@ from radvision_utils.runs import (
     read_json_lines,
     working,
     write_json,
+    write_text,
 )
 from radvision_utils.training import train as trainer
 from radvision_utils.training.resume import TRAINED, last_checkpoint, mark_whole
@@ -342,6 +343,17 @@ def test_8_bit_optimizer_state_resumes_to_the_same_weights(finished, tmp_path):
     assert [moment.numel() for moment in quantized if moment.dtype == torch.uint8] == [384 * 384, 384 * 128]
     result = train_stage(cut, 2)
     assert (result.record["resumed_from"], result.record["hash"]) == ("checkpoint-3", expected)
+
+
+def test_what_a_process_killed_in_the_middle_of_a_file_has_left_goes_when_the_file_is_written(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    (tmp_path / f".page [1].html.{ended.pid}.abc").write_text("half")
+    kept = [f".page [1].html.{os.getpid()}.abc", ".page [1].html.swp", ".other.html.1.abc"]
+    for name in kept:
+        (tmp_path / name).write_text("of others")
+    write_text(tmp_path / "page [1].html", "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "page [1].html"])
 
 
 def test_a_log_whose_last_line_was_cut_is_read_to_the_line_before(tmp_path):
