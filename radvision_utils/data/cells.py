@@ -35,7 +35,11 @@ _WHOLE = re.compile(r"(\d+)(?:\.0*|,0)")
 _UNSEEN = "\ufeff\u200b\u200e\u200f"
 
 _SEPARATORS = ",;\t|"
+_TOLD = 40  # columns that a sentence names
 _FIRST = 1 << 16  # characters that tell how a table is written; its header has fewer
+_MOST_COLUMNS = 10_000
+_GZIP = b"\x1f\x8b"
+_OTHERS = ("PK\x03\x04", "\udcd0\udccf\x11", "%PDF", "PAR1", "\x89PNG", "\udc89PNG", "<html", "<!DOCTYPE")
 _LONGEST_CELL = 10_000_000  # characters; a longer one is a quote that nobody closed
 csv.field_size_limit(_LONGEST_CELL)  # of the whole process: there is no other way
 # Bytes that are no UTF-8 come as lone surrogates; they are letters of Windows-1252, in which spreadsheets save.
@@ -72,7 +76,7 @@ def check_columns(present: Sequence[str], where: str, needed: Sequence[str]) -> 
     if missing:
         raise RadVisionError(
             f"{where} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has "
-            f"{', '.join(map(shown, present)) or 'none'}: give a source with the columns {', '.join(needed)}."
+            f"{', '.join(map(shown, present[:_TOLD])) or 'none'}: give a source with the columns {', '.join(needed)}."
         )
     if twice := [name for name in needed if list(present).count(name) > 1]:
         raise RadVisionError(f"{where} has two columns {twice[0]}: keep one of them.")
@@ -90,7 +94,7 @@ def csv_columns(path: Path) -> list[str]:
         RadVisionError: the file is damaged.
     """
     with _rows(path) as rows:
-        return _header(rows)
+        return _header(rows, path)
 
 
 def csv_lines(path: Path) -> Iterator[dict[str, str]]:
@@ -103,9 +107,9 @@ def csv_lines(path: Path) -> Iterator[dict[str, str]]:
     """
     told = False
     with _rows(path) as rows:
-        columns = _header(rows)
+        columns = _header(rows, path)
         for row in rows:
-            if not row:
+            if not any(cell.strip(" \x1a") for cell in row):  # where a spreadsheet ends, and files of old DOS
                 continue
             if any(cell.strip() for cell in row[len(columns) :]):
                 raise RadVisionError(
@@ -123,18 +127,25 @@ def csv_lines(path: Path) -> Iterator[dict[str, str]]:
             yield dict(zip(columns, cells + [""] * (len(columns) - len(cells)), strict=True))
 
 
-def _header(rows: Any) -> list[str]:
-    return [cell.translate(_LETTERS).strip() for cell in next(rows, [])]
+def _header(rows: Any, path: Path) -> list[str]:
+    cells = next((row for row in rows if row), [])
+    if len(cells) > _MOST_COLUMNS:
+        raise RadVisionError(
+            f"{path} has {len(cells):,} columns: a table of studies has a line for each, not a column."
+        )
+    return [cell.translate(_LETTERS).strip().strip(_UNSEEN) for cell in cells]
 
 
 @contextmanager
 def _rows(path: Path) -> Iterator[Any]:
     """A csv reader of the file, before its header."""
-    rows, opened = None, gzip.open if path.suffix == ".gz" else open
+    rows: Any = None
     try:
-        with opened(path, "rb") as binary:
+        with path.open("rb") as file, gzip.open(file) if file.peek(2)[:2] == _GZIP else file as binary:
             stream = io.TextIOWrapper(binary, _encoding(binary.peek(_FIRST)), "surrogateescape", newline="")
             start = stream.read(_FIRST)
+            if start.startswith(_OTHERS):
+                raise csv.Error("it is a workbook or another kind of file")
             stream.seek(0)
             if named := re.match(r'"?sep=([,;\t|])"?\r?\n', start):  # a line for Excel, before the header
                 stream.readline()
@@ -151,11 +162,13 @@ def _rows(path: Path) -> Iterator[Any]:
 
 
 def _encoding(start: bytes) -> str:
+    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     # Without its mark UTF-16 still shows: every second byte of a header in Latin letters is zero.
     low, high = start[1:200:2].count(0), start[0:200:2].count(0)
-    return "utf-8-sig" if low == high else "utf-16-le" if low > high else "utf-16-be"
+    return "utf-8-sig" if abs(low - high) <= len(start[:200]) // 4 else "utf-16-le" if low > high else "utf-16-be"
 
 
 def _separator(start: str) -> str:
@@ -163,7 +176,7 @@ def _separator(start: str) -> str:
 
     def cells(separator: str) -> int:
         try:
-            return len(next(csv.reader(io.StringIO(start, newline=""), delimiter=separator), []))
+            return len(next(csv.reader(io.StringIO(start.lstrip("\r\n"), newline=""), delimiter=separator), []))
         except csv.Error:
             return 0
 

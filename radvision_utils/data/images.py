@@ -202,7 +202,7 @@ def _dicom_pixels(scan: Any, where: str) -> Image.Image:
         raise UnfitImage(f"{where} has {frames} frames: give a radiograph with one.", "image has several frames")
     _check_size(int(scan.Columns), int(scan.Rows), where)
     pixels = _decompressed(scan, where)
-    if kind not in ("MONOCHROME1", "MONOCHROME2"):
+    if kind not in ("MONOCHROME1", "MONOCHROME2") or pixels.ndim == 3:
         # pydicom gives RGB for every color encoding but palettes, whose indices would pass for gray levels.
         if pixels.ndim != 3 or pixels.dtype != np.uint8:
             raise ValueError("a color encoding that radiographs do not have")
@@ -211,7 +211,9 @@ def _dicom_pixels(scan: Any, where: str) -> Image.Image:
     inverted = kind == "MONOCHROME1" or scan.get("PresentationLUTShape", "") == "INVERSE"
     plain = _by_own_range(pixels.astype(np.float32), inverted, meant)
     for levels in _as_displayed(scan, pixels):
-        picture = _by_own_range(levels.astype(np.float32), inverted, meant) if np.isfinite(levels).all() else plain
+        # From zero: of a window a million times wider than the picture its levels would all be one.
+        shifted = (levels - levels.min()).astype(np.float32)
+        picture = _by_own_range(shifted, inverted, meant) if np.isfinite(shifted).all() else plain
         # A window beside the picture leaves it black and white.
         if picture.entropy() >= plain.entropy() / 2:
             return picture
@@ -439,7 +441,7 @@ def _shows_nothing(picture: Image.Image) -> bool:
     up_to = counts.cumsum()
     first, last = np.searchsorted(up_to, [0.01 * up_to[-1], 0.99 * up_to[-1]])
     few = np.count_nonzero(counts[first : last + 1]) < LEAST_GRAYS  # a span of fewer holds fewer
-    return bool(few or up_to[-1] < 0.01 * picture.width * picture.height)
+    return bool(few or up_to[-1] < 0.05 * picture.width * picture.height)
 
 
 def letterbox(image: Image.Image, size: int) -> Image.Image:

@@ -12,6 +12,7 @@ import filecmp
 import hashlib
 import logging
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -350,8 +351,10 @@ def _image_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def _stem(name: str) -> str:
-    # Copies differ in "x.dcm.png", "x.png", "x.jpg"; other dots belong to the name.
-    return re.sub(r"(?:\.(?:dcm|dicom|png|jpe?g))+$", "", name.rpartition("/")[2], flags=re.IGNORECASE)
+    # Copies differ in "x.dcm.png", "x.png", "x.jpg", in capitals and, from a Mac, in how accents are written; other
+    # dots belong to the name.
+    name = unicodedata.normalize("NFC", name).rpartition("/")[2].strip(" '\"").casefold()
+    return re.sub(r"(?:\.(?:dcm|dicom|png|jpe?g))+$", "", name)
 
 
 def _meant(name: str, files: Sequence[Path]) -> list[Path]:
