@@ -65,7 +65,7 @@ _MAP_OPTIONAL = ("images", "patient", "split", "indication")
 _SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation", "holdout"), "test"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 _SPLIT_WORD = re.compile(rf"({'|'.join(sorted(_SPLIT_NAMES, key=len, reverse=True))})(?:set|split|data)?")
 # Rows that pyarrow makes at a time. Of several, all could be one large value that the file holds once. It takes 0.1 ms

@@ -108,6 +108,19 @@ def test_of_several_windows_the_first_that_shows_the_picture_is_taken():
     assert not (shown(found) == shown(scan())).all()
 
 
+def test_a_window_without_end_leaves_the_picture_its_gray_levels():
+    found = scan()
+    found.WindowCenter, found.WindowWidth = 2000, 1e9
+    assert abs(shown(found) - shown(scan())).max() <= 1
+
+
+def test_three_samples_are_one_gray_picture_whatever_the_header_calls_them():
+    found = scan(np.repeat((CHEST >> 4).astype(np.uint8)[..., None], 3, axis=2), stored=8)
+    found.SamplesPerPixel, found.PlanarConfiguration = 3, 0
+    assert shown(found).shape == CHEST.shape
+    assert alike(shown(found), CHEST) > 0.99
+
+
 def test_a_presentation_that_is_inverse_is_shown_inverted_and_only_once():
     found = scan()
     found.PresentationLUTShape = "INVERSE"
