@@ -441,7 +441,7 @@ def _shows_nothing(picture: Image.Image) -> bool:
     up_to = counts.cumsum()
     first, last = np.searchsorted(up_to, [0.01 * up_to[-1], 0.99 * up_to[-1]])
     few = np.count_nonzero(counts[first : last + 1]) < LEAST_GRAYS  # a span of fewer holds fewer
-    return bool(few or up_to[-1] < 0.05 * picture.width * picture.height)
+    return bool(few or up_to[-1] < 0.01 * picture.width * picture.height)
 
 
 def letterbox(image: Image.Image, size: int) -> Image.Image:

@@ -318,8 +318,8 @@ def _require_chat(processor: ProcessorMixin, base: str) -> None:
     edges = [sees.size[name] if sees.size else None for name in ("shortest_edge", "longest_edge")]
     if not (type(sees).__name__.startswith("Qwen2") and all(isinstance(edge, int) for edge in edges)):
         raise RadVisionError(
-            f"the image processor of {base} is not that of Qwen2.5-VL, whose size has shortest_edge and longest_edge in "
-            f"pixels: {copy}."
+            f"the image processor of {base} is not that of Qwen2.5-VL, whose size is shortest_edge and longest_edge "
+            f"in pixels: {copy}."
         )
     if lacking:
         raise RadVisionError(f"the tokenizer of {base} is missing or of another model, {lacking[0]!r} is none: {copy}.")

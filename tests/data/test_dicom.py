@@ -24,10 +24,10 @@ def scan(pixels=CHEST, stored=12, syntax=ExplicitVRLittleEndian):
     meta.TransferSyntaxUID = syntax
     meta.MediaStorageSOPClassUID = meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7"
     found = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    found.Rows, found.Columns = pixels.shape
+    found.Rows, found.Columns = pixels.shape[:2]
     found.SamplesPerPixel, found.PhotometricInterpretation = 1, "MONOCHROME2"
     found.PixelRepresentation = int(pixels.dtype.kind == "i")
-    found.BitsAllocated, found.BitsStored, found.HighBit = 16, stored, stored - 1
+    found.BitsAllocated, found.BitsStored, found.HighBit = 8 * pixels.itemsize, stored, stored - 1
     found.PixelData = pixels.tobytes()
     return found
 
