@@ -128,7 +128,7 @@ def csv_lines(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _header(rows: Any, path: Path) -> list[str]:
-    cells = next((row for row in rows if row), [])
+    cells: list[str] = next((row for row in rows if row), [])
     if len(cells) > _MOST_COLUMNS:
         raise RadVisionError(
             f"{path} has {len(cells):,} columns: a table of studies has a line for each, not a column."

@@ -61,7 +61,9 @@ _CANDIDATE = re.compile(
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
 # What stands for a colon or a bracket in other scripts, and what is not seen within words.
-_PLAIN = {0xFF01 + n: 0x21 + n for n in range(94)} | {ord(sign): ":" for sign in "\ufe55\ufe13\u2236\ua789"}
+_PLAIN: dict[int, int | str | None] = {0xFF01 + n: 0x21 + n for n in range(94)} | {
+    ord(sign): ":" for sign in "\ufe55\ufe13\u2236\ua789"
+}
 _PLAIN |= {0x3010: "[", 0x3011: "]"} | dict.fromkeys([0xAD, *range(0x200B, 0x2010), *range(0x2060, 0x2065), 0xFEFF])
 _BULLET = re.compile(r"^(?:[-*+\u2013\u2014]\s|[\u2022\u00b7\u2023\u25aa\u25e6\u25cf>]\s?){1,3}")
 # Of a list with a line for each point, not of "1. Small heart. 2. Clear lungs."
