@@ -27,6 +27,7 @@ from radvision_utils.runs import (
     FORCE_VARIABLE,
     NOTEBOOKS,
     RunFolder,
+    first_line,
     is_current,
     redo_command,
     told_if_unwritable,
@@ -206,6 +207,12 @@ def _execute(step: str, executed: Path, parameters: Mapping[str, Any], profile: 
         raise RadVisionError(
             f"notebook {NOTEBOOKS[step]} stopped at code cell {error.exec_count} with {error.ename}: {error.evalue} "
             f"(executed so far: {partial}). When it is mended, go on with `{command}`."
+        ) from error
+    except RuntimeError as error:  # nbclient's DeadKernelError, or that of a kernel which died as it started
+        command = redo_command(profile, step) + (" --force" if force else "")
+        raise RadVisionError(
+            f"the kernel of notebook {NOTEBOOKS[step]} died ({first_line(error)}): it was killed, or memory ran out; "
+            f"go on with `{command}`."
         ) from error
     os.replace(partial, executed)
 

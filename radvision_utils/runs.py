@@ -24,6 +24,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cache, lru_cache
+from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -660,7 +661,11 @@ def write_text(path: Path, text: str) -> None:
     """
     with told_if_unwritable(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        for leftover in path.parent.glob(f".{escape(path.name)}.*.*"):  # of processes that were killed as they wrote
+            process = leftover.name.split(".")[-2]
+            if process.isdecimal() and not _alive(int(process)):
+                leftover.unlink(missing_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{os.getpid()}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as stream:
                 stream.write(text)
@@ -710,8 +715,6 @@ def working(run: RunFolder, step: str) -> Iterator[None]:
     """
     with holding(run.path, step, f"run {run.run!r}", "use another name with --run"):
         if not process_rank():
-            for leftover in run.path.glob(".run.json.*"):  # of a process killed as it wrote
-                leftover.unlink(missing_ok=True)
             run.settle()
         yield
 

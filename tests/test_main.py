@@ -181,6 +181,18 @@ def test_a_run_leaves_the_environment_as_it_was(tmp_path, monkeypatch):
     assert "RADVISION_HEADLESS" not in os.environ
 
 
+@pytest.mark.parametrize("words", ["Kernel died", "Kernel died before replying to kernel_info"])
+def test_a_kernel_that_died_is_one_sentence_with_the_command_that_goes_on(tmp_path, monkeypatch, words):
+    def execute(*_, **__):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr("radvision_utils.pipeline.papermill.execute_notebook", execute)
+    profile = load_profile("tiny", output_root=str(tmp_path))
+    told = rf"the kernel of notebook 01_data_preparation died \({words}\): .* go on with `.* --output-root {tmp_path}`"
+    with pytest.raises(RadVisionError, match=told):
+        run_notebooks(profile, {})
+
+
 def test_an_unknown_source_is_answered_with_what_there_is():
     from radvision_utils import prepare_dataset
 

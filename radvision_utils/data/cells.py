@@ -11,6 +11,7 @@ import gzip
 import io
 import logging
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,14 +24,22 @@ from radvision_utils.runs import first_line
 
 log = logging.getLogger(__name__)
 
-# What pandas, polars, R, SQL and spreadsheets write for nothing, without its signs: "<NA>", "#N/A", "NaN", "null".
-_NOTHING = frozenset(("", "nan", "na", "nat", "nil", "null", "none"))
-_NOTHINGS = 12  # characters of such a word with its signs
-_WHOLE = re.compile(r"(\d+)\.0*")
+# What pandas, polars, R, SQL, spreadsheets and people write for nothing: "<NA>", "#N/A", "\\N", "NaN", "not available".
+_NOTHING = re.compile(
+    r"\W*(?:(?:nan|n\W{0,3}a|nat|nil|null?|none|missing|empty|blank|undefined|unavailable"
+    r"|not\s(?:available|applicable|reported|provided|given))(?:\W+|$))*|\\N|#(?:name|value|ref|num|div/0)[?!]",
+    re.IGNORECASE,
+)
+_NOTHINGS = 24  # characters of such words with their signs
+_WHOLE = re.compile(r"(\d+)(?:\.0*|,0)")
 _UNSEEN = "\ufeff\u200b\u200e\u200f"
 
 _SEPARATORS = ",;\t|"
+_TOLD = 40  # columns that a sentence names
 _FIRST = 1 << 16  # characters that tell how a table is written; its header has fewer
+_MOST_COLUMNS = 10_000
+_GZIP = b"\x1f\x8b"
+_OTHERS = ("PK\x03\x04", "\udcd0\udccf\x11", "%PDF", "PAR1", "\x89PNG", "\udc89PNG", "<html", "<!DOCTYPE")
 _LONGEST_CELL = 10_000_000  # characters; a longer one is a quote that nobody closed
 csv.field_size_limit(_LONGEST_CELL)  # of the whole process: there is no other way
 # Bytes that are no UTF-8 come as lone surrogates; they are letters of Windows-1252, in which spreadsheets save.
@@ -38,20 +47,20 @@ _LETTERS = {0xDC00 + byte: bytes([byte]).decode("cp1252", "replace") for byte in
 
 
 def given(cell: str | None) -> str | None:
-    """A cell, or None where it holds nothing: blanks, or a word that stands for nothing ("nan", "<NA>", "NULL")."""
-    text = (cell or "").strip()
-    nothing = len(text) <= _NOTHINGS and re.sub(r"\W", "", text).lower() in _NOTHING
-    return None if nothing else cell
+    """A cell, or None where it holds nothing: blanks, or words that stand for nothing ("nan", "<NA>", "NULL")."""
+    text = (cell or "").strip().strip(_UNSEEN)
+    return None if len(text) <= _NOTHINGS and _NOTHING.fullmatch(text) else cell
 
 
 def study_number(value: Any) -> str | None:
-    """The number or name of a study or patient in its one form: 1, 1.0, "1.0" and " 1" are all "1"; None for none.
+    """The number or name of a study or patient in its one form: 1, 1.0, "1.0", " 1", "'1" are all "1"; None for none.
 
     Leading zeros stay: "01" may be another than "1".
     """
     if isinstance(value, Real) and value == value:
         value = str(value if isinstance(value, Integral) else float(value))
-    text = value.strip().strip(_UNSEEN).strip() if isinstance(value, str) else ""
+    # Spreadsheets mark a text with an apostrophe, or write it as the formula ="1".
+    text = unicodedata.normalize("NFKC", value).strip(f"{_UNSEEN}'\"=+ \t\r\n") if isinstance(value, str) else ""
     if not text or (given(text) is None and re.search(r"\w", text)):  # ".." is a name, if an odd one
         return None
     return _WHOLE.sub(r"\1", text) if _WHOLE.fullmatch(text) else text
@@ -74,7 +83,7 @@ def check_columns(present: Sequence[str], where: str, needed: Sequence[str]) -> 
     if missing:
         raise RadVisionError(
             f"{where} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has "
-            f"{', '.join(map(shown, present)) or 'none'}: give a source with the columns {', '.join(needed)}."
+            f"{', '.join(map(shown, present[:_TOLD])) or 'none'}: give a source with the columns {', '.join(needed)}."
         )
     if twice := [name for name in needed if list(present).count(name) > 1]:
         raise RadVisionError(f"{where} has two columns {twice[0]}: keep one of them.")
@@ -92,7 +101,7 @@ def csv_columns(path: Path) -> list[str]:
         RadVisionError: the file is damaged.
     """
     with _rows(path) as rows:
-        return _header(rows)
+        return _header(rows, path)
 
 
 def csv_lines(path: Path) -> Iterator[dict[str, str]]:
@@ -105,9 +114,9 @@ def csv_lines(path: Path) -> Iterator[dict[str, str]]:
     """
     told = False
     with _rows(path) as rows:
-        columns = _header(rows)
+        columns = _header(rows, path)
         for row in rows:
-            if not row:
+            if not any(cell.strip(" \x1a") for cell in row):  # where a spreadsheet ends, and files of old DOS
                 continue
             if any(cell.strip() for cell in row[len(columns) :]):
                 raise RadVisionError(
@@ -125,18 +134,25 @@ def csv_lines(path: Path) -> Iterator[dict[str, str]]:
             yield dict(zip(columns, cells + [""] * (len(columns) - len(cells)), strict=True))
 
 
-def _header(rows: Any) -> list[str]:
-    return [cell.translate(_LETTERS).strip() for cell in next(rows, [])]
+def _header(rows: Any, path: Path) -> list[str]:
+    cells: list[str] = next((row for row in rows if row), [])
+    if len(cells) > _MOST_COLUMNS:
+        raise RadVisionError(
+            f"{path} has {len(cells):,} columns: a table of studies has a line for each, not a column."
+        )
+    return [cell.translate(_LETTERS).strip().strip(_UNSEEN) for cell in cells]
 
 
 @contextmanager
 def _rows(path: Path) -> Iterator[Any]:
     """A csv reader of the file, before its header."""
-    rows, opened = None, gzip.open if path.suffix == ".gz" else open
+    rows: Any = None
     try:
-        with opened(path, "rb") as binary:
+        with path.open("rb") as file, gzip.open(file) if file.peek(2)[:2] == _GZIP else file as binary:
             stream = io.TextIOWrapper(binary, _encoding(binary.peek(_FIRST)), "surrogateescape", newline="")
             start = stream.read(_FIRST)
+            if start.startswith(_OTHERS):
+                raise csv.Error("it is a workbook or another kind of file")
             stream.seek(0)
             if named := re.match(r'"?sep=([,;\t|])"?\r?\n', start):  # a line for Excel, before the header
                 stream.readline()
@@ -153,11 +169,13 @@ def _rows(path: Path) -> Iterator[Any]:
 
 
 def _encoding(start: bytes) -> str:
+    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     # Without its mark UTF-16 still shows: every second byte of a header in Latin letters is zero.
     low, high = start[1:200:2].count(0), start[0:200:2].count(0)
-    return "utf-8-sig" if low == high else "utf-16-le" if low > high else "utf-16-be"
+    return "utf-8-sig" if abs(low - high) <= len(start[:200]) // 4 else "utf-16-le" if low > high else "utf-16-be"
 
 
 def _separator(start: str) -> str:
@@ -165,7 +183,7 @@ def _separator(start: str) -> str:
 
     def cells(separator: str) -> int:
         try:
-            return len(next(csv.reader(io.StringIO(start, newline=""), delimiter=separator), []))
+            return len(next(csv.reader(io.StringIO(start.lstrip("\r\n"), newline=""), delimiter=separator), []))
         except csv.Error:
             return 0
 

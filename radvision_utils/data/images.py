@@ -17,8 +17,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 import numpy as np
@@ -201,7 +202,7 @@ def _dicom_pixels(scan: Any, where: str) -> Image.Image:
         raise UnfitImage(f"{where} has {frames} frames: give a radiograph with one.", "image has several frames")
     _check_size(int(scan.Columns), int(scan.Rows), where)
     pixels = _decompressed(scan, where)
-    if kind not in ("MONOCHROME1", "MONOCHROME2"):
+    if kind not in ("MONOCHROME1", "MONOCHROME2") or pixels.ndim == 3:
         # pydicom gives RGB for every color encoding but palettes, whose indices would pass for gray levels.
         if pixels.ndim != 3 or pixels.dtype != np.uint8:
             raise ValueError("a color encoding that radiographs do not have")
@@ -210,7 +211,9 @@ def _dicom_pixels(scan: Any, where: str) -> Image.Image:
     inverted = kind == "MONOCHROME1" or scan.get("PresentationLUTShape", "") == "INVERSE"
     plain = _by_own_range(pixels.astype(np.float32), inverted, meant)
     for levels in _as_displayed(scan, pixels):
-        picture = _by_own_range(levels.astype(np.float32), inverted, meant) if np.isfinite(levels).all() else plain
+        # From zero: of a window a million times wider than the picture its levels would all be one.
+        shifted = (levels - levels.min()).astype(np.float32)
+        picture = _by_own_range(shifted, inverted, meant) if np.isfinite(shifted).all() else plain
         # A window beside the picture leaves it black and white.
         if picture.entropy() >= plain.entropy() / 2:
             return picture
@@ -569,7 +572,7 @@ def in_processes(
         yield from ((item, work(*arguments)) for item, arguments in jobs)
         return
     # Spawn: a fork would copy the locks of threads (torch, pyarrow) in whatever state they are.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as pool:
         ahead: deque[tuple[T, Future[R]]] = deque()
         try:
             for item, arguments in jobs:
@@ -585,6 +588,17 @@ def in_processes(
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Where the process that asked for the work is killed, nothing else would end one that waits for more."""
+
+    def wait() -> None:
+        if parent := parent_process():
+            parent.join()
+            os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def cores() -> int:

@@ -207,8 +207,11 @@ def _aggregate(mentions: Sequence[Mention]) -> Label:
     for status in ("present", "uncertain", "absent"):
         named = {mention.side for mention in mentions if mention.status == status}
         if named:
-            return Label(status, tuple(side for side in ("left", "right") if {side, "bilateral"} & named))
-    return Label("not mentioned")
+            return _label(status, tuple(side for side in ("left", "right") if {side, "bilateral"} & named))
+    return _label("not mentioned")
+
+
+_label = functools.cache(Label)  # there are a few only, and many reports
 
 
 def mesh_labels(mesh: str) -> set[str]:

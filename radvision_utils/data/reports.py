@@ -33,9 +33,9 @@ _TAG = re.compile(
 _HEADING = re.compile(r"[*_#]{0,9}\b(findings?|impressions?|conclusions?)\b[ \t*_]*:[ \t*_]*", re.IGNORECASE)
 
 # In texts of any model. What it thought is marked, or ends where its answer begins.
+_THINKING = "(?:think|thinking|thoughts?|reason|reasoning|reflection|scratchpad|rationale)"
 _THOUGHT = re.compile(
-    r"(?P<opened><(?:think|thinking|thought|reasoning)>|<unused94>)"
-    r"|(?P<closed></(?:think|thinking|thought|reasoning)>|<unused95>)"
+    rf"(?P<opened><{_THINKING}>|<unused94>)|(?P<closed></{_THINKING}>|<unused95>)"
     r"|(?P<answer><answer>|<\|channel\|>final<\|message\|>)",
     re.IGNORECASE,
 )
@@ -44,18 +44,27 @@ _TOKEN = re.compile(
     r"|<(?:bos|eos|pad|unk|end_of_turn|start_of_turn)>(?:model\b)?|```(?:(?:json|markdown|md|html|xml|te?xt)\b)?",
     re.IGNORECASE,
 )
-_SECTION_TAG = re.compile(r"<(/?)(findings?|impressions?|conclusions?)>", re.IGNORECASE)
+_FINDINGS, _IMPRESSION = (
+    "findings?|observations?",
+    "impressions?|conclusions?|opinion|summary|assessment|interpretation",
+)
+_NAMES = rf"{_FINDINGS}|{_IMPRESSION}|(?<!clinical\s)diagnos[ie]s"
+_SECTION_TAG = re.compile(rf"<(/?)({_NAMES})>", re.IGNORECASE)
 _BLOCK_TAG = re.compile(r"</?(?:p|br|hr|div|ul|ol|li|h[1-6]|tr|t[dh]|pre)(?:\s[^<>]{0,500})?/?>", re.IGNORECASE)
 _BOLD_TAG = re.compile(r"</?(?:b|strong|em|u|i)>", re.IGNORECASE)
 # A word for a section, with the marks around it that may make it a heading.
 _CANDIDATE = re.compile(
-    r"""(?P<before>(?:^\d{1,2}[.)]\s)?[*_#"'`~=|\[\]{}>\s\u2022-]{0,9}) (?<![^\W_])
-    (?:(?:key|main|final|overall|clinical|diagnostic|imaging|radiographic|radiologic|radiological|chest|x-ray)\s){0,2}
-    (?P<name>findings?|impressions?|conclusions?)
-    (?:\s?(?:and|&|/)\s?(?:(?P<second>findings?|impressions?|conclusions?)|recommendations?))?
-    (?![^\W_]) (?P<after>[*_#"'`~=|\[\]{}>\ :.\uff1a\u2022\u2013\u2014-]{0,9}\n?)""",
+    rf"""(?P<before>(?:^(?:\d{{1,2}}|[A-H]|[IVX]{{1,4}})[.)]\s)?[*_#"'`~=|\[\]{{}}>\s\u2022-]{{0,9}}) (?<![^\W_])
+    (?:(?:key|main|final|overall|clinical|diagnostic|imaging|radiographic|radiologic|radiological|chest|x-ray)\s){{0,2}}
+    (?P<name>{_NAMES})(?:\s?(?:and|&|/)\s?(?:(?P<second>{_NAMES})|recommendations?))?(?:\ssection)?
+    (?![^\W_]) (?P<after>[*_#"'`~=|\[\]{{}}>\ :;.\u2192\u2022\u2013\u2014-]{{0,9}}\n?)""",
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
+# What stands for a colon or a bracket in other scripts, and what is not seen within words.
+_PLAIN: dict[int, int | str | None] = {0xFF01 + n: 0x21 + n for n in range(94)} | {
+    ord(sign): ":" for sign in "\ufe55\ufe13\u2236\ua789"
+}
+_PLAIN |= {0x3010: "[", 0x3011: "]"} | dict.fromkeys([0xAD, *range(0x200B, 0x2010), *range(0x2060, 0x2065), 0xFEFF])
 _BULLET = re.compile(r"^(?:[-*+\u2013\u2014]\s|[\u2022\u00b7\u2023\u25aa\u25e6\u25cf>]\s?){1,3}")
 # Of a list with a line for each point, not of "1. Small heart. 2. Clear lungs."
 _LINE_NUMBER = re.compile(r"^\d{1,2}[.)]\s(?!.*\s\d{1,2}[.)]\s)")
@@ -76,11 +85,15 @@ _NEAR = 200  # characters; more than such a name has
 # What stands for a word that was taken out: "XXXX" in Open-I, "___" in MIMIC-CXR, "[** 12-3 **]" in MIMIC-III, and what
 # tools of de-identification write ("[REDACTED]", "<NAME>").
 _IN_BRACKETS = (
-    r"\[\*\*[^\[\]]{0,200}\*\*\]|[\[<({]\s?(?:redacted|removed|de-?identified|anonymi[sz]ed|phi|name|date|location|"
-    r"hospital|person|patient|physician|doctor|age|id)\s?[\])>}]"
+    r"\[\*\*[^\[\]]{0,200}\*\*\]|\[[\s._-]*\]|@@\w{1,40}@@|[\[<({]{1,2}\s?(?:(?:redacted|removed|deleted|omitted|mask(?:ed)?|"
+    r"hidden|confidential|de-?identified|anon|anonymi[sz]ed|phi|pii|name|date|time|location|address|hospital|organi[sz]ation|"
+    r"person|patient|physician|doctor|dr|mr|mrs|ms|age|id|mrn|phone|contact|signature|first|last|middle|full)"
+    r"(?:[\s./_-]?\d{1,4})?[\s./_-]{0,2}){1,4}/?[\])>}]{1,2}"
 )
 _BRACKETED = re.compile(_IN_BRACKETS, re.IGNORECASE)
-_DEIDENTIFIED = re.compile(rf"X{{3,}}|_{{3,}}|\bredacted\b|{_IN_BRACKETS}", re.IGNORECASE)
+_DEIDENTIFIED = re.compile(
+    rf"X{{3,}}|(?:_\s?){{3,}}|[*#]{{4,}}|[\u2580-\u25ae]{{2,}}|\bredacted\b|{_IN_BRACKETS}", re.IGNORECASE
+)
 
 # What the image itself shows of the past may stay: "prior granulomatous disease", "clips from previous surgery".
 _HISTORY = (
@@ -327,17 +340,29 @@ def _answer(text: str) -> str:
 
 def _unfolded(text: str) -> str:
     """JSON that holds a report as lines of "key: value"; any other text as it is."""
-    start, end = text.find("{"), text.rfind("}") + 1
-    try:
-        values = json.loads(text[start:end], strict=False)
-        lines = "\n".join(_json_lines(values))
-    except (ValueError, RecursionError):  # cut off, or no JSON: its keys are headings all the same
-        return text
-    return f"{text[:start]}\n{lines}\n{text[end:]}" if _CANDIDATE.search(lines) else text
+    for opening, closing in ("{}", "[]", '""'):
+        start, end = text.find(opening), text.rfind(closing) + 1
+        try:
+            values = json.loads(text[start:end], strict=False)
+            if isinstance(values, str):  # written as JSON twice
+                return _unfolded(values)
+            lines = "\n".join(_json_lines(values))
+        except (ValueError, RecursionError):  # cut off, or no JSON: its keys are headings all the same
+            continue
+        if _CANDIDATE.search(lines):
+            return f"{text[:start]}\n{lines}\n{text[end:]}"
+    return text
 
 
 def _json_lines(value: dict[str, Any] | list[Any]) -> Iterator[str]:
     pairs: Iterable[tuple[str, Any]] = value.items() if isinstance(value, dict) else (("", inner) for inner in value)
+    if isinstance(value, dict) and (
+        named := [v for v in value.values() if re.fullmatch(_NAMES, str(v), re.IGNORECASE)]
+    ):
+        pairs = [
+            (named[0], ""),
+            *(("", inner) for inner in value.values() if inner != named[0]),
+        ]  # {"section": ..., "text":
     for key, inner in pairs:
         name = f"{key.replace('_', ' ')}: " if key else ""
         if isinstance(inner, dict | list):
@@ -349,16 +374,19 @@ def _json_lines(value: dict[str, Any] | list[Any]) -> Iterator[str]:
 
 def _as_lines(text: str) -> str:
     """A text without marks of chat formats and HTML, bold type as in Markdown; no line is empty."""
-    text = html.unescape(_TOKEN.sub("\n", _UNSEEN.sub(" ", text.replace("\\n", "\n"))))
+    text = html.unescape(_TOKEN.sub("\n", _UNSEEN.sub(" ", text.replace("\\n", "\n").translate(_PLAIN))))
+    text = re.sub(r"\\[a-z]{2,20}\*?(?=\{)", "", text)  # of LaTeX
     text = _SECTION_TAG.sub(lambda tag: "\n" if tag[1] else f"\n{tag[2]}:\n", text)
     text = _TAG.sub(" ", _BOLD_TAG.sub("**", _BLOCK_TAG.sub("\n", text)))
+    for name in set(re.findall(r"</([a-zA-Z][\w-]{0,30})>", text)):  # <report>, <response>: whatever is closed, too
+        text = re.sub(rf"</?{name}>", "\n", text)
     return "\n".join(filter(None, (" ".join(line.split()) for line in text.splitlines())))
 
 
 def _is_heading(found: re.Match[str]) -> bool:
     """Whether one of the words for a section is its heading, not a word of a sentence."""
     text, before, after = found.string, found["before"], found["after"]
-    if ":" in after or "\uff1a" in after:
+    if re.search(r"[:=>\u2192]", after):
         return True
     near = text[max(0, found.start() - 2) : found.start()].rstrip(" ")
     starts_line = not near or near.endswith("\n") or "\n" in before
@@ -366,15 +394,15 @@ def _is_heading(found: re.Match[str]) -> bool:
     if marked and after.strip(" \n.\"'") and not after.startswith((" -", "-")):
         return True  # "**Findings**", "[FINDINGS]"
     if starts_line and (after.endswith("\n") or found.end() == len(text)):
-        return capital or marked or not near.strip()
-    if starts_line and after.startswith((" - ", " \u2013 ", " \u2014 ")):
+        return capital or marked or not near.strip() or (near.strip()[-1] in ".!?" and after.endswith("\n"))
+    if starts_line and after.startswith((" - ", " \u2013 ", " \u2014 ", "; ")):
         return True
     goes_on = re.match(r"[A-Z](?:[a-z]|\s)|\d", text[found.end() : found.end() + 2])  # "FINDINGS The lungs are clear."
     return capital and after in (" ", " {") and bool(goes_on) and (starts_line or near.endswith((".", "!", "?")))
 
 
 def _section(found: re.Match[str]) -> str:
-    return "findings" if "finding" in f"{found['name']} {found['second']}".lower() else "impression"
+    return "findings" if re.search(_FINDINGS, f"{found['name']} {found['second']}".lower()) else "impression"
 
 
 def _tidy(text: str, has_lines: bool) -> str:

@@ -12,6 +12,7 @@ import filecmp
 import hashlib
 import logging
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -66,6 +67,7 @@ _SPLIT_NAMES = {
     **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
+_SPLIT_WORD = re.compile(rf"({'|'.join(sorted(_SPLIT_NAMES, key=len, reverse=True))})(?:set|split|data)?")
 # Rows that pyarrow makes at a time. Of several, all could be one large value that the file holds once. It takes 0.1 ms
 # more a row.
 _BATCH = 1
@@ -224,16 +226,19 @@ def _open_parquet(name: str, files: Sequence[Path], folder: Path, seed: int) -> 
 def _splits_of_names(files: Sequence[Path], folder: Path) -> dict[Path, str]:
     """The split that a file's name states, or the folder that it lies in; none where they don't tell files apart.
 
-    So a data set that comes as `train-00000-of-00002.parquet` alone is split like any other.
+    So a data set that comes as `train-00000-of-00002.parquet` alone is split like any other. Beside a file that is for
+    validation or test, one that states nothing, or both ("train_val"), is for training.
     """
     named: dict[Path, str] = {}
     for file in files:
         for part in reversed(file.relative_to(folder).with_suffix("").parts):
-            words = re.split(r"[^a-z]+", part.lower())
-            stated = {_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES}
-            if len(stated) == 1:
-                named[file] = stated.pop()
+            words = re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "-", part).lower())
+            stated = {_SPLIT_NAMES[found[1]] for word in words if (found := _SPLIT_WORD.fullmatch(word))}
+            if stated:
+                named[file] = stated.pop() if len(stated) == 1 else "train"
                 break
+    if set(named.values()) - {"train"}:
+        named = {file: named.get(file, "train") for file in files}
     return named if len(set(named.values())) > 1 else {}
 
 
@@ -346,8 +351,10 @@ def _image_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def _stem(name: str) -> str:
-    # Copies differ in "x.dcm.png", "x.png", "x.jpg"; other dots belong to the name.
-    return re.sub(r"(?:\.(?:dcm|dicom|png|jpe?g))+$", "", name.rpartition("/")[2], flags=re.IGNORECASE)
+    # Copies differ in "x.dcm.png", "x.png", "x.jpg", in capitals and, from a Mac, in how accents are written; other
+    # dots belong to the name.
+    name = unicodedata.normalize("NFC", name).rpartition("/")[2].strip(" '\"").casefold()
+    return re.sub(r"(?:\.(?:dcm|dicom|png|jpe?g))+$", "", name)
 
 
 def _meant(name: str, files: Sequence[Path]) -> list[Path]:

@@ -18,6 +18,7 @@ Statistic = Callable[[Array], Array]
 """From sums (..., k) of the counts of the studies to the figure (...); NaN where it is not defined."""
 
 RESAMPLES = 1000
+_PART = 1 << 24  # draws of a study
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,11 @@ class Bootstrap:
     """
 
     def __init__(self, studies: int, seed: int) -> None:
-        shares = np.full(studies, 1 / studies)
+        shares, rng = np.full(studies, 1 / studies), np.random.default_rng(seed)
         self.studies = studies
-        self._weights = np.random.default_rng(seed).multinomial(studies, shares, RESAMPLES).astype(np.float64)
+        # In parts and bytes: as one table of numbers 100,000 studies would take 800 MB, twice.
+        sizes = [len(part) for part in np.array_split(np.arange(RESAMPLES), 1 + studies * RESAMPLES // _PART)]
+        self._weights = [rng.multinomial(studies, shares, size).astype(np.uint8) for size in sizes]
 
     def estimate(self, counts: NDArray[Any], statistic: Statistic, among: NDArray[np.bool_] | None = None) -> Estimate:
         """A figure of the studies.
@@ -88,7 +91,8 @@ class Bootstrap:
         if among is not None:
             counts, n = counts * among[:, None], int(among.sum())
         value = float(statistic(counts.sum(0)))
-        return Estimate(value, n, np.asarray(statistic(self._weights @ counts), np.float64))
+        sums = np.concatenate([part.astype(np.float64) @ counts for part in self._weights])
+        return Estimate(value, n, np.asarray(statistic(sums), np.float64))
 
     def mean(self, values: NDArray[Any], among: NDArray[np.bool_] | None = None) -> Estimate:
         """The mean of one number a study."""

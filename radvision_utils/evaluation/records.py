@@ -57,9 +57,10 @@ FLAGS = {
 _TIMES = 3  # that a sentence, or the words at the end, must stand there
 _TINY = 100_000_000  # parameters at most
 _LATEST = 300  # words at the end in which a loop is looked for
+_STUTTER = re.compile(r"([^\W_]{1,8}?)\1{11,}")  # within a word
 _IF_EMPTY = {
     "reference": "a study without a true report cannot be scored; leave it out knowingly.",
-    "prediction": "write the report, or a word such as 'None' where the system wrote nothing.",
+    "prediction": "write the report, or a word such as 'Nothing' where the system wrote nothing.",
 }
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # a terminal would obey, a file refuse them
 _P = TypeVar("_P", bound="Prediction")
@@ -330,7 +331,8 @@ def flags_of(report: Report, training: frozenset[str], finished: bool = True) ->
 def _repeats_itself(report: Report) -> bool:
     """Whether a sentence stands in a section three times, or the end goes round and round."""
     sections = [text.lower() for text in (report.findings, report.impression)]
-    if any(max(Counter(split_sentences(text)).values(), default=0) >= _TIMES for text in sections):
+    said = [Counter(re.sub(r"^\d+[.)]\s*", "", sentence) for sentence in split_sentences(text)) for text in sections]
+    if any(max(counts.values(), default=0) >= _TIMES for counts in said) or any(map(_STUTTER.search, sections)):
         return True
     words = " ".join(sections).split()[-_LATEST:]
     return _ends_in_loop(words) or _ends_in_loop(words[:-1])  # the last word may be cut off

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from radvision_utils.config import STAGE_LABELS, RadVisionError
-from radvision_utils.data.cells import csv_columns, csv_lines, given, open_i_number, study_number
+from radvision_utils.config import STAGE_LABELS, RadVisionError, parse_json
+from radvision_utils.data.cells import check_columns, csv_columns, csv_lines, given, open_i_number, study_number
 from radvision_utils.data.labels import label
 from radvision_utils.data.reports import Report, is_english, parse_report
 from radvision_utils.data.studies import Study, open_prepared
@@ -23,9 +23,11 @@ from radvision_utils.evaluation.records import check_texts
 from radvision_utils.evaluation.table import CONVENTIONS, Scorer, add_meteor, page, scoring_versions, table_rows
 from radvision_utils.evaluation.text_metrics import r2gen_vocabulary
 from radvision_utils.figures import markdown_table
-from radvision_utils.runs import RunFolder, read_json, read_json_lines
+from radvision_utils.runs import RunFolder, of_shape, read_json, text_lines
 
 SEED = 7
+_COLUMNS = ("uid", "prediction", "reference")
+_LINES = 'write each study as a JSON object on a line of its own, in UTF-8: {"uid": "1", "generated": "Findings: ..."}'
 Pairs = dict[str, tuple[Report, Report | None]]  # uid -> prediction, reference
 
 
@@ -134,17 +136,17 @@ def _read_systems(path: Path) -> dict[str, Pairs]:
     """Systems in the file: name -> uid -> prediction and reference."""
     if not path.is_file():
         raise RadVisionError(f"{path} is not a file: give predictions as .jsonl, .csv or .json.")
-    if path.suffix.lower() == ".csv":
+    if path.name.lower().endswith((".csv", ".csv.gz", ".tsv")):
         return {path.stem: _read_csv(path)}
     if path.suffix.lower() == ".json":
         return {path.stem: _read_json(path)}
     if path.suffix.lower() != ".jsonl":
         raise RadVisionError(f"{path} is neither .jsonl, .csv nor .json: give predictions in one of these.")
     systems: dict[str, Pairs] = {}
-    for number, line in enumerate(read_json_lines(path), start=1):
-        where = f"line {number} of {path}"
+    for where, text in text_lines(path):
+        line = of_shape(parse_json(text, where, _LINES), dict, where, _LINES)
         if "uid" not in line or "generated" not in line:
-            raise RadVisionError(f'{where} lacks uid or generated: write {{"uid": "1", "generated": "Findings: ..."}}.')
+            raise RadVisionError(f"{where} lacks uid or generated: {_LINES}.")
         if not isinstance(line["uid"], str | int | float):
             raise RadVisionError(f"{where} has a uid that is neither a text nor a number: give the study's own.")
         model, reference = line.get("model"), line.get("reference")
@@ -191,12 +193,12 @@ def _read_report(text: object, where: str) -> Report:
 
 def _read_csv(path: Path) -> Pairs:
     pairs: Pairs = {}
-    columns = csv_columns(path)
+    columns = [name.lower() for name in csv_columns(path)]
     if {"study_id", "report"} <= set(columns):
         return _read_two_tables(path)
-    if missing := {"uid", "prediction"} - set(columns):
-        raise RadVisionError(f"{path} has no column {', '.join(sorted(missing))}: it needs uid, prediction, reference.")
-    for number, row in enumerate(csv_lines(path), start=1):
+    check_columns(columns, str(path), [name for name in _COLUMNS if name != "reference" or name in columns])
+    for number, cells in enumerate(csv_lines(path), start=1):
+        row = {name.lower(): cell for name, cell in cells.items()}
         uid = study_number(row["uid"])
         reference = parse_report(given(row["reference"]) or "") if "reference" in columns else None
         _add(pairs, uid, (parse_report(given(row["prediction"]) or ""), reference), f"row {number} of {path}")

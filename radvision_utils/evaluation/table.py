@@ -152,7 +152,7 @@ class Scorer:
         self.references, self.truths, self.known = list(references), truths, known
         self.bootstrap = Bootstrap(len(references), seed)
         self.training = frozenset(normal_form(report) for report in training)
-        self.labels = [report_labels(report) for report in references]
+        self.labels = _labels(references)
         self.matrix = LabelMatrix.of(self.labels, _silent(references))
         self.annotated = np.array([bool(text) and text != "No Indexing" for text in mesh], bool)
         said = np.array([[name in mesh_labels(text) for name in ABNORMAL] for text in mesh], bool)
@@ -162,8 +162,7 @@ class Scorer:
 
     def score(self, reports: Sequence[Report]) -> ScoredRow:
         """All scores of a row, one report for each study."""
-        known = {report: report_labels(report) for report in dict.fromkeys(reports)}
-        labels = [known[report] for report in reports]
+        labels = _labels(reports)
         matrix = LabelMatrix.of(labels, _silent(reports))
         texts = {protocol: score_texts(reports, self.references, protocol, self.known) for protocol in PROTOCOLS}
         estimates = {RULE_LABELS: label_scores(matrix, self.matrix, self.bootstrap)}
@@ -235,8 +234,15 @@ def _observations(labels: Mapping[str, Label]) -> list[str]:
     return [name for name in ABNORMAL if labels[name].status != "not mentioned"]
 
 
+def _labels(reports: Sequence[Report]) -> list[dict[str, Label]]:
+    """Of each report; what is said again is read once."""
+    known = {report: report_labels(report) for report in dict.fromkeys(reports)}
+    return [known[report] for report in reports]
+
+
 def _silent(reports: Sequence[Report]) -> list[bool]:
-    return [says_nothing(f"{report.findings} {report.impression}") for report in reports]
+    known = {report: says_nothing(f"{report.findings} {report.impression}") for report in dict.fromkeys(reports)}
+    return [known[report] for report in reports]
 
 
 def _count_verdicts(generated: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, int]:

@@ -12,14 +12,15 @@ import math
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer
-from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs, cook_test
 from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 
@@ -168,13 +169,32 @@ def _bleu_scorer(pairs: Sequence[tuple[str, str]]) -> BleuScorer:
     scorer = BleuScorer(n=4)
     for ours, true in pairs:
         scorer += (ours, [true])
+        scorer.crefs.clear()  # the n-grams of a reference, some 30 KB, have been compared
     return scorer
 
 
 def _cider_d(pairs: Sequence[tuple[str, str]]) -> tuple[float, Array]:
     """Of the set and of each report; pycocoevalcap's "Cider" is CIDEr-D (Vedantam et al. 2015, section 5.3)."""
-    score: tuple[float, Array] = Cider().compute_score(*_by_study(pairs))
+    scorer = CiderScorer(n=4)
+    scorer.ctest = _Cooked(cook_test, [ours for ours, _ in pairs])
+    scorer.crefs = _Cooked(cook_refs, [[true] for _, true in pairs])
+    scorer.document_frequency = Counter()
+    score: tuple[float, Array] = scorer.compute_score()
     return score
+
+
+@dataclass(frozen=True)
+class _Cooked:
+    """N-grams of texts, counted as they are asked for: those of 100,000 reports would fill gigabytes."""
+
+    cook: Callable[[Any], Any]
+    texts: Sequence[Any]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.cook, self.texts)
 
 
 def _by_study(pairs: Sequence[tuple[str, str]]) -> tuple[dict[int, list[str]], dict[int, list[str]]]:

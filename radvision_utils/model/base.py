@@ -310,10 +310,17 @@ def _image_processor_of_today(values: Any) -> Any:
 
 
 def _require_chat(processor: ProcessorMixin, base: str) -> None:
-    """The tokenizer knows the marks of Qwen's chat format, and the chat template sets one image."""
+    """The tokenizer knows the marks of Qwen's chat format, the chat template sets one image, its size is in pixels."""
     words = processor.tokenizer.get_vocab()
     lacking = [word for word in ("<|im_end|>", "<|endoftext|>", processor.image_token) if word not in words]
     copy = "copy the missing files from the model that it was made of"
+    sees = processor.image_processor
+    edges = [sees.size[name] if sees.size else None for name in ("shortest_edge", "longest_edge")]
+    if not (type(sees).__name__.startswith("Qwen2") and all(isinstance(edge, int) for edge in edges)):
+        raise RadVisionError(
+            f"the image processor of {base} is not that of Qwen2.5-VL, whose size is shortest_edge and longest_edge "
+            f"in pixels: {copy}."
+        )
     if lacking:
         raise RadVisionError(f"the tokenizer of {base} is missing or of another model, {lacking[0]!r} is none: {copy}.")
     processor.chat_template = processor.chat_template or processor.tokenizer.chat_template

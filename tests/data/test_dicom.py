@@ -24,10 +24,10 @@ def scan(pixels=CHEST, stored=12, syntax=ExplicitVRLittleEndian):
     meta.TransferSyntaxUID = syntax
     meta.MediaStorageSOPClassUID = meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7"
     found = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    found.Rows, found.Columns = pixels.shape
+    found.Rows, found.Columns = pixels.shape[:2]
     found.SamplesPerPixel, found.PhotometricInterpretation = 1, "MONOCHROME2"
     found.PixelRepresentation = int(pixels.dtype.kind == "i")
-    found.BitsAllocated, found.BitsStored, found.HighBit = 16, stored, stored - 1
+    found.BitsAllocated, found.BitsStored, found.HighBit = 8 * pixels.itemsize, stored, stored - 1
     found.PixelData = pixels.tobytes()
     return found
 
@@ -106,6 +106,19 @@ def test_of_several_windows_the_first_that_shows_the_picture_is_taken():
     other.WindowCenter, other.WindowWidth = 1500, 1200
     assert (shown(found) == shown(other)).all()
     assert not (shown(found) == shown(scan())).all()
+
+
+def test_a_window_without_end_leaves_the_picture_its_gray_levels():
+    found = scan()
+    found.WindowCenter, found.WindowWidth = 2000, 1e9
+    assert abs(shown(found) - shown(scan())).max() <= 1
+
+
+def test_three_samples_are_one_gray_picture_whatever_the_header_calls_them():
+    found = scan(np.repeat((CHEST >> 4).astype(np.uint8)[..., None], 3, axis=2), stored=8)
+    found.SamplesPerPixel, found.PlanarConfiguration = 3, 0
+    assert shown(found).shape == CHEST.shape
+    assert alike(shown(found), CHEST) > 0.99
 
 
 def test_a_presentation_that_is_inverse_is_shown_inverted_and_only_once():

@@ -141,6 +141,10 @@ def test_the_target_has_the_form_that_the_prompt_asks_for():
         "Here is the report. Findings : Clear lungs. Impressions: Normal.",
         "Findings: {Clear lungs.} Impression: {Normal.}",
         "Findings: Clear Findings: lungs. Conclusion: Normal.",
+        "findings\nClear lungs.\nimpression\nNormal.",
+        "Find\u200bings: Clear lungs. \uff29mpression\u2236 Normal.",
+        '[{"section": "Findings", "text": "Clear lungs."}, {"section": "Impression", "text": "Normal."}]',
+        r'"{\"findings\": \"Clear lungs.\", \"impression\": \"Normal.\"}"',
     ],
 )
 def test_parsing_tolerates_what_models_write(text):
@@ -150,3 +154,24 @@ def test_parsing_tolerates_what_models_write(text):
 def test_a_text_without_headings_is_kept_whole():
     assert parse_report("The findings are\nsubtle.") == Report("The findings are subtle.", "", headed=False)
     assert parse_report("") == Report("", "", headed=False)
+
+
+@pytest.mark.parametrize("brackets", ["[{}]", "<{}>", "{{{}}}", "{{{{{}}}}}", "[{}/]", "[ {} ]"])
+@pytest.mark.parametrize(
+    "word", ["NAME", "Last Name", "DATE-1", "person_12", "Hospital 12", "redacted", "MASK", "dr. name"]
+)
+def test_what_stands_in_brackets_for_a_name_or_a_date_is_a_hidden_word(brackets, word):
+    text = clean_section(f"{brackets.format(word)} was told of it. The heart is normal.")
+    assert drop_sentences(text, {"deidentified"})[0] == "The heart is normal."
+
+
+@pytest.mark.parametrize("word", ["xXxx", "_ _ _", "****", "\u2588\u2588", "@@DATE@@", "[**2101-1-1**]", "[]", "[...]"])
+def test_so_is_a_word_that_was_blotted_out(word):
+    assert drop_sentences(clean_section(f"Seen by {word} today. Clear."), {"deidentified"})[0] == "Clear."
+
+
+@pytest.mark.parametrize(
+    "text", ["Clear (see above).", "A <5 mm nodule.", "Age-appropriate.", "The [left] lung is clear."]
+)
+def test_other_brackets_hide_nothing(text):
+    assert drop_sentences(clean_section(text), {"deidentified"})[1] == {}

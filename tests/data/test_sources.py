@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from radvision_utils.config import DataSettings, RadVisionError, project_root
-from radvision_utils.data.sources import COLUMNS, open_source
+from radvision_utils.data.sources import COLUMNS, _splits_of_names, _stem, open_source
 
 SETTINGS = DataSettings(workers=1)
 REAL = project_root().parent / "shared" / "data" / "open-i"
@@ -274,3 +274,28 @@ def test_a_hub_id_without_network_is_one_sentence(monkeypatch):
     message = sentence_of("nobody/no-such-collection")
     assert "could not be loaded from the hub" in message
     assert "parquet" in message
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (("train.parquet", "val.parquet", "test.parquet"), "train validation test"),
+        (("trainset.parquet", "testset.parquet"), "train test"),
+        (("openiTrain.parquet", "openiTest.parquet"), "train test"),
+        (("TRAIN_data.parquet", "Evaluation Split.parquet"), "train test"),
+        (("split=train/0.parquet", "split=dev/0.parquet"), "train validation"),
+        (("train_val.parquet", "test-0.parquet"), "train test"),
+        (("reports.parquet", "test.parquet"), "train test"),
+        (("contest.parquet", "latest.parquet"), "None None"),
+        (("train-00000-of-00002.parquet", "train-00001-of-00002.parquet"), "None None"),
+    ],
+)
+def test_the_split_that_a_file_name_states_holds_in_any_spelling(names, splits):
+    found = _splits_of_names([Path("source", name) for name in names], Path("source"))
+    assert [str(found.get(Path("source", name))) for name in names] == splits.split()
+
+
+@pytest.mark.parametrize("name", ["A.PNG", "a.dcm.png", "'a.jpg'", "folder/A.jpeg", " a.png "])
+def test_an_image_is_found_by_its_name_in_other_capitals_and_endings(name):
+    assert _stem(name) == "a"
+    assert _stem("\u00e9.png") == _stem("e\u0301.png") != _stem("e.png")

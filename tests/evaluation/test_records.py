@@ -35,6 +35,8 @@ TRAINING = frozenset([normal_form(Report("The lungs are clear.", "No acute disea
         ("The lungs are  clear.", "NO acute disease.", ["copied from training"]),
         ("The lungs are clear. " * 3, "", ["repeats itself"]),
         ("No effusion and no effusion and no effusion and no eff", "", ["repeats itself"]),
+        ("1. No effusion. 2. No effusion. 3. No effusion.", "", ["repeats itself"]),
+        ("Hyper" + "lucent" * 12, "", ["repeats itself"]),
         ("No effusion. No edema.", "No effusion. No edema. No effusion.", []),
         ("The heart is normal with its le.", "", ["unknown word"]),
         ("", "", []),

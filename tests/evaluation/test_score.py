@@ -54,7 +54,7 @@ def test_predictions_of_a_run_score_as_its_evaluation_does(trained, tmp_path):
     ("text", "sentence"),
     [
         (HEAD, "has no studies to score"),
-        ("uid,reference\n1,Clear.\n", "has no column prediction"),
+        ("uid,reference\n1,Clear.\n", "lacks the column prediction"),
         ("uid,prediction\n1,Clear.\n", "study 1 in .* has no reference"),
         (HEAD + "1,Clear.,Clear.\n1,Clear.,Clear.\n", "study 1 is there twice"),
         (HEAD + "1,Clear.,Clear.\n2\n", "the prediction of study 2 is empty"),

@@ -2,13 +2,14 @@
 
 import math
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
 import sacrebleu
 
 from radvision_utils import Report
-from radvision_utils.evaluation import text_metrics
+from radvision_utils.evaluation import bootstrap, text_metrics
 from radvision_utils.evaluation.bootstrap import Bootstrap
 from radvision_utils.evaluation.text_metrics import (
     PROTOCOLS,
@@ -153,3 +154,25 @@ def test_equal_seeds_give_equal_intervals():
     scores = score_texts(GENERATED, REFERENCE, RAW)
     first, second = (text_estimates(scores, Bootstrap(3, seed=5))["bleu1"].draws for _ in range(2))
     assert np.array_equal(first, second)
+
+
+def test_resamples_drawn_in_parts_are_those_drawn_at_once(monkeypatch):
+    values = np.arange(40.0)
+    whole = Bootstrap(40, seed=5).mean(values).draws
+    monkeypatch.setattr(bootstrap, "_PART", 4_000)
+    assert Bootstrap(40, seed=5).mean(values).draws == pytest.approx(whole, rel=1e-12)
+
+
+def test_each_report_more_takes_a_few_kilobytes_while_it_is_scored():
+    words = [f"word{number}" for number in range(300)]
+    many = reports(*(" ".join(words[n % 200 : n % 200 + 60]) for n in range(600)))
+    tracemalloc.start()
+    try:
+        score_texts(many[:300], many[:300], RAW)  # the words and what the libraries load
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        score_texts(many, many, RAW)
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert peak / len(many) < 12_000, f"{peak / len(many):.0f} bytes a report"

@@ -1,25 +1,31 @@
 """Kill the chain at random points, give the same command again, and compare with a chain that nobody killed.
 
-    python tests/faults/kill_many.py --kills 100 --seed 7
+    python tests/faults/kill_many.py --kills 1000 --seed 7
 
-The chain is small (preparation, three stages with dropout, evaluation), its code is the whole. The kills go round its
-steps. Two thirds come just before a random change to the run's files (so also in the middle of a checkpoint or of a
-deletion), one third after a random time (so also while a library writes a file). A step that goes on is sometimes
-killed once more. Every seventh chain goes on to its end, the others to the end of their step.
+The chain is small (preparation, three stages with dropout, evaluation, the page; pictures of the losses and figures are
+blank), its code is the whole. The kills go
+round its steps, by SIGKILL, SIGTERM or SIGINT. Two thirds come just before a random change to the run's files (so also
+in the middle of a checkpoint or of a deletion), one third after a random time (so also while a library writes a file).
+A step that goes on is often killed again. Every 25th chain goes on to its end, the others to the end of their step.
+Each attempt is a process forked from this one, which has loaded the libraries, with random numbers of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
+import re
+import resource
 import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -27,26 +33,33 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from radvision_utils import evaluate, load_profile, prepare_dataset, train_stage
+from radvision_utils.cards import write_dashboard
 from radvision_utils.runs import STEPS, RunFolder, file_hash, read_json, read_json_lines
 from radvision_utils.training.resume import last_checkpoint
 
-SAVE_STEPS = 3
+CHAIN = (*STEPS, "dashboard")
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+SAVE_STEPS = 2
 SETTINGS = {
-    "data.phantoms": 30,
+    "data.phantoms": 10,
+    "data.image_size": 112,
     "data.workers": 1,
+    "evaluation.stages": "ends",
     "generation.batch_size": 2,
     "generation.max_new_tokens": 8,
     **{
         f"stage{n}.{key}": value
         for n in (1, 2, 3)
         for key, value in {
-            "max_steps": 6,  # four an epoch: the second epoch is interrupted too
+            "max_steps": 4,  # two an epoch: the second epoch is interrupted too
             "save_steps": SAVE_STEPS,
             "micro_batch": 2,
-            "accumulation": 3,
+            "accumulation": 2,
             "lora_dropout": 0.1,
             "validation_studies": 2,
         }.items()
@@ -59,6 +72,7 @@ TIMES = ("seconds", "seconds_per_report", "tokens_per_second", "finished", "vers
 
 def work(root: Path, steps: tuple[str, ...]) -> None:
     """What is killed: steps of a run, in this process."""
+    Figure.savefig = lambda _, path, **__: Path(path).write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
     os.environ["PATH"] = ""  # no Java is found: METEOR takes half a minute and writes nothing on the way
     profile = load_profile("tiny", SETTINGS, run="r", output_root=str(root), seed=3)
     for step in steps:
@@ -66,17 +80,22 @@ def work(root: Path, steps: tuple[str, ...]) -> None:
             prepare_dataset(profile)
         elif step == "evaluation":
             evaluate(profile)
+        elif step == "dashboard":
+            write_dashboard("r", str(root))
         else:
             train_stage(profile, int(step[-1]))
 
 
 class Changes:
-    """Counts changes to the run's files as they are about to happen; kills the process before number `fatal`."""
+    """Counts changes to a run's files as they are about to happen; kills the process before number `fatal`."""
 
-    def __init__(self, root: Path, fatal: int | None, report: Path | None) -> None:
-        self.root, self.fatal, self.report = str(root), fatal, report
-        self.places: list[str] = []
+    def __init__(self) -> None:
+        self.begin("/nowhere")
         sys.addaudithook(self.hook)
+
+    def begin(self, root: Path | str, fatal: int | None = None, by: int = signal.SIGKILL) -> None:
+        self.root, self.fatal, self.by = str(root), fatal, by
+        self.places: list[str] = []
 
     def hook(self, event: str, values: tuple) -> None:
         if event == "open":
@@ -90,13 +109,12 @@ class Changes:
         relative = values[-1] != -1 and event in ("os.remove", "os.rmdir")  # shutil.rmtree names files in a folder
         if not relative and self.root not in str(path):
             return
-        if len(self.places) == self.fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
         self.places.append(REMOVAL if relative else place(str(path), self.root))
+        if len(self.places) - 1 == self.fatal:
+            os.kill(os.getpid(), self.by)
 
-    def save(self) -> None:
-        if self.report is not None:
-            self.report.write_text(json.dumps(self.places))
+
+CHANGED = Changes()
 
 
 def place(path: str, root: str) -> str:
@@ -104,17 +122,13 @@ def place(path: str, root: str) -> str:
     if "/checkpoints/" in path:
         return CHECKPOINT
     step = path.removeprefix(root).strip("/").split("/")[0].removesuffix(".partial")
-    return step if step in STEPS else "run"
+    return step if step in CHAIN else "run"
 
 
 def in_child(
-    root: Path,
-    steps: tuple[str, ...],
-    fatal: int | None = None,
-    after: float | None = None,
-    report: Path | None = None,
+    root: Path, steps: tuple[str, ...], by: int = signal.SIGKILL, fatal: int | None = None, after: float | None = None
 ) -> int:
-    """Do the steps in a forked process (the libraries are loaded once); its exit status, negative for a signal."""
+    """Do the steps in a forked process; its exit status, where a signal ended it the negative of that."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -123,24 +137,36 @@ def in_child(
         with (root / "out.txt").open("a") as out:
             os.dup2(out.fileno(), 1)
             os.dup2(out.fileno(), 2)
-        changes = Changes(root / "r", fatal, report)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts us in the background ignores it
+        torch.seed(), random.seed(), np.random.seed()  # the fork's would be the same in every attempt
+        CHANGED.begin(root / "r", fatal, by)
         if after is not None:
-            threading.Timer(after, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            timer = threading.Timer(after, os.kill, (os.getpid(), by))
+            timer.daemon = True
+            timer.start()
         work(root, steps)
-        changes.save()
         status = 0
+    except KeyboardInterrupt:
+        status = -signal.SIGINT
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         sys.stderr.flush()
-        os._exit(status)
+        os._exit(status) if status >= 0 else _end_by(-status)
+    return status
+
+
+def _end_by(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def outcome(root: Path, step: str) -> dict:
     """All of a step that must not depend on interruptions."""
     run = RunFolder("r", root)
+    if step == "dashboard":
+        page = (run.dashboard / "index.html").read_text(encoding="utf-8")
+        return {"files": os.listdir(run.dashboard), "page": re.sub(r"[\d.]+ s\b", "", page)}
     # A lock that a killed process left stays until another step takes it over.
     found: dict = {"files": sorted(p.name for p in run.path.iterdir() if p.name != "lock.json")}
     found["files"] += sorted(p.name for p in (run.path / step).iterdir() if not p.name.startswith("."))
@@ -186,14 +212,17 @@ class Reference:
         self.places: dict[str, list[str]] = {}
         self.seconds: dict[str, float] = {}
         self.expected: dict[str, dict] = {}
-        for step in STEPS:
+        for step in CHAIN:
             shutil.copytree(root, self.before / step)
-            started, report = time.monotonic(), folder / "places.json"
-            if in_child(root, (step,), report=report):
-                raise SystemExit((root / "out.txt").read_text())
+            CHANGED.begin(root / "r")
+            work(root, (step,))  # in this process, so that all forked from it have loaded everything
+            self.places[step], self.expected[step] = CHANGED.places, outcome(root, step)
+            started = time.monotonic()
+            shutil.copytree(self.before / step, folder / f"again-{step}")
+            if in_child(folder / f"again-{step}", (step,)):
+                raise SystemExit((folder / f"again-{step}" / "out.txt").read_text())
             self.seconds[step] = time.monotonic() - started
-            self.places[step] = json.loads(report.read_text())
-            self.expected[step] = outcome(root, step)
+        gc.freeze()
 
 
 def kill_many(kills: int, seed: int, folder: Path) -> dict:
@@ -201,49 +230,65 @@ def kill_many(kills: int, seed: int, folder: Path) -> dict:
     torch.set_num_threads(1)
     rng, started = random.Random(seed), time.monotonic()
     reference = Reference(folder)
-    result: dict = {"kills": 0, "where": Counter(), "whole_chains": 0, "repeated_steps": 0, "failed": []}
+    result: dict = {
+        "kills": 0,
+        "by": Counter(),
+        "where": Counter(),
+        "whole_chains": 0,
+        "repeated_steps": 0,
+        "failed": [],
+    }
     trial = 0
     while result["kills"] < kills:
-        step = STEPS[trial % len(STEPS)]
-        # Every seventh goes on to the end of the chain, the others to the end of the step, with what it started from.
-        steps = STEPS[STEPS.index(step) :] if trial % 7 == 0 else (step,)
+        step = CHAIN[trial % len(CHAIN)]
+        # Some go on to the end of the chain, the others to the end of the step, with what it started from.
+        steps = CHAIN[CHAIN.index(step) :] if trial % 25 == 0 else (step,)
         root = folder / f"trial{trial}"
         shutil.copytree(reference.before / step, root)
-        how = _choose(rng, reference, step, trial)
-        again = {"fatal": rng.randrange(len(reference.places[step]) // 2)} if rng.random() < 0.3 else None
-        for attempt in (how, {}) if again is None else (how, again, {}):
-            status = in_child(root, steps, **attempt)
-            if status == -signal.SIGKILL:
+        attempts = [_choose(rng, reference, step)]
+        while rng.random() < 0.75:
+            most = max(len(reference.places[step]) // 2, 1)
+            attempts.append({"fatal": rng.randrange(most), "by": rng.choice(SIGNALS)})
+        for number, how in enumerate([*attempts, {}]):
+            status = in_child(root, steps, **how)
+            if status < 0:
                 result["kills"] += 1
                 part = reference.places[step][how["fatal"]] if "fatal" in how else "any time"
-                result["where"][f"{step}: {part}" if attempt is how else "again"] += 1
+                result["where"][f"{step}: {part if number == 0 else 'again'}"] += 1
+                result["by"][signal.Signals(-status).name] += 1
                 result["repeated_steps"] = max(result["repeated_steps"], repeated_steps(root))
+            elif status:
+                break
+        what = f"trial {trial} {'+'.join(steps)} {attempts}"
         if status:
-            result["failed"].append(f"trial {trial} {step} {how}: {(root / 'out.txt').read_text()[-2000:]}")
+            result["failed"].append(f"{what}: {(root / 'out.txt').read_text()[-2000:]}")
         else:
-            result["failed"] += _differences(root, steps, reference, f"trial {trial} {step} {how}, then {again}")
+            result["failed"] += _differences(root, steps, reference, what)
             result["whole_chains"] += len(steps) > 1
         shutil.rmtree(root)
         trial += 1
         print(f"{result['kills']} of {kills} kills, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     result["where"] = dict(sorted(result["where"].items()))
     result["seconds"] = round(time.monotonic() - started)
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    result["processor_seconds"] = round(sum(each.ru_utime + each.ru_stime for each in used))
     return result
 
 
-def _choose(rng: random.Random, reference: Reference, step: str, trial: int) -> dict:
-    if trial % 3 == 0:
-        return {"after": rng.uniform(0.02, 0.98) * reference.seconds[step]}
+def _choose(rng: random.Random, reference: Reference, step: str) -> dict:
+    by = rng.choice(SIGNALS)
+    if rng.random() < 1 / 3:
+        return {"after": rng.uniform(0.02, 0.98) * reference.seconds[step], "by": by}
     places = reference.places[step]
     part = rng.choice(sorted(set(places)))  # a log has more lines than a record has writes: each part alike
-    return {"fatal": rng.choice([number for number, where in enumerate(places) if where == part])}
+    return {"fatal": rng.choice([number for number, where in enumerate(places) if where == part]), "by": by}
 
 
 def _differences(root: Path, steps: tuple[str, ...], reference: Reference, what: str) -> list[str]:
     found = []
     for step in steps:
         got, expected = outcome(root, step), reference.expected[step]
-        if len(steps) > 1:  # later steps added theirs
+        if len(steps) > 1 and step != "dashboard":  # later steps added theirs
             got |= {key: expected[key] for key in ("files", "noted")}
         found += [f"{what}: {step} {key} differ" for key in expected if got[key] != expected[key]]
     return found
@@ -265,7 +310,11 @@ def main() -> int:
             shutil.rmtree(folder, ignore_errors=True)
     print(json.dumps(result, indent=2))
     good = not result["failed"] and result["repeated_steps"] <= SAVE_STEPS
-    print("every chain ended with the same data, weights, predictions and metrics" if good else "NOT all ended alike")
+    print(
+        "every chain ended with the same data, weights, predictions, metrics and page"
+        if good
+        else "NOT all ended alike"
+    )
     return 0 if good else 1
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from radvision_utils.runs import (
     read_json_lines,
     working,
     write_json,
+    write_text,
 )
 from radvision_utils.training import train as trainer
 from radvision_utils.training.resume import TRAINED, last_checkpoint, mark_whole
@@ -343,6 +345,17 @@ def test_8_bit_optimizer_state_resumes_to_the_same_weights(finished, tmp_path):
     assert (result.record["resumed_from"], result.record["hash"]) == ("checkpoint-3", expected)
 
 
+def test_what_a_process_killed_in_the_middle_of_a_file_has_left_goes_when_the_file_is_written(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    (tmp_path / f".page [1].html.{ended.pid}.abc").write_text("half")
+    kept = [f".page [1].html.{os.getpid()}.abc", ".page [1].html.swp", ".other.html.1.abc"]
+    for name in kept:
+        (tmp_path / name).write_text("of others")
+    write_text(tmp_path / "page [1].html", "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "page [1].html"])
+
+
 def test_a_log_whose_last_line_was_cut_is_read_to_the_line_before(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
@@ -403,6 +416,32 @@ class TestReports:
         shares = [[line["first"] for line in read_json_lines(p)] for p in sorted((tmp_path / "two").iterdir())]
         assert shares == [[0, 4], [2, 6]]
         assert [w.text for w in shared] == [w.text for w in whole]
+
+
+PREPARE = """
+import os, sys, time
+from radvision_utils.data.images import in_processes
+if __name__ == "__main__":
+    for _, process in in_processes(os.getpid, ((n, ()) for n in iter(int, 1)), 2):
+        print(process, flush=True)
+        time.sleep(0.1)
+"""
+
+
+def test_processes_that_prepare_images_end_with_the_one_that_is_killed(tmp_path):
+    (tmp_path / "prepare.py").write_text(PREPARE)
+    environment = os.environ | {"PYTHONPATH": str(project_root())}
+    command = [sys.executable, str(tmp_path / "prepare.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as asked:
+        worker = int(asked.stdout.readline())
+        asked.kill()
+    for _ in range(600):
+        with suppress(FileNotFoundError):
+            if Path(f"/proc/{worker}/stat").read_text().rsplit(")")[-1].split()[0] != "Z":
+                time.sleep(0.1)
+                continue
+        return
+    pytest.fail(f"process {worker} goes on for ever")
 
 
 def kill_many(kills, seed):

@@ -1,5 +1,6 @@
 """Two processes never work on one run, and a process that is no more holds nobody up."""
 
+import errno
 import json
 import os
 import signal
@@ -57,6 +58,24 @@ def test_a_lock_from_another_machine_is_answered_with_what_to_do(tmp_path):
     with pytest.raises(RadVisionError, match=told), working(RunFolder("r", tmp_path), "data"):
         pass
     assert path.is_file()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_where_the_file_system_has_no_locks_the_record_of_the_holder_is_believed(holder, tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    run = RunFolder("r", tmp_path)
+    with pytest.raises(RadVisionError, match=f"is being worked on by process {holder.pid} "), working(run, "data"):
+        pass
+    holder.kill()
+    holder.wait()
+    with working(run, "data"):
+        assert json.loads((run.path / "lock.json").read_text())["process"] == os.getpid()
+    (run.path / "lock.json").write_text('{"process": 1, "host": "elsewhere"}')
+    with pytest.raises(RadVisionError, match="process 1 on elsewhere"), working(run, "data"):
+        pass
 
 
 def test_a_step_that_fails_leaves_no_lock(tmp_path):

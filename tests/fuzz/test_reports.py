@@ -136,6 +136,9 @@ HEADINGS = [
     ("FINDING", "CONCLUSION"),
 ]
 HEADINGS += [("Radiographic Findings", "Final Impression"), ("Key findings", "Impression and Recommendations")]
+HEADINGS += [("Observations", "Assessment"), ("FINDINGS SECTION", "OPINION"), ("Findings", "Diagnosis")]
+LINES += ["<dt>{}</dt><dd>{}</dd>", "\u3010{}\u3011\n{}"]
+INLINE += ["{} = {}", "{} -> {}", "{} \u2192 {}", "{}\ufe55 {}", "\\textbf{{{}:}} {}", "A. {}: {}", "II. {}: {}"]
 BODIES = [
     " ".join,
     "\n".join,
@@ -155,6 +158,7 @@ AROUND = [
     "```\n{}\n```",
 ]
 AROUND += ["<think>Findings: an effusion? Impression: not sure.</think>\n{}", "Findings: look.\n</think>\n\n{}"]
+AROUND += ["<report>\n{}\n</report>", "<scratchpad>Impression: hm.</scratchpad>\n{}"]
 AROUND += ["<think>Hm.</think><answer>{}</answer>", PROMPT.replace("{", "{{").replace("}", "}}") + "\n{}"]
 POINTS = st.lists(
     st.sampled_from(["The heart is normal.", "No effusion.", "2.5 cm nodule (new).", "These findings are old."]),

@@ -187,6 +187,20 @@ def test_a_processor_of_any_release_gives_the_same_pixels(folder, kind, size, al
     assert torch.equal(torch.as_tensor(before["pixel_values"]), torch.as_tensor(after["pixel_values"]))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": {"height": 224, "width": 224}},
+        {"size": 224},
+        {"size": {"shortest_edge": "50176", "longest_edge": "50176"}},
+        {"image_processor_type": "CLIPImageProcessor"},
+    ],
+)
+def test_an_image_processor_of_another_kind_is_told_in_a_sentence(folder, changes):
+    edit(folder / "processor_config.json", lambda values: values["image_processor"].update(changes))
+    assert "the image processor of" in refusal(load_processor, of(folder), 512)
+
+
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("where", [[], ["deeper"]])
 @pytest.mark.parametrize("key", ["auto_map", "trust_remote_code", "audio_tokenizer"])
