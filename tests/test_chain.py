@@ -51,9 +51,9 @@ def test_a_run_says_in_a_dozen_lines_what_it_did_and_came_to_and_keeps_the_rest_
     assert first.startswith("Profile tiny, run chain, on CPU")
     assert second.split() == ["Log", str(folder / "run.log")]
     for number, (line, name) in enumerate(zip(lines, NOTEBOOKS.values(), strict=False), start=1):
-        assert re.fullmatch(rf"{number} of 5  {name} +\d+\.\d min", line)
-    assert re.match(r"Abnormal F1 \d\.\d{3} -> \d\.\d{3}, image used: [a-z ]+$", lines[5])
-    assert len(lines) == 10
+        assert re.fullmatch(rf"{number} of {len(NOTEBOOKS)}  {name} +\d+\.\d min", line)
+    assert re.match(r"Abnormal F1 \d\.\d{3} -> \d\.\d{3}, image used: [a-z ]+$", lines[len(NOTEBOOKS)])
+    assert len(lines) == len(NOTEBOOKS) + 5
     assert lines[-1] == DISCLAIMER
     assert "after stage 3" in (folder / "run.log").read_text(encoding="utf-8")
 
