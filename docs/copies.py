@@ -1,7 +1,7 @@
 """What one sees without running anything: a run's executed notebooks and a dashboard of 60 of its studies, to look at.
 
-`python docs/copies.py [RUN]` writes them from a finished run into `docs/notebooks/`, at most 6 MB, and `docs/dashboard/`.
-GitHub shows no widgets and little of a card's HTML: in a copy, pictures stand in their place.
+`python docs/copies.py [RUN]` writes them from a finished run into `docs/notebooks/` (at most 6 MB) and
+`docs/dashboard/`. GitHub shows no widgets and little of a card's HTML: in a copy, pictures stand in their place.
 """
 
 from __future__ import annotations
