@@ -1,7 +1,7 @@
 """What one sees without running anything: a run's executed notebooks and a dashboard of 60 of its studies, to look at.
 
-`python docs/copies.py [RUN]` writes them from a finished run into `docs/notebooks/` and `docs/dashboard/`, together at
-most 6 MB. GitHub shows no widgets and little of a card's HTML: in a copy, pictures stand in their place.
+`python docs/copies.py [RUN]` writes them from a finished run into `docs/notebooks/` (at most 6 MB) and
+`docs/dashboard/`. GitHub shows no widgets and little of a card's HTML: in a copy, pictures stand in their place.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from radvision_utils.dashboard.record import read_predictions
 from radvision_utils.runs import NOTEBOOKS, RunFolder
 
 STUDIES = 60
-MOST_BYTES = 6_000_000
+MOST_BYTES = 6_000_000  # of the notebooks
 _COLORS = 64  # of a picture; radiographs and charts look the same, for a third of the bytes
 _WIDTH = 1000  # pixels of a picture at most
 
 
 def write_copies(run: RunFolder, to: Path) -> int:
-    """Write the copies of a finished run below a folder; returns their bytes.
+    """Write the copies of a finished run below a folder; returns the bytes of the notebooks.
 
     Raises:
-        RadVisionError: a notebook was not executed, or the copies are larger than `MOST_BYTES`.
+        RadVisionError: a notebook was not executed, or the notebooks are larger than `MOST_BYTES`.
     """
     shutil.rmtree(to / "notebooks", ignore_errors=True)
     (to / "notebooks").mkdir(parents=True)
@@ -48,10 +48,12 @@ def write_copies(run: RunFolder, to: Path) -> int:
         slim(notebook, run)
         nbformat.write(notebook, to / "notebooks" / executed.name)
     shown = [record for record in read_predictions(run.predictions) if (record.index or 0) < STUDIES]
-    page = write_page(shown, run.record("evaluation") or {}, run.path, to / "dashboard" / "index.html")
-    size = page.stat().st_size + sum(path.stat().st_size for path in (to / "notebooks").iterdir())
+    write_page(shown, run.record("evaluation") or {}, run.path, to / "dashboard" / "index.html")
+    size = sum(path.stat().st_size for path in (to / "notebooks").iterdir())
     if size > MOST_BYTES:
-        raise RadVisionError(f"the copies in {to} have {size / 1e6:.1f} MB: show fewer studies or smaller pictures.")
+        raise RadVisionError(
+            f"the notebooks in {to} have {size / 1e6:.1f} MB: make their pictures smaller in {Path(__file__).name}."
+        )
     return size
 
 
@@ -97,6 +99,6 @@ if __name__ == "__main__":
     try:
         here = Path(__file__).parent
         written = write_copies(RunFolder(sys.argv[1] if len(sys.argv) > 1 else "tiny"), here)
-        print(f"{written / 1e6:.1f} MB in {here / 'notebooks'} and {here / 'dashboard'}")
+        print(f"{written / 1e6:.1f} MB in {here / 'notebooks'}; {here / 'dashboard' / 'index.html'}")
     except RadVisionError as error:
         sys.exit(f"radvision: {error}")

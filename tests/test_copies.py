@@ -51,5 +51,5 @@ def test_copies_are_small_and_name_no_machine(run, tmp_path):
 
 def test_copies_that_are_too_large_are_refused(run, tmp_path, monkeypatch):
     monkeypatch.setattr(copies, "MOST_BYTES", 1000)
-    with pytest.raises(RadVisionError, match="show fewer studies or smaller pictures"):
+    with pytest.raises(RadVisionError, match="make their pictures smaller"):
         copies.write_copies(run, tmp_path)
