@@ -103,11 +103,7 @@ def test_no_two_files_have_one_name():
         ("the spine", spine, 59, 15_120),
         ("behind train_stage", lambda: behind("training.train"), 24, 6_350),
         ("behind load_reporter", lambda: behind("report"), 20, 5_570),
-<<<<<<< HEAD
         ("behind evaluate", lambda: behind("evaluation.evaluate"), 31, 8_140),
-=======
-        ("behind evaluate", lambda: behind("evaluation.evaluate"), 31, 8_010),
->>>>>>> trials
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
