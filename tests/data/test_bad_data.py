@@ -112,7 +112,7 @@ LEFT_OUT = {
     "zero-bytes": ({"img_frontal": b""}, "no frontal image"),
     "null-image": ({"img_frontal": None}, "no frontal image"),
     "one-pixel": ({"img_frontal": encoded(Image.new("L", (1, 1), 9))}, "image is too small"),
-    "blank": ({"img_frontal": encoded(Image.new("L", (64, 48), 90))}, "image shows nothing"),
+    "one level": ({"img_frontal": encoded(Image.new("L", (64, 48), 90))}, "image shows nothing"),
     "bomb": ({"img_frontal": bomb()}, "image is too large"),
     "null-report": ({"findings": None}, "no findings"),
     "empty-report": ({"findings": ""}, "no findings"),

@@ -36,7 +36,7 @@ TRAINING = frozenset([normal_form(Report("The lungs are clear.", "No acute disea
         ("The lungs are clear. " * 3, "", ["repeats itself"]),
         ("No effusion and no effusion and no effusion and no eff", "", ["repeats itself"]),
         ("1. No effusion. 2. No effusion. 3. No effusion.", "", ["repeats itself"]),
-        ("Hyper" + "lucent" * 12, "", ["repeats itself"]),
+        ("Hyper" + "lucent" * 12, "", ["repeats itself", "unknown word"]),
         ("No effusion. No edema.", "No effusion. No edema. No effusion.", []),
         ("The heart is normal with its le.", "", ["unknown word"]),
         ("", "", []),

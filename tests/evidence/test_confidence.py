@@ -235,7 +235,7 @@ def test_killed_while_they_are_added_the_evaluation_is_as_it_was_and_the_same_co
     kept = "confidence" if "evidence" in added else "evidence"
     assert metrics[kept] == known.metrics[kept]
     kinds = {path.suffix for path in known.folder.glob("*.*")}
-    assert kinds <= {".json", ".jsonl", ".md", ".png", ".svg"}  # nothing that they were made from
+    assert kinds <= {".csv", ".json", ".jsonl", ".md", ".png", ".svg"}  # nothing that they were made from
 
 
 def test_shuffled_weights_are_the_same_numbers_elsewhere(trained):

@@ -208,6 +208,8 @@ def test_a_clock_that_was_set_back_costs_no_checkpoint(tmp_path):
         list_files(folder)
         os.utime(folder, (2e9 - step, 2e9 - step))
     args = SimpleNamespace(output_dir=str(tmp_path), distributed_state=SimpleNamespace(wait_for_everyone=lambda: None))
-    CheckpointMark().on_save(args, SimpleNamespace(is_world_process_zero=True, global_step=100), None)
+    CheckpointMark().on_save(
+        args, SimpleNamespace(is_world_process_zero=True, global_step=100, best_model_checkpoint=None), None
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-100", "checkpoint-99"]
     assert last_checkpoint(tmp_path).name == "checkpoint-100"
