@@ -120,7 +120,7 @@ class Model:
             if self.parameters is None or self.parameters > _TINY:
                 return ""
             size = f"{self.parameters / 1e6:,.1f} million parameters"
-            return f"Real radiographs, a tiny model of {size} that sees at best heart size, opacities and effusion."
+            return f"Real radiographs, a tiny model of {size} that sees heart size and opacities at best."
         size = "" if self.parameters is None else f", a model of {self.parameters / 1e6:,.1f} million parameters"
         if own:
             seen = f"This run has only ever seen drawings, no patient{size}"
