@@ -61,7 +61,9 @@ def test_a_build_of_the_floor_or_later_is_new_enough(monkeypatch, version):
 
 
 def make(*words, cwd):
-    return subprocess.run(["make", *words], cwd=cwd, capture_output=True, text=True, check=True).stdout
+    # Within `make test` a make says which folder it enters, and takes the outer one's options.
+    env = {name: value for name, value in os.environ.items() if name not in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")}
+    return subprocess.run(["make", *words], cwd=cwd, env=env, capture_output=True, text=True, check=True).stdout
 
 
 def test_each_target_installs_what_it_needs_and_says_what_that_takes(tmp_path):
