@@ -265,7 +265,7 @@ def test_an_adapter_alone_needs_no_base_and_is_what_is_uploaded_unless_more_is_a
     for folder in ("kept", "given"):
         assert {path.name for path in (tmp_path / folder).iterdir()} == {"adapter", "README.md", "export.json"}
     card = (tmp_path / "given" / "adapter" / "README.md").read_text()
-    assert ModelCard(card).data.library_name == "peft"
+    assert ModelCard(card).data.to_dict()["library_name"] == "peft"
     assert "This is an adapter for PEFT, without its base." in card
     assert "PeftModel.from_pretrained" in card
     assert "merged" not in card

@@ -153,16 +153,16 @@ def compare(generated: Mapping[str, Label], reference: Mapping[str, Label]) -> d
     verdicts = {}
     for name in OBSERVATIONS:
         ours, theirs = generated[name], reference[name]
-        asserted = [side.status in ASSERTED for side in (ours, theirs)]
-        if not any(asserted):
+        said = [side.status in ASSERTED for side in (ours, theirs)]
+        if not any(said):
             continue
         apart = bool(ours.sides and theirs.sides) and not set(ours.sides) & set(theirs.sides)
-        if all(asserted):
+        if all(said):
             verdicts[name] = "contradiction" if apart else "agree"
         elif {ours.status, theirs.status} == {"present", "absent"} and not apart:
             verdicts[name] = "contradiction"
         else:
-            verdicts[name] = "unsupported" if asserted[0] else "missed"
+            verdicts[name] = "unsupported" if said[0] else "missed"
     return verdicts
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from radvision_utils.data.labels import asserted, label
+from radvision_utils.data.labels import ABNORMAL, ASSERTED, asserted, label
 from radvision_utils.data.reports import Report, format_report, line_of_findings, split_sentences
 
 # How much a token weighs in the loss: of the line, of a sentence without a finding; of all else 1.
@@ -24,11 +24,11 @@ def with_line(report: Report, reference: Report) -> Report:
 def following(report: Report) -> Report:
     """The report without sentences that contradict its line: that assert a finding it does not name, or deny one that
     it names. An impression that is left without a sentence says the line again."""
-    named = asserted(report.line)
+    against = {name: ("absent",) if name in asserted(report.line) else ASSERTED for name in ABNORMAL}
 
     def follows(sentence: str) -> bool:
         found = label(sentence)
-        return not any(found[name].status == "absent" for name in named) and set(asserted(sentence)) <= set(named)
+        return not any(found[name].status in statuses for name, statuses in against.items())
 
     findings, impression = (
         " ".join(filter(follows, split_sentences(section))) for section in (report.findings, report.impression)
