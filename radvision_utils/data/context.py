@@ -223,6 +223,8 @@ def _is_complete(before: Sequence[_Item], separator: _Item, rest: Sequence[_Item
         return denied and (apart or (verb is not None and "participles" not in kinds))
     if first == "alternatives" or _is_list(before, separator, rest):
         return False
+    if kinds[0] in _BACKWARD and not _named(segment):  # "an effusion was noted, which is no longer seen"
+        return False
     if verb is not None and separator.kind == "comma":
         # "No effusion, the heart is enlarged", "no effusion, findings may represent edema"
         if _named(segment[:verb]) or (denied and segment[verb].start - separator.end > 1 and _named(segment[verb:])):
@@ -390,6 +392,9 @@ def _sides(mentions: Sequence[_Mention], statuses: Sequence[str], clause: Sequen
         if item.kind != "sides":
             continue
         previous = clause[n - 1] if n else item
+        following = {other.kind for other in clause[n + 1 : n + 3]}
+        if previous.kind == "comma" and "states" in following and not any(m.start > item.end for m in mentions):
+            continue  # "left effusion, right base is clear"
         post = previous.kind == "prepositions" and item.start - previous.end <= 1
         to = next((m for m, mention in enumerate(mentions) if mention.end > item.start), len(mentions))
         last = to == len(mentions)

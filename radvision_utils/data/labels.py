@@ -52,9 +52,10 @@ _END = re.compile(
     r"(?<!\b(?i:vs|dr|lt|rt))(?:\.|(?<=\w)[!?])(?=\s|$|[A-Z])(?!(?<=\b[lrLR]\.)\s[a-z])|\.(?=\d{1,2}[.)] )"
 )
 
-# What was asked, and not what is seen; it ends at the next heading or blank line.
+# What was asked, and not what is seen; it ends at the next heading or blank line. Of a comparison that is one sentence:
+# "Comparison: none. The lungs are clear" often goes on without a heading.
 _ASKED = re.compile(
-    r"\b(?:indications?|history|clinical (?:information|details|question|data)"
+    r"\b(?:indications?|history|clinical (?:information|details|question|data)|(comparisons?)"
     r"|reason for (?:the |this )?(?:exam(?:ination)?|study|test|referral))[ \t]*:\s*",
     re.IGNORECASE,
 )
@@ -192,14 +193,17 @@ def _all_mentions(text: str) -> list[Mention]:
 
 
 def _asked(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Spans of indication and history, in order. Where nothing else ends one, its sentence does."""
+    """Spans of indication, history and comparison, in order. Where nothing else ends one, its sentence does."""
     found = []
+    stops = [stop for _, stop in spans]
     for match in _ASKED.finditer(text):
-        if end := _SECTION_END.search(text, match.end()):
-            found.append((match.start(), end.start()))
-        else:
-            found.append((match.start(), next((stop for _, stop in spans if stop > match.end()), len(text))))
+        n = bisect.bisect_right(stops, match.end())
+        sentence = stops[n] if n < len(stops) else len(text)
+        section = _SECTION_END.search(text, match.end())
+        if section is None:
+            found.append((match.start(), sentence))
             break
+        found.append((match.start(), min(sentence, section.start()) if match[1] else section.start()))
     return found
 
 

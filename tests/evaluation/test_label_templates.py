@@ -44,6 +44,7 @@ DENIED_LISTS = [
     "Without {}, {}, or {}.",
     "Absent are {}, {} and {}.",
     "{} (-), {} (-), {} (-)",
+    "The earlier film showed {}, {} and {} which have resolved.",
     "No {}; no {}; nor is there {}.",
 ]
 PRESENT = [
@@ -85,6 +86,11 @@ NOT_CLAIMED = [
     "Reason for exam: {}?",
     "60-year-old woman with known {}.",
     "Unable to assess for {}.",
+    "The patient was evaluated for {} last week.",
+    "Comparison: radiograph of May for {}. The aorta is tortuous.",
+    "Comparison: CT that showed {}.\nFindings: The aorta is tortuous.",
+    "Screening for {}.",
+    "The study was ordered to look for {}.",
 ]
 
 
