@@ -27,12 +27,14 @@ FIGURES = {
     "RadCliQ-v1 (lower is better)": "radcliq_v1",
     "RaTEScore": "ratescore",
 }
+# Release 2.2.1 calls its own folder RadEval in places, which a file system that knows capitals does not have.
 PROGRAM = """
 import json, sys
-from radeval import RadEval
+import radeval
+sys.modules["RadEval"] = radeval
 with open(sys.argv[1], encoding="utf-8") as file:
     task = json.load(file)
-scores = RadEval(metrics=task["metrics"], show_progress=False)(refs=task["refs"], hyps=task["hyps"])
+scores = radeval.RadEval(metrics=task["metrics"], show_progress=False)(refs=task["refs"], hyps=task["hyps"])
 with open(sys.argv[2], "w", encoding="utf-8") as file:
     json.dump({name: float(value) for name, value in scores.items()}, file)
 """
