@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -85,18 +85,15 @@ def commonest_normal_report(train: Sequence[Report]) -> Report:
     return next(_normal_reports(train), Counter(train).most_common(1)[0][0])
 
 
-def best_constant(
-    train: Sequence[Report], validation: Sequence[Report], score: Callable[[Sequence[Report]], float] | None = None
-) -> Report:
+def best_constant(train: Sequence[Report], validation: Sequence[Report]) -> Report:
     """Of the `CANDIDATES` commonest normal reports the one that earns most as the report of every validation study.
 
-    What it earns is BLEU-4 times CIDEr-D of its findings under R2Gen's normalization, unless another `score` of a
-    report for each study is given. Without a normal training report it is the most frequent one.
+    What it earns is BLEU-4 times CIDEr-D of its findings under R2Gen's normalization. Without a normal training report
+    it is the most frequent one.
     """
 
     def worth(report: Report) -> float:
-        said = [report] * len(validation)
-        return score(said) if score else bleu4_times_cider_d(said, validation, R2GEN)
+        return bleu4_times_cider_d([report] * len(validation), validation, R2GEN)
 
     candidates: dict[str, Report] = {}
     for report in islice(_normal_reports(train), CANDIDATES):
