@@ -79,7 +79,7 @@ ASSERTED: dict[str, Words] = {
     ),
     "pacemaker": Words(
         ("A {side} pacemaker is present.", "There is a {side} chest pacemaker."),
-        ("{Side}-sided pacemaker is in place.", "There is a {side}-sided pacemaker with its lead in the heart."),
+        ("{Side}-sided pacemaker is in place.", "There is a {side}-sided pacemaker with its tip in the heart."),
     ),
 }
 
