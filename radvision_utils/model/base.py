@@ -26,6 +26,8 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoProcessor,
     BitsAndBytesConfig,
@@ -128,8 +130,34 @@ def quantization_config(settings: ModelSettings, device: Device) -> BitsAndBytes
     )
 
 
-def load_base(settings: ModelSettings, device: Device) -> PreTrainedModel:
+class _ShardedDecoder(Qwen2_5_VLForConditionalGeneration):
+    """A base of whose decoder layers each of several processes holds a share (FSDP2); of all else it holds the whole.
+
+    The layers are cut while they have no values yet (`meta`): transformers then reads a share from disk and no more.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        decoder = self.model.language_model
+        whole = {*decoder.embed_tokens.parameters(), *decoder.norm.parameters()}
+        for module in (*decoder.layers, decoder):
+            fully_shard(module, ignored_params=whole)
+        self.__class__ = Qwen2_5_VLForConditionalGeneration  # by its name transformers knows what the files call tensors
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether this process holds a share of the decoder alone: all processes must compute at the same time."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def load_base(settings: ModelSettings, device: Device, shard: bool = False) -> PreTrainedModel:
     """The untuned base in evaluation mode with all gradients off.
+
+    Args:
+        settings: of the model.
+        device: where it computes.
+        shard: whether processes that train together share a decoder that is not quantized. Not in float16, where
+            layers may have to change to float32.
 
     Raises:
         RadVisionError: no card for a large base, or the base cannot be found or downloaded or does not load whole.
@@ -139,6 +167,7 @@ def load_base(settings: ModelSettings, device: Device) -> PreTrainedModel:
     # One process computes on one card. "auto" would spread one model over all cards and break several processes.
     place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device.kind == "cuda" else "cpu"
     path, dtype, quantization = base_path(settings), device.torch_dtype(), quantization_config(settings, device)
+    shard = shard and quantization is None and dtype is not torch.float16
     if (Path(path) / RANDOM_WEIGHTS).is_file():
         model = open_room("bases.random").random_base(Path(path), dtype, quantization, place, device.attention)
     else:
@@ -147,7 +176,7 @@ def load_base(settings: ModelSettings, device: Device) -> PreTrainedModel:
             # model waits in memory; later versions read them one by one of themselves.
             os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
         model, report = _from_pretrained(
-            Qwen2_5_VLForConditionalGeneration,
+            _ShardedDecoder if shard else Qwen2_5_VLForConditionalGeneration,
             settings,
             dtype=dtype,
             quantization_config=quantization,
@@ -225,7 +254,7 @@ def _from_pretrained(loader: Any, settings: ModelSettings, **options: Any) -> An
     folder = Path(path)
     try:
         if not folder.is_dir():
-            folder = _fetch(path, weights=loader is Qwen2_5_VLForConditionalGeneration)
+            folder = _fetch(path, weights=loader is not AutoProcessor)
         _require_qwen(folder)
         if loader is not AutoProcessor:
             return loader.from_pretrained(path, trust_remote_code=False, **options)

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -134,7 +135,8 @@ def fingerprint(label: str, tensor: torch.Tensor) -> torch.Tensor:
 
 def _stored(name: str, parameter: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """A parameter's tensors with their labels: itself, and of a 4-bit weight what it takes to expand it."""
-    yield name, parameter
+    # Put together from all processes' shares, one at a time: the digits are those of a process alone.
+    yield name, parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
     state = getattr(parameter, "quant_state", None)
     while state is not None:
         name += f" {state.quant_type} {state.blocksize} {state.dtype} {state.shape}"

@@ -21,6 +21,7 @@ from radvision_utils.environment import (
     forget_peak_memory,
     open_room,
     peak_memory_gib,
+    process_count,
     process_rank,
     seed_everything,
 )
@@ -151,13 +152,13 @@ def _train(stage: Stage, watch: Stopwatch, model: PeftModel | None) -> None:
     fit, memory = _Fit(stage, device, model, collator, dataset, watch), MemoryBudget(stage)
     with features_for_pixels(model) if features else nullcontext(), taught_by_labels(stage, model, collator, dataset):
         facts = train_in_memory(memory, model, fit.attempt)
-    if process_rank():
-        return  # the first process alone writes
 
     # Prove that nothing else has moved, then save.
     with watch.part("ledger"):
         after = weight_ledger(model)
     moved = check_ledger(before, after, stage)
+    if process_rank():
+        return  # the first process alone writes
     with watch.part("save"):
         save_adapter(model, stage.work / "adapter")
         loss_figure(stage.work / "log.jsonl", f"Training the {stage.title}").savefig(stage.work / "loss.png", dpi=120)
@@ -173,7 +174,7 @@ def stage_model(stage: Stage, device: Device) -> PeftModel:
         RadVisionError: the base cannot be loaded, or its adapter is missing.
     """
     with loading_in_memory(stage.profile, stage.number):
-        base = load_base(stage.profile.model, device)
+        base = load_base(stage.profile.model, device, shard=process_count() > 1)
         return load_adapter(base, stage.parent.adapter) if stage.parent else attach_adapter(base, stage.profile)
 
 

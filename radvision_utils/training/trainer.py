@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from bitsandbytes.optim import GlobalOptimManager
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from radvision_utils.config import RadVisionError, StageSettings
 from radvision_utils.environment import Device, in_live_notebook, process_count, process_rank
 from radvision_utils.figures import loss_figure
-from radvision_utils.model.base import compute_device
+from radvision_utils.model.base import compute_device, is_sharded
 from radvision_utils.model.stage import assert_gradients
 from radvision_utils.runs import Stage, read_json_lines, write_text
 from radvision_utils.training.augmentation import Augmentation
@@ -187,6 +188,17 @@ class ReportTrainer(GuardedTrainer):
         order = StudyOrder(lengths, step, args.seed, self.abnormal)
         self.add_callback(EpochOrder(order, *filter(None, [collator.augmentation])))
         return order
+
+    def _wrap_model(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        """As in transformers; a base that is sharded is made DDP's here, which accelerate refuses."""
+        if not is_sharded(model):
+            return super()._wrap_model(model, *args, **kwargs)
+        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
+        # For evaluation it adds autocast and no more.
+        return DistributedDataParallel(
+            self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+        )
 
     def compute_loss(
         self,
@@ -384,7 +396,7 @@ class Stopwatch:
 class StageLog(TrainerCallback):
     """Writes a line of `log.jsonl` at every optimizer step and validation, and tells the user how far it is.
 
-    Of several processes only the first does.
+    Of several processes all measure, since each may hold a share of the weights alone, and the first writes.
 
     Args:
         path: the log file; a resumed stage goes on in the same file.
@@ -422,12 +434,11 @@ class StageLog(TrainerCallback):
 
     def begin(self, state: Any) -> None:
         """Start the log, or take up that of an interrupted stage at the checkpoint's step."""
-        if not state.is_world_process_zero:
-            return
-        if state.global_step == 0:
-            write_text(self.path, "")
-        else:
-            self._forget_steps_after(state.global_step)
+        if process_rank() == 0:
+            if state.global_step == 0:
+                write_text(self.path, "")
+            else:
+                self._forget_steps_after(state.global_step)
         self._validate_if_due(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
@@ -447,13 +458,12 @@ class StageLog(TrainerCallback):
         self._tell(state, logs["loss"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.every and state.global_step % self.every == 0 and state.is_world_process_zero:
+        if self.every and state.global_step % self.every == 0:
             self._validate(state)
             self._clock = time.perf_counter()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            self._validate_if_due(state)
+        self._validate_if_due(state)
         self._clock = time.perf_counter()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -472,7 +482,10 @@ class StageLog(TrainerCallback):
         The checkpoint of such a step is older than its validation: killed between the two, a stage resumes here.
         """
         epoch = state.epoch or 0.0
-        if (epoch == int(epoch) or state.global_step >= state.max_steps) and state.global_step != self._validated:
+        due = [(epoch == int(epoch) or state.global_step >= state.max_steps) and state.global_step != self._validated]
+        if process_count() > 1:
+            broadcast_object_list(due)  # the first process alone has read the log
+        if due[0]:
             self._validate(state)
 
     def _validate(self, state: Any) -> None:
@@ -485,6 +498,8 @@ class StageLog(TrainerCallback):
                 "of use and the stage is not kept; begin it anew with --force and half the learning rate."
             )
         self.validation_losses.append(loss)
+        if process_rank():
+            return
         written = {"report": report} if report else {}
         self._write(step=state.global_step, epoch=round(state.epoch or 0.0, 4), validation_loss=loss, **written)
         logger.info("%s: step %d, validation loss %.3f nats per report token", self.title, state.global_step, loss)
