@@ -34,6 +34,7 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
     Qwen2_5_VLForConditionalGeneration,
+    core_model_loading,
 )
 
 from radvision_utils.config import ModelSettings, Profile, RadVisionError
@@ -142,7 +143,9 @@ class _ShardedDecoder(Qwen2_5_VLForConditionalGeneration):
         whole = {*decoder.embed_tokens.parameters(), *decoder.norm.parameters()}
         for module in (*decoder.layers, decoder):
             fully_shard(module, ignored_params=whole)
-        self.__class__ = Qwen2_5_VLForConditionalGeneration  # by its name transformers knows what the files call tensors
+        self.__class__ = (
+            Qwen2_5_VLForConditionalGeneration  # by its name transformers knows what the files call tensors
+        )
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -168,6 +171,11 @@ def load_base(settings: ModelSettings, device: Device, shard: bool = False) -> P
     place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device.kind == "cuda" else "cpu"
     path, dtype, quantization = base_path(settings), device.torch_dtype(), quantization_config(settings, device)
     shard = shard and quantization is None and dtype is not torch.float16
+    if shard and not hasattr(core_model_loading, "DtensorShardOperation"):
+        raise RadVisionError(
+            "several processes share a base without quantization from transformers 5.15 on: install that, or set "
+            "model.quantization=nf4."
+        )
     if (Path(path) / RANDOM_WEIGHTS).is_file():
         model = open_room("bases.random").random_base(Path(path), dtype, quantization, place, device.attention)
     else:

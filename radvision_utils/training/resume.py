@@ -9,6 +9,7 @@ used, but the one before.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -88,7 +89,15 @@ def being_made(stage: Stage, force: bool) -> Iterator[bool]:
     """Within, the run is ours, and what an interrupted attempt at the stage left is taken up; an older result stays.
 
     Gives whether there is something to do: not where a killed process had finished the stage but for its name.
+
+    Raises:
+        RadVisionError: accelerate was asked to shard the model.
     """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise RadVisionError(
+            "accelerate's FSDP would take the adapter apart too: launch with --multi_gpu and no configuration of "
+            "FSDP; the processes then share a base with model.quantization=none by themselves."
+        )
     together = PartialState(cpu=choose_device().kind == "cpu")  # of the processes that `accelerate launch` started
     with working(stage.run, stage.step):
         if together.is_main_process and not _waits(stage, force):

@@ -1,22 +1,29 @@
 """Several processes: the same losses as one, each with its own studies; one that dies ends all; any number resumes."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from radvision_utils import evaluate, train_stage
-from radvision_utils.config import project_root
-from radvision_utils.runs import RunFolder, read_json_lines
+from radvision_utils.config import RunPaused, project_root
+from radvision_utils.environment import choose_device
+from radvision_utils.model.base import is_adapter
+from radvision_utils.runs import RunFolder, Stage, read_json_lines
 from radvision_utils.training.resume import last_checkpoint
+from radvision_utils.training.train import stage_model
 
 pytestmark = pytest.mark.slow
 STEPS = {"max_steps": 4, "save_steps": 1, "micro_batch": 4, "accumulation": 2}
+QUANTIZATION = pytest.mark.parametrize("quantization", ["nf4", "none"])  # whole in each process, or shared by them
 
-# What each process runs: the command line, with a note of whose studies it collates, and a death if asked for.
+# What each process runs: the command line, with a note of whose studies it collates and of how many numbers it holds,
+# and a death if asked for.
 PROCESS = """
 import os, signal, sys
 from radvision_utils.__main__ import main
@@ -28,6 +35,8 @@ rank, true = os.environ["RANK"], trainer.ReportTrainer.training_step
 def noted(self, model, inputs, *args, **kwargs):
     with open(f"{os.environ['NOTES']}.{rank}", "a") as file:
         file.write(" ".join(inputs["uids"]) + "\\n")
+    with open(f"{os.environ['NOTES']}.held.{rank}", "w") as file:
+        file.write(str(sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in model.parameters())))
     if os.environ.get("DIES") == f"{rank} at {self.state.global_step}":
         os.kill(os.getpid(), signal.SIGKILL)
     return true(self, model, inputs, *args, **kwargs)
@@ -56,8 +65,9 @@ def launch(tmp_path):
 
 def settings_of(profile, stage):
     changed = {"data.phantoms": profile.data.phantoms, "data.workers": profile.data.workers, "seed": profile.seed}
-    for key, value in profile.to_dict()[f"stage{stage}"].items():
-        changed[f"stage{stage}.{key}"] = value
+    changed["model.quantization"] = profile.model.quantization
+    for number in range(1, stage + 1):
+        changed |= {f"stage{number}.{key}": value for key, value in profile.to_dict()[f"stage{number}"].items()}
     return [
         f"--set={key}={str(value).lower() if isinstance(value, bool) else value}"
         for key, value in changed.items()
@@ -70,10 +80,10 @@ def losses_of(profile):
     return torch.tensor([line["loss"] for line in lines if "loss" in line])
 
 
-@pytest.mark.parametrize("labels", [0.0, 0.5, 1.0])
-def test_two_processes_train_as_one_each_on_its_own_studies(fresh_run, launch, tmp_path, labels):
-    settings = {**STEPS, "label_weight": labels}
-    one, two = fresh_run("one", stage1=settings), fresh_run("two", stage1=settings)
+@pytest.mark.parametrize(("labels", "quantization"), [(0.0, "nf4"), (0.5, "nf4"), (1.0, "nf4"), (0.5, "none")])
+def test_two_processes_train_as_one_each_on_its_own_studies(fresh_run, launch, tmp_path, labels, quantization):
+    changes = {"stage1": {**STEPS, "label_weight": labels}, "model": {"quantization": quantization}}
+    one, two = fresh_run("one", **changes), fresh_run("two", **changes)
     train_stage(one, 1)
     result = launch(two, "train", "--stage=1", *settings_of(two, 1))
     assert result.returncode == 0, result.stderr[-3000:]
@@ -87,14 +97,56 @@ def test_two_processes_train_as_one_each_on_its_own_studies(fresh_run, launch, t
     assert records[0]["validation_loss"] == pytest.approx(records[1]["validation_loss"], abs=1e-3)
 
 
-def test_a_process_that_dies_ends_all_and_one_process_goes_on(fresh_run, launch):
-    whole, cut = fresh_run("whole", stage1=STEPS), fresh_run("cut", stage1=STEPS)
+def test_processes_share_a_decoder_without_quantization_and_save_the_adapter_that_one_saves(
+    fresh_run, launch, tmp_path
+):
+    few = {"max_steps": 2, "validation_studies": 1}
+    one = fresh_run("one", stage1=few, stage2=few, stage3=STEPS, model={"quantization": "none"})
+    for stage in (1, 2):
+        train_stage(one, stage)
+    two = replace(one, output_root=str(tmp_path / "two"))
+    shutil.copytree(RunFolder.of(one).path, RunFolder.of(two).path)
+    train_stage(one, 3)
+    result = launch(two, "train", "--stage=3", *settings_of(two, 3))
+    assert result.returncode == 0, result.stderr[-3000:]
+
+    numbers = {name: p.numel() for name, p in stage_model(Stage(one, 3), choose_device()).named_parameters()}
+    shared = sum(n for name, n in numbers.items() if "language_model.layers." in name and not is_adapter(name))
+    held = [int((tmp_path / f"notes.held.{rank}").read_text()) for rank in (0, 1)]
+    assert held == [sum(numbers.values()) - shared // 2] * 2
+
+    alone, together = (RunFolder.of(profile).record("stage3") for profile in (one, two))
+    assert together["ledger"]["before"] == alone["ledger"]["before"]
+    assert together["moved"] == ["language_model.adapter"]
+    folders = [RunFolder.of(profile).adapter(3) for profile in (one, two)]
+    assert len({(folder / "adapter_config.json").read_text() for folder in folders}) == 1
+    adapters = [load_file(folder / "adapter_model.safetensors") for folder in folders]
+    torch.testing.assert_close(adapters[1], adapters[0], rtol=1e-4, atol=1e-5)
+
+
+@QUANTIZATION
+def test_a_process_that_dies_ends_all_and_one_process_goes_on(fresh_run, launch, quantization):
+    changes = {"stage1": STEPS, "model": {"quantization": quantization}}
+    whole, cut = fresh_run("whole", **changes), fresh_run("cut", **changes)
     train_stage(whole, 1)
     result = launch(cut, "train", "--stage=1", *settings_of(cut, 1), dies="1 at 2")
     assert result.returncode != 0
     assert "radvision: stage 1: process 0 of 2 lost another one" in result.stderr
     assert last_checkpoint(RunFolder.of(cut).partial("stage1") / "checkpoints").name == "checkpoint-2"
     assert train_stage(cut, 1).record["resumed_from"] == "checkpoint-2"
+    torch.testing.assert_close(losses_of(cut), losses_of(whole), rtol=1e-4, atol=1e-5)
+
+
+@QUANTIZATION
+def test_two_processes_go_on_with_what_one_began(fresh_run, launch, quantization):
+    model = {"quantization": quantization}
+    whole, cut = fresh_run("whole", stage1=STEPS, model=model), fresh_run("cut", stage1=STEPS, model=model)
+    train_stage(whole, 1)
+    with pytest.raises(RunPaused):
+        train_stage(replace(cut, stage1=replace(cut.stage1, max_minutes=0.0)), 1)
+    result = launch(cut, "train", "--stage=1", *settings_of(cut, 1))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert RunFolder.of(cut).record("stage1")["resumed_from"] == "checkpoint-1"
     torch.testing.assert_close(losses_of(cut), losses_of(whole), rtol=1e-4, atol=1e-5)
 
 
