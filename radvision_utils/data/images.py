@@ -524,12 +524,12 @@ def store_square(data: bytes, path: Path, size: int) -> Stored:
 
 
 def store_squares(
-    jobs: Iterable[tuple[T, bytes, Path]], size: int, workers: int, count: int | None
+    jobs: Iterable[tuple[T, bytes | Stored, Path]], size: int, workers: int, count: int | None
 ) -> Iterator[tuple[T, Stored]]:
     """Store many pictures as squares, in parallel, a few ahead of the one that is asked for.
 
     Args:
-        jobs: what the picture belongs to, its encoded bytes, and where to write it.
+        jobs: what the picture belongs to, its encoded bytes or what became of it before, and where to write it.
         size: side of the squares in pixels.
         workers: processes; 0: one a core, 1: this process.
         count: how many jobs to expect, None if unknown; a few do not pay for processes.
@@ -544,7 +544,9 @@ def store_squares(
     return in_processes(_try_store, ((item, (data, path, size)) for item, data, path in jobs), workers)
 
 
-def _try_store(data: bytes, path: Path, size: int) -> Stored:
+def _try_store(data: bytes | Stored, path: Path, size: int) -> Stored:
+    if isinstance(data, Stored):
+        return data
     try:
         return store_square(data, path, size)
     except UnfitImage as error:

@@ -16,7 +16,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -82,38 +82,45 @@ def prepare_dataset(profile: Profile, progress: Progress | None = None) -> Prepa
         runs.publish_finished(profile, "data")
         if force or not runs.is_current(profile, "data"):
             source = open_source(profile.data.source, profile.data, profile.seed)
-            _prepare_anew(profile, source, run, progress)
+            _prepare_aside(profile, source, run, progress, force)
     return open_prepared(profile)
 
 
-def _prepare_anew(profile: Profile, source: Source, run: runs.RunFolder, progress: Progress | None) -> None:
-    partial = run.partial("data")
-    if partial.exists():
-        log.info("removing %s, left by a preparation that did not finish", partial)
-        shutil.rmtree(partial)
-    (partial / "images").mkdir(parents=True)
+def _prepare_aside(
+    profile: Profile, source: Source, run: runs.RunFolder, progress: Progress | None, force: bool
+) -> None:
+    """Prepare in a folder of its own; the pictures that an interrupted preparation of the same studies left count."""
+    partial, content = run.partial("data"), source_content(source.name)  # before it is read: it may change meanwhile
+    journal = partial / f"stored.{runs.fingerprint([runs.made_from(profile, 'data'), content])}.jsonl"
+    if force or not journal.is_file():
+        if partial.exists():
+            log.info("removing %s, left by a preparation that did not finish", partial)
+            shutil.rmtree(partial)
+        (partial / "images").mkdir(parents=True)
     try:
-        _prepare(profile, source, partial, progress)
+        _prepare(profile, source, content, journal, progress)
         run.publish(profile, "data")
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+    except Exception:
+        if not journal.exists():  # all was read, and would be of no more use
+            shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _prepare(profile: Profile, source: Source, folder: Path, progress: Progress | None) -> None:
+def _prepare(profile: Profile, source: Source, content: str | None, journal: Path, progress: Progress | None) -> None:
     """Two passes: the rows one by one, then what only all of them together tell: what two splits share, and counts."""
-    started, tally, met, written = time.monotonic(), Tally(), Met(), folder / "stored.arrow"
-    content = source_content(source.name)  # before it is read: what changes meanwhile is prepared anew
+    started, tally, met, folder, before = time.monotonic(), Tally(), Met(), journal.parent, _stored_before(journal)
+    written = folder / "stored.arrow"
     purpose = ", some of which are damaged on purpose" if source.kind == "phantom" else ""
     log.info("preparing %s studies of %s%s", "the" if source.count is None else source.count, source.name, purpose)
     with show_progress(source.count, progress) as step, (folder / REMARKS).open("w", encoding="utf-8") as listing:
         remarks = Remarks(listing)
         candidates = _screen(_counted(source.rows(), tally, step), profile, source.is_open_i, remarks)
-        jobs = ((candidate, candidate.picture, folder / candidate.image) for candidate in candidates)
+        jobs = ((one, before.get(one.image) or one.picture, folder / one.image) for one in candidates)
         stored = store_squares(jobs, profile.data.image_size, profile.data.workers, source.count)
-        _write_studies(written, _stored(stored, met, remarks))
+        _write_studies(written, _stored(_noted(stored, before, journal), met, remarks))
         _write_studies(folder / "studies.arrow", _staying(written, met, tally, remarks))
     written.unlink()
+    journal.unlink()
     remarks.tell()
     _check_splits(tally, remarks, source, profile.data)
     runs.write_json(folder / "split.json", tally.splits)
@@ -215,6 +222,33 @@ def _fault(uid: str, seen: Set[str], row: Row, reference: Report) -> str:
 def _missing(report: Report, required: str) -> str:
     absent = [name for name in ("findings", "impression") if not getattr(report, name)]
     return " and no ".join(absent) if len(absent) == 2 or required == "both" else ""
+
+
+def _stored_before(journal: Path) -> dict[str, Stored]:
+    """What an interrupted preparation noted of the pictures that it stored, or could not store, by their paths."""
+    shape = {"image": str, "pixels": str, "symmetry": float, "oddities": [str], "reason": str, "fault": str}
+    lines = runs.read_json_lines(journal, shape, torn=True) if journal.is_file() else []
+    runs.write_json_lines(journal, lines)  # without the line that a killed process did not finish
+    before = {}
+    for line in lines:
+        image, mended = line.pop("image"), tuple(line.pop("oddities"))
+        path = journal.parent / image
+        # A machine that lost its power may have the note without the picture.
+        if line["fault"] or (path.is_file() and path.stat().st_size):
+            before[image] = Stored(**line, oddities=mended)
+    if before:
+        log.info("an interrupted preparation goes on: %d pictures are done", len(before))
+    return before
+
+
+def _noted(
+    stored: Iterable[tuple[_Candidate, Stored]], before: Mapping[str, Stored], journal: Path
+) -> Iterator[tuple[_Candidate, Stored]]:
+    with journal.open("a", encoding="utf-8") as file:
+        for candidate, picture in stored:
+            if candidate.image not in before:
+                file.write(json.dumps({"image": candidate.image, **asdict(picture)}) + "\n")
+            yield candidate, picture
 
 
 def _stored(stored: Iterable[tuple[_Candidate, Stored]], met: Met, remarks: Remarks) -> Iterator[Row]:

@@ -153,8 +153,8 @@ class VisionLeaves(TrainerCallback):
     """The vision encoder's blocks wait in the machine's memory while the card trains; `features_for_pixels` ends it."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Not before: the Trainer puts the whole model on the card. FSDP has its parameters spread over all cards.
-        if args.device.type == "cuda" and not args.fsdp:
+        # Not before: the Trainer puts the whole model on the card.
+        if args.device.type == "cuda":
             _inner_model(kwargs["model"]).visual.blocks.to("cpu")
             torch.cuda.empty_cache()
 

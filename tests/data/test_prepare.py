@@ -356,6 +356,7 @@ def test_a_killed_preparation_is_not_taken_for_finished(tmp_path, monkeypatch):
     partial = run.path / "data.partial" / "images"
     partial.mkdir(parents=True)
     (partial / "stale.png").write_bytes(b"half")
+    (partial.parent / "stored.0123456789abcdef.jsonl").write_text("")  # of another source, or other settings
     with pytest.raises(RadVisionError, match="is not finished"):
         open_prepared(profile)
     data = prepare_dataset(profile)
@@ -374,6 +375,29 @@ def test_an_interrupted_preparation_leaves_the_finished_one_alone(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         prepare_dataset(profile_for(tmp_path, ENOUGH, image_size=64), progress=interrupt)
     assert open_prepared(profile).summary == finished.summary
+
+
+def test_an_interrupted_preparation_goes_on_with_the_pictures_it_has_stored(tmp_path, monkeypatch):
+    rows = [row(1, img_frontal=b"no image"), *ENOUGH]
+    (tmp_path / "whole").mkdir()
+    whole, profile = prepare_dataset(profile_for(tmp_path / "whole", rows)), profile_for(tmp_path, rows)
+
+    def interrupt(done: int, total: int | None) -> None:
+        if done == 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_dataset(profile, progress=interrupt)
+    (journal,) = RunFolder.of(profile).partial("data").glob("stored.*.jsonl")
+    with journal.open("a") as file:
+        file.write('{"image": "ima')  # as of a process killed in the middle of a line
+    stored, true = [], images.store_square
+    monkeypatch.setattr(images, "store_square", lambda data, path, size: stored.append(path) or true(data, path, size))
+    data = prepare_dataset(profile)
+    assert len(stored) == len(rows) - 39
+    assert {file.name for file in data.folder.iterdir()} == {file.name for file in whole.folder.iterdir()}
+    for name in ("studies.arrow", "split.json", "remarks.jsonl"):
+        assert (data.folder / name).read_bytes() == (whole.folder / name).read_bytes()
 
 
 def test_the_run_records_what_preparation_took(tmp_path):

@@ -27,12 +27,14 @@ def largest_file(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_while_data_are_prepared_leaves_the_older_data(fresh_run):
+def test_while_data_are_prepared_leaves_the_older_data_and_the_same_command_goes_on(fresh_run):
     profile = fresh_run()
     larger = replace(profile, data=replace(profile.data, phantoms=80))
     with largest_file(20_000), pytest.raises(RadVisionError, match=TOLD):
         prepare_dataset(larger)
     assert is_current(profile, "data")
+    prepare_dataset(larger)
+    assert is_current(larger, "data")
     assert sorted(path.name for path in RunFolder.of(profile).path.iterdir()) == ["data"]
 
 

@@ -137,12 +137,12 @@ def test_a_full_disk_is_named_with_the_way_out(open_all, monkeypatch):
 def test_the_vision_blocks_leave_a_card_only_and_come_back(model, monkeypatch):
     moves = []
     monkeypatch.setattr(model.get_base_model().model.visual.blocks, "to", lambda place: moves.append(str(place)))
-    arguments = namedtuple("Arguments", "device fsdp")
+    arguments = namedtuple("Arguments", "device")
     for kind, expected in (("cpu", []), ("cuda", ["cpu"])):
         moves.clear()
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
         with features_for_pixels(model):
-            VisionLeaves().on_train_begin(arguments(torch.device(kind), ""), None, None, model=model)
+            VisionLeaves().on_train_begin(arguments(torch.device(kind)), None, None, model=model)
             assert moves == expected
         assert moves == [*expected, str(next(model.parameters()).device)]
 
