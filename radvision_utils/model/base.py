@@ -143,9 +143,7 @@ class _ShardedDecoder(Qwen2_5_VLForConditionalGeneration):
         whole = {*decoder.embed_tokens.parameters(), *decoder.norm.parameters()}
         for module in (*decoder.layers, decoder):
             fully_shard(module, ignored_params=whole)
-        self.__class__ = (
-            Qwen2_5_VLForConditionalGeneration  # by its name transformers knows what the files call tensors
-        )
+        self.__class__ = Qwen2_5_VLForConditionalGeneration  # its name tells transformers what files call the tensors
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -35,7 +35,7 @@ def test_while_data_are_prepared_leaves_the_older_data_and_the_same_command_goes
     assert is_current(profile, "data")
     prepare_dataset(larger)
     assert is_current(larger, "data")
-    assert sorted(path.name for path in RunFolder.of(profile).path.iterdir()) == ["data"]
+    assert sorted(path.name for path in RunFolder.of(profile).path.iterdir()) == ["data", "run.json"]
 
 
 def test_while_a_checkpoint_is_written_leaves_the_one_before(fresh_run):
