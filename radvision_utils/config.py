@@ -370,6 +370,18 @@ def settings_of(settings: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def usual_settings() -> dict[str, Any]:
+    """Each setting as its class has it: so were made the results of versions that did not know it, in any profile."""
+    stages = VisionSettings(), SeeingSettings(), StageSettings()
+    return settings_of(Profile("", "", DataSettings(), ModelSettings(), *stages, GenerationSettings()))
+
+
+def unusual_settings(profile: Profile) -> dict[str, Any]:
+    """The settings that are unlike `usual_settings`. One that a later version adds changes no fingerprint of these."""
+    usual = usual_settings()
+    return {name: value for name, value in settings_of(profile).items() if value != usual[name]}
+
+
 def meanings(part: type = Profile, prefix: str = "") -> dict[str, str]:
     """What each setting means, by its dotted name: the comment that stands behind or above it in this file."""
     said = {}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from radvision_utils.config import Profile, RadVisionError
+from radvision_utils.config import Profile, RadVisionError, unusual_settings
 from radvision_utils.data.cells import csv_columns, csv_lines, given, study_number
 from radvision_utils.data.images import is_dicom, load_square
 from radvision_utils.evaluation.records import (
@@ -259,8 +259,12 @@ class _Batch:
 def _model_key(profile: Profile, stage: int) -> str:
     """Fingerprint of all that a report depends on besides its image."""
     adapter = require(profile, f"stage{stage}")["hash"] if stage in (1, 2, 3) else stage
-    # Not of the batch size: who ran out of memory may go on with a smaller one.
-    settings = [dataclasses.asdict(profile.model), profile.generation.max_new_tokens, profile.data.image_size]
+    settings = {
+        name: value
+        for name, value in unusual_settings(profile).items()
+        # Not of the batch size: who ran out of memory may go on with a smaller one.
+        if name.startswith(("model.", "generation.", "data.image_size")) and name != "generation.batch_size"
+    }
     return fingerprint([settings, adapter])
 
 

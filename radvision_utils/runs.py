@@ -39,6 +39,7 @@ from radvision_utils.config import (
     profile_from_dict,
     project_root,
     settings_of,
+    usual_settings,
 )
 from radvision_utils.content import checksum, source_content
 from radvision_utils.environment import process_rank
@@ -330,7 +331,7 @@ def publish_finished(profile: Profile, step: str) -> bool:
     """Whether a step with these settings was whole but not yet in its place; it is now."""
     folder = RunFolder.of(profile)
     record = folder.partial(step) / folder.record_path(step).name
-    if not record.is_file() or read_json(record, dict).get("key") != step_key(profile, step):
+    if not record.is_file() or not was_made_from(read_json(record, dict), made_from(profile, step)):
         return False
     folder.publish(profile, step)
     return True
@@ -373,17 +374,23 @@ def made_from(profile: Profile, step: str) -> dict[str, Any]:
     return made
 
 
-def differences(before: Mapping[str, Any] | None, now: Mapping[str, Any], word: str = "you ask for") -> str:
+def was_made_from(record: Mapping[str, Any], made: Mapping[str, Any]) -> bool:
+    """Whether what recorded its `made_from` and `key`, or only one of them, was made from this."""
+    return not differences(record["made_from"], made) if "made_from" in record else record.get("key") == fingerprint(made)
+
+
+def differences(before: Any, now: Mapping[str, Any], word: str = "you ask for") -> str:
     """How a step or its conditions were, in words: "stage1.learning_rate 0.0001 (you ask for 0.0002)".
 
-    Without `before`, which earlier versions did not record, it names nothing; where nothing differs it is "".
+    A setting that `before` lacks was as it is by default; one that `now` lacks does not matter any more. Without a
+    `before` to read, which earlier versions did not record, it names nothing; where nothing differs it is "".
     """
-    if before is None:
+    if not isinstance(before, Mapping):
         return "other settings or other data"
-    parts = []
+    parts, usual = [], usual_settings()
     for name in dict.fromkeys([*before, *now]):
-        old, new = before.get(name), now.get(name)
-        if old == new:
+        old, new = before.get(name, usual.get(name)), now.get(name)
+        if old == new or (name in usual and name not in now):
             continue
         told = [json.dumps(value, ensure_ascii=False) for value in (old, new)]
         plain = name not in ("dataset", *STEPS) and max(map(len, told)) <= _LONG
@@ -433,7 +440,7 @@ def require(profile: Profile, step: str) -> dict[str, Any]:
     source, known = profile.data.source, record.get("source") if step == "data" else None
     moved = known is not None and source != known and source_content(source) != record.get("content")
     made = made_from(profile, step)
-    if record.get("key") != fingerprint(made) or moved:
+    if moved or not was_made_from(record, made):
         told = differences(record.get("made_from"), made) or "other data"
         raise RadVisionError(
             f"{step} of run {profile.run!r} was made with {told}, in {where}: "

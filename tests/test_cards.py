@@ -82,7 +82,7 @@ def test_a_bad_index_is_answered_with_the_valid_range(run, dataset):
 def test_predictions_of_an_older_model_are_not_shown_as_this_ones(run, trained, tmp_path):
     shutil.copytree(RunFolder.of(trained).path, tmp_path / trained.run)
     record = RunFolder(trained.run, tmp_path).record_path("evaluation")
-    record.write_text(record.read_text().replace('"key": "', '"key": "0'))
+    record.write_text(record.read_text().replace('"stage3": "', '"stage3": "0'))
     (record.parent / "files.json").unlink()  # what it lists is no longer as it was written
     assert not predict_beautiful(index=0, run=trained.run, output_root=str(tmp_path)).cached
 

@@ -6,7 +6,14 @@ import os
 import pytest
 
 from radvision_utils import runs
-from radvision_utils.config import PROMPT, RadVisionError, load_profile, project_root, settings_of
+from radvision_utils.config import (
+    PROMPT,
+    RadVisionError,
+    load_profile,
+    project_root,
+    settings_of,
+    usual_settings,
+)
 from radvision_utils.runs import (
     STEPS,
     RunFolder,
@@ -121,6 +128,31 @@ def test_for_any_one_setting_changed_a_step_is_current_or_the_sentence_names_the
     with pytest.raises(RadVisionError, match="of run 'r' was made with") as error:
         require(changed, "evaluation")
     assert (f"another {name}" if SETTINGS[name] == PROMPT else told) in str(error.value)
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in WITHOUT_RESULT and "." in name])
+def test_a_run_of_a_version_without_a_setting_was_made_with_its_default(profile, name):
+    def finish_without(asked):
+        for step in STEPS:
+            finish(asked, step)
+            path = RunFolder.of(asked).record_path(step)
+            record = read_json(path)
+            record["made_from"].pop(name, None)
+            write_json(path, record | {"key": fingerprint(record["made_from"])})
+
+    usual = usual_settings()[name]
+    finish_without(with_setting := load_profile("tiny", {name: usual}, run="r", output_root=profile.output_root))
+    assert all(is_current(with_setting, step) for step in STEPS)
+    changed = load_profile("tiny", {name: another(name, usual)}, run="r", output_root=profile.output_root)
+    with pytest.raises(RadVisionError, match=f"was made with .*({name.partition('.')[0]}|another)"):
+        require(changed, "evaluation")
+
+
+@pytest.mark.parametrize("made_from", [None, 3, [], ["seed"], "seed"])
+def test_a_record_that_does_not_say_what_it_was_made_from_is_stale_in_a_sentence(profile, made_from):
+    write_json(RunFolder.of(profile).record_path("data"), {"key": "1", "hash": "1", "made_from": made_from})
+    with pytest.raises(RadVisionError, match="data of run 'r' was made with other settings or other data, in"):
+        require(profile, "data")
 
 
 def test_a_step_of_micro_batches_is_known_by_its_studies(profile):

@@ -8,7 +8,6 @@ full attention, since 16 visual tokens are enough for drawn findings and a finer
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import shutil
@@ -33,7 +32,7 @@ from transformers import (
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from radvision_utils.bases.random import build_processor
-from radvision_utils.config import DISCLAIMER, PROMPT, Profile, load_profile
+from radvision_utils.config import DISCLAIMER, PROMPT, Profile, load_profile, unusual_settings
 from radvision_utils.data.prepare import prepare_dataset
 from radvision_utils.data.reports import format_report
 from radvision_utils.data.studies import PreparedDataset
@@ -117,8 +116,10 @@ def base_for_source(profile: Profile, folder: Path, epochs: float = 8.0) -> Path
         The folder.
     """
     dataset, path = prepare_dataset(profile), folder / "source.json"
-    settings = replace(profile.model, quantization="none")
-    key = fingerprint([dataset.summary["hash"], dataclasses.asdict(settings), epochs, profile.seed])
+    profile = replace(profile, model=replace(profile.model, quantization="none"))
+    settings, unusual = profile.model, unusual_settings(profile).items()
+    unlike = {name: value for name, value in unusual if name.startswith("model.")}
+    key = fingerprint([dataset.summary["hash"], unlike, epochs, profile.seed])
     if path.is_file() and read_json(path)["key"] == key:
         return folder
     seed_everything(profile.seed)

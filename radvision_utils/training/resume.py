@@ -42,6 +42,7 @@ from radvision_utils.runs import (
     read_json_lines,
     redo_command,
     sync_folder,
+    was_made_from,
     working,
     write_json,
 )
@@ -123,7 +124,7 @@ def _begun(stage: Stage) -> dict[str, Any]:
 def _goes_on(stage: Stage, force: bool) -> bool:
     """Whether what is there is an attempt at this very result; with `force` only one that was forced too."""
     begun = _begun(stage)
-    return begun.get("made_from") == made_from(stage.profile, stage.step) and (begun["forced"] or not force)
+    return was_made_from(begun, made_from(stage.profile, stage.step)) and (begun["forced"] or not force)
 
 
 def _start_or_resume(stage: Stage, force: bool) -> None:
