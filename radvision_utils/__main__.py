@@ -27,7 +27,7 @@ from radvision_utils.config import (
     settings_of,
 )
 from radvision_utils.environment import open_room, process_rank, quiet_libraries, set_up_libraries
-from radvision_utils.runs import RunFolder, only_run, require_locks, told_if_unwritable
+from radvision_utils.runs import RunFolder, is_current, only_run, require_locks, require_writable
 
 
 class _Parser(argparse.ArgumentParser):
@@ -186,12 +186,16 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from radvision_utils.data.sources import open_source
     from radvision_utils.environment import choose_device, require_device
     from radvision_utils.evaluation.table import result_lines
     from radvision_utils.pipeline import continue_run, run_notebooks
 
     profile, overrides = profile_of(options), parse_settings(options.set)
     require_locks()
+    require_writable(RunFolder.of(profile).path / "run.log")
+    if options.first == 1 and not options.continue_from and not is_current(profile, "data"):
+        open_source(profile.data.source, profile.data, profile.seed)  # what it lacks is told before a kernel starts
     device = choose_device()
     require_device(profile.model, device)
     if options.continue_from:
@@ -270,6 +274,8 @@ def _score(options: argparse.Namespace) -> None:
     from radvision_utils.evaluation.score import score_file
     from radvision_utils.runs import write_json
 
+    if options.json:
+        require_writable(options.json)
     run = RunFolder(options.run, options.output_root or "outputs") if options.run else None
     published = open_room("collections.open_i").read_published(options.train) if options.train else {"train": {}}
     training = [report.findings for report in published["train"].values()]
@@ -353,8 +359,6 @@ def _build_base(options: argparse.Namespace) -> None:
             print(base_for_source(profile, options.to))
         return
     folder = options.to or TINY_BASE
-    with told_if_unwritable(folder):  # before it trains for minutes
-        folder.mkdir(parents=True, exist_ok=True)
     print(json.dumps(build_base(folder), indent=2))
     print(folder)
 

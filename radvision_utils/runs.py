@@ -376,7 +376,9 @@ def made_from(profile: Profile, step: str) -> dict[str, Any]:
 
 def was_made_from(record: Mapping[str, Any], made: Mapping[str, Any]) -> bool:
     """Whether what recorded its `made_from` and `key`, or only one of them, was made from this."""
-    return not differences(record["made_from"], made) if "made_from" in record else record.get("key") == fingerprint(made)
+    if "made_from" in record:
+        return not differences(record["made_from"], made)
+    return record.get("key") == fingerprint(made)
 
 
 def differences(before: Any, now: Mapping[str, Any], word: str = "you ask for") -> str:
@@ -684,6 +686,19 @@ def write_text(path: Path, text: str) -> None:
             Path(name).unlink(missing_ok=True)
             raise
         sync_folder(path.parent, deep=False)
+
+
+def require_writable(path: Path) -> None:
+    """Refuse, before the work whose result goes there, a file that cannot be written or a folder that cannot be made.
+
+    Raises:
+        RadVisionError: so it is.
+    """
+    with told_if_unwritable(path.parent):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise NotADirectoryError(errno.ENOTDIR, "a device or pipe, which would be replaced", str(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.{os.getpid()}.").close()
 
 
 def sync_folder(folder: Path, deep: bool = True) -> None:

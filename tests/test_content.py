@@ -4,7 +4,7 @@ import os
 import shutil
 from types import SimpleNamespace
 
-import huggingface_hub
+import huggingface_hub.constants
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest

@@ -32,7 +32,7 @@ from transformers import (
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from radvision_utils.bases.random import build_processor
-from radvision_utils.config import DISCLAIMER, PROMPT, Profile, load_profile, unusual_settings
+from radvision_utils.config import DISCLAIMER, PROMPT, Profile, RadVisionError, load_profile, unusual_settings
 from radvision_utils.data.prepare import prepare_dataset
 from radvision_utils.data.reports import format_report
 from radvision_utils.data.studies import PreparedDataset
@@ -41,7 +41,7 @@ from radvision_utils.model.base import TINY_BASE, count_parameters, load_base, l
 from radvision_utils.model.faster import patch_embedding_by_matmul
 from radvision_utils.phantoms.phantom_accuracy import phantom_accuracy
 from radvision_utils.report import Reporter
-from radvision_utils.runs import fingerprint, read_json, write_json, write_text
+from radvision_utils.runs import fingerprint, read_json, require_writable, write_json, write_text
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import mean_report_loss
 from radvision_utils.training.trainer import ReportTrainer, StageLog
@@ -73,6 +73,7 @@ def build_base(folder: Path = TINY_BASE, studies: int = 9000, epochs: float = 8.
     Returns:
         What the model card says, as figures.
     """
+    _require_place(folder)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="radvision-base-") as scratch:
         ours = _profile("A", SEED, studies, scratch)
@@ -115,6 +116,7 @@ def base_for_source(profile: Profile, folder: Path, epochs: float = 8.0) -> Path
     Returns:
         The folder.
     """
+    _require_place(folder)
     dataset, path = prepare_dataset(profile), folder / "source.json"
     profile = replace(profile, model=replace(profile.model, quantization="none"))
     settings, unusual = profile.model, unusual_settings(profile).items()
@@ -156,6 +158,17 @@ def _exchange_words(model: PreTrainedModel, old: Any, new: Qwen2Tokenizer) -> No
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(model.config.text_config, name, getattr(fresh.text_config, name))
     model.generation_config = _greedy(new)
+
+
+def _require_place(folder: Path) -> None:
+    """Refuse a place that cannot be written to, or holds what is no base: an older base goes when the new one comes.
+
+    Raises:
+        RadVisionError: so it is.
+    """
+    require_writable(folder)
+    if folder.exists() and not (folder / "config.json").is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise RadVisionError(f"{folder} is there and holds no base: give --to a folder that does not exist yet.")
 
 
 def _save(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> None:

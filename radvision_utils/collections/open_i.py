@@ -21,7 +21,7 @@ from radvision_utils.evaluation.score import SEED
 from radvision_utils.evaluation.table import RULE_LABELS, Scorer
 from radvision_utils.evaluation.text_metrics import R2GEN, REXRANK, REXRANK_TEXTS, r2gen_vocabulary, sentence_bleu2
 from radvision_utils.figures import markdown_table
-from radvision_utils.runs import read_json, write_text
+from radvision_utils.runs import read_json, require_writable, write_text
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ def constant_table(files: Sequence[Path], to: Path | None = None) -> str:
     Raises:
         RadVisionError: a file is missing or not as described.
     """
+    if to is not None:
+        require_writable(to)
     raw = read_published(files)
     train = [Report(clean_section(r.findings), clean_section(r.impression)) for r in raw["train"].values()]
     validation, references = list(raw["val"].values()), list(raw["test"].values())

@@ -31,6 +31,7 @@ from radvision_utils.runs import (
     now,
     read_json,
     require,
+    require_writable,
     told_if_unwritable,
     write_json,
     write_text,
@@ -88,6 +89,7 @@ def export_run(profile: Profile, to: Path, merged: bool = True) -> dict[str, Any
             give the adapter's logits.
     """
     last = require(profile, "stage3")
+    require_writable(to)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RadVisionError(f"{to} is there and not empty: give --to a folder that does not exist yet.")
     adapter = RunFolder.of(profile).adapter(3)
