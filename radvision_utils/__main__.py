@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -368,6 +369,8 @@ def main(arguments: list[str] | None = None) -> int:
     level = logging.WARNING if process_rank() else logging.INFO  # of several processes the first speaks
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
     quiet_libraries()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be in the terminal's letters
     try:
         options = _parser().parse_args((sys.argv[1:] if arguments is None else arguments) or ["--help"])
         set_up_libraries()
@@ -376,7 +379,13 @@ def main(arguments: list[str] | None = None) -> int:
         if process_rank() == 0:
             print(f"{pause}\n{DISCLAIMER}")
     except RadVisionError as error:
-        print(f"radvision: {error}", file=sys.stderr)
+        told = str(error).replace("\n", "\\n")  # in the name of a file
+        print(f"radvision: {told}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"radvision: {error.filename!r} cannot be used ({error.strerror}): check this path.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("radvision: stopped; what is finished is whole, and the same command goes on.", file=sys.stderr)

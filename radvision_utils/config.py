@@ -49,16 +49,24 @@ def parse_json(text: str | bytes, where: str, remedy: str) -> Any:
     """The value of a JSON text; bytes may be UTF-8, UTF-16 or UTF-32. An error begins with `where`, ends with `remedy`.
 
     Raises:
-        RadVisionError: it is none, is nested too deeply, or holds half a character or a number of more than 18 digits.
+        RadVisionError: it is none, is nested too deeply, has a name twice, half a character or more than 18 digits.
     """
     try:
         text = text.decode(json.detect_encoding(text)) if isinstance(text, bytes) else text
-        value = json.loads(text, parse_int=_whole_number)
+        value = json.loads(text, parse_int=_whole_number, object_pairs_hook=_names_once)
         (json.dumps(value, ensure_ascii=False) if "\\u" in text else text).encode()
         return value
     except (ValueError, RecursionError) as error:
         why = "not in UTF-8, or half a character in it" if isinstance(error, UnicodeError) else error
         raise RadVisionError(f"{where} is not readable JSON ({why}): {remedy}.") from error
+
+
+def _names_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = next(name for n, (name, _) in enumerate(pairs) if name in dict(pairs[:n]))
+        raise ValueError(f"the name {twice[:40]!r} twice in one object")
+    return values
 
 
 def _whole_number(digits: str) -> int:

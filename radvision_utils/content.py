@@ -18,7 +18,7 @@ import xxhash
 
 from radvision_utils.config import project_root
 
-_TABLES = (".parquet", ".csv", ".tsv", ".gz", ".json", ".jsonl")
+_TABLES = (".parquet", ".pq", ".csv", ".tsv", ".gz", ".json", ".jsonl")
 
 
 def checksum(path: Path) -> str:

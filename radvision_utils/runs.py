@@ -99,8 +99,8 @@ class RunFolder:
     def __init__(self, run: str, output_root: str | Path = "outputs") -> None:
         root = Path(output_root)
         self.run, self.root = run, str(output_root)
-        self.path = (root if root.is_absolute() else _writable_root(root) / root) / run
-        with told_if_unwritable(self.path), suppress(FileNotFoundError):
+        with told_if_unwritable(root / run), suppress(FileNotFoundError):
+            self.path = (root if root.is_absolute() else _writable_root(root) / root) / run
             os.lstat(self.path)  # a name too long, a file where a folder should be
 
     @classmethod
@@ -688,17 +688,19 @@ def write_text(path: Path, text: str) -> None:
         sync_folder(path.parent, deep=False)
 
 
-def require_writable(path: Path) -> None:
-    """Refuse, before the work whose result goes there, a file that cannot be written or a folder that cannot be made.
+def require_writable(path: Path, folder: bool = False) -> None:
+    """Refuse, before the work whose result goes there, a file or new `folder` that cannot be written.
 
     Raises:
         RadVisionError: so it is.
     """
-    with told_if_unwritable(path.parent):
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise NotADirectoryError(errno.ENOTDIR, "a device or pipe, which would be replaced", str(path))
+    try:
+        if path.exists() and not (path.is_dir() if folder else path.is_file()):
+            raise FileExistsError(f"what is there is no {'folder' if folder else 'file'}")
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.{os.getpid()}.").close()
+    except OSError as error:
+        raise RadVisionError(f"nothing can be written to {path} ({first_line(error)}): give another path.") from error
 
 
 def sync_folder(folder: Path, deep: bool = True) -> None:

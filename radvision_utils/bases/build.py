@@ -166,8 +166,8 @@ def _require_place(folder: Path) -> None:
     Raises:
         RadVisionError: so it is.
     """
-    require_writable(folder)
-    if folder.exists() and not (folder / "config.json").is_file() and (folder.is_file() or any(folder.iterdir())):
+    require_writable(folder, folder=True)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise RadVisionError(f"{folder} is there and holds no base: give --to a folder that does not exist yet.")
 
 

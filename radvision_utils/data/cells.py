@@ -25,9 +25,13 @@ from radvision_utils.runs import first_line
 log = logging.getLogger(__name__)
 
 # What pandas, polars, R, SQL, spreadsheets and people write for nothing: "<NA>", "#N/A", "\\N", "NaN", "not available".
+_STATE = "(?:available|applicable|known|(?:un)?specified|done|performed|mentioned|documented|dictated"
+_STATE += "|(?:report|provid|giv|stat|record|enter)(?:en|ed))"
 _NOTHING = re.compile(
-    r"\W*(?:(?:nan|n\W{0,3}a|nat|nil|null?|none|missing|empty|blank|undefined|unavailable"
-    r"|not\s(?:available|applicable|reported|provided|given))(?:\W+|$))*|\\N|#(?:name|value|ref|num|div/0)[?!]",
+    r"\W*(?:(?:nan|n\W{0,3}a|n/k|nat|nill?|null?|none(?:type)?|missing|empty|blank|void|pending|tb[ad]|class|float|np|numpy|pd"
+    r"|data|value|un(?:defined|available|known|specified)|not?\s(?:report|text|data|value|entry|information)"
+    rf"|(?:no\s)?(?:report|text|findings|impression)\s(?:not\s)?{_STATE}|(?:not|none)\s(?:yet\s)?{_STATE})(?:\W+|$))*"
+    r"|\\N|#[a-z/0]{3,8}[?!]|-?1\.#\w{3,4}",
     re.IGNORECASE,
 )
 _NOTHINGS = 24  # characters of such words with their signs
@@ -48,7 +52,7 @@ _LETTERS = {0xDC00 + byte: bytes([byte]).decode("cp1252", "replace") for byte in
 
 def given(cell: str | None) -> str | None:
     """A cell, or None where it holds nothing: blanks, or words that stand for nothing ("nan", "<NA>", "NULL")."""
-    text = (cell or "").strip().strip(_UNSEEN)
+    text = unicodedata.normalize("NFKC", (cell or "").strip().strip(_UNSEEN))
     return None if len(text) <= _NOTHINGS and _NOTHING.fullmatch(text) else cell
 
 

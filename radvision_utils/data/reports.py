@@ -33,14 +33,15 @@ _TAG = re.compile(
 _HEADING = re.compile(r"[*_#]{0,9}\b(findings?|impressions?|conclusions?)\b[ \t*_]*:[ \t*_]*", re.IGNORECASE)
 
 # In texts of any model. What it thought is marked, or ends where its answer begins.
-_THINKING = "(?:think|thinking|thoughts?|reason|reasoning|reflection|scratchpad|rationale)"
+_THINKING = r"[\w:]{0,9}(?:think|thought|reason|reflection|scratchpad|rationale|analysis|monologue|cot\b)\w{0,9}"
 _THOUGHT = re.compile(
-    rf"(?P<opened><{_THINKING}>|<unused94>)|(?P<closed></{_THINKING}>|<unused95>)"
-    r"|(?P<answer><answer>|<\|channel\|>final<\|message\|>)",
+    rf"(?P<opened><{_THINKING}>|<\|begin_of_thought\|>|\[think\]|\u25c1think\u25b7|<unused94>)"
+    rf"|(?P<closed></{_THINKING}>|<\|end_of_thought\|>|\[/think\]|\u25c1/think\u25b7|<unused95>)"
+    r"|(?P<answer><(?:final_)?answer>|<\|begin_of_solution\|>|<\|channel\|>final<\|message\|>)",
     re.IGNORECASE,
 )
 _TOKEN = re.compile(
-    r"<\|[\w ]{1,40}\|>(?:(?:assistant|user|system)\b)?|</?s>|</?answer>|\[/?INST\]"
+    r"<\|[\w ]{1,40}\|>(?:(?:assistant|user|system)\b)?|</?s>|</?answer>|\[/?INST\]|<n>|<0x0A>|\[end of report\]"
     r"|<(?:bos|eos|pad|unk|end_of_turn|start_of_turn)>(?:model\b)?|```(?:(?:json|markdown|md|html|xml|te?xt)\b)?",
     re.IGNORECASE,
 )
@@ -49,25 +50,35 @@ _FINDINGS, _IMPRESSION = (
     "impressions?|conclusions?|opinion|summary|assessment|interpretation",
 )
 _NAMES = rf"{_FINDINGS}|{_IMPRESSION}|(?<!clinical\s)diagnos[ie]s"
-_SECTION_TAG = re.compile(rf"<(/?)({_NAMES})>", re.IGNORECASE)
+# "<findings>", '<findings lang="en">', '<section name="findings">'
+_SECTION_TAG = re.compile(rf"""<(/?)(?:\w+\s[^<>]{{0,40}}=["'])?({_NAMES})\b[^<>]{{0,99}}>""", re.IGNORECASE)
 _BLOCK_TAG = re.compile(r"</?(?:p|br|hr|div|ul|ol|li|h[1-6]|tr|t[dh]|pre)(?:\s[^<>]{0,500})?/?>", re.IGNORECASE)
 _BOLD_TAG = re.compile(r"</?(?:b|strong|em|u|i)>", re.IGNORECASE)
 # A word for a section, with the marks around it that may make it a heading.
 _CANDIDATE = re.compile(
-    rf"""(?P<before>(?:^(?:\d{{1,2}}|[A-H]|[IVX]{{1,4}})[.)]\s)?[*_#"'`~=|\[\]{{}}>\s\u2022-]{{0,9}}) (?<![^\W_])
-    (?:(?:key|main|final|overall|clinical|diagnostic|imaging|radiographic|radiologic|radiological|chest|x-ray)\s){{0,2}}
-    (?P<name>{_NAMES})(?:\s?(?:and|&|/)\s?(?:(?P<second>{_NAMES})|recommendations?))?(?:\ssection)?
-    (?![^\W_]) (?P<after>[*_#"'`~=|\[\]{{}}>\ :;.\u2192\u2022\u2013\u2014-]{{0,9}}\n?)""",
+    rf"""(?P<before>(?:^(?:\d{{1,2}}|[A-H]|[IVX]{{1,4}})[.)]\s)?[*_#"'`~=|(\[\]{{}}>\s\u2022\u00ab\u201c-]{{0,9}})
+    (?<![^\W_])
+    (?:(?:key|main|final|overall|clinical|diagnostic|imag(?:e|ing)|radiograph(?:ic|y)|radiolog(?:ic|ical|y)|chest|x-ray
+    |provisional|primary|section|report|generated|predicted)[\ _]){{0,2}}
+    (?P<name>{_NAMES})(?:\s?(?:and|&|/)\s?(?:(?P<second>{_NAMES})|recommendations?))?(?:\s(?:section|text))?
+    (?:\s?\([^()\n]{{1,40}}\)(?=\W)|\s\d{{1,2}}(?=\s?:)|(?P<of>\s(?:of|in|on|from)\s[\w\ -]{{1,40}})(?=:))?
+    (?![^\W_]) (?P<after>[*_#"'`~=|)\[\]{{}}>\ :;.\u2192\u2022\u2013\u2014\u00bb\u201d-]{{0,9}}\n?)""",
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
 # What stands for a colon or a bracket in other scripts, and what is not seen within words.
 _PLAIN: dict[int, int | str | None] = {0xFF01 + n: 0x21 + n for n in range(94)} | {
     ord(sign): ":" for sign in "\ufe55\ufe13\u2236\ua789"
 }
-_PLAIN |= {0x3010: "[", 0x3011: "]"} | dict.fromkeys([0xAD, *range(0x200B, 0x2010), *range(0x2060, 0x2065), 0xFEFF])
-_BULLET = re.compile(r"^(?:[-*+\u2013\u2014]\s|[\u2022\u00b7\u2023\u25aa\u25e6\u25cf>]\s?){1,3}")
+# Marks of tokenizers for a blank and a line's end, where a model's words were joined without it.
+_PLAIN |= {0x3010: "[", 0x3011: "]", 0x2581: " ", 0x120: " ", 0x10A: "\n"} | dict.fromkeys(
+    [0xAD, *range(0x200B, 0x2010), *range(0x2060, 0x2065), 0xFEFF]
+)
+_BULLET = re.compile(
+    r"^(?:[-*+\u2013\u2014]\s|\[[ x]\]\s"
+    r"|[>\u2022\u00b7\u2023\u2190-\u21ff\u2460-\u24ff\u25a0-\u27bf\U0001f300-\U0001faff]\s?){1,3}"
+)
 # Of a list with a line for each point, not of "1. Small heart. 2. Clear lungs."
-_LINE_NUMBER = re.compile(r"^\d{1,2}[.)]\s(?!.*\s\d{1,2}[.)]\s)")
+_LINE_NUMBER = re.compile(r"^(?:\d{1,2}[.)]|\[\d{1,2}\]|\(?[a-h\d]\)|#\d{1,2}|[ivx]{1,4}\.)\s(?!.*\s\d{1,2}[.)]\s)")
 _LINE_ENDS = ".!?:;,-/"
 
 # The number of a point in a list: "1. ", "2.No", "3) ". What stands before it rules out "T12." and "2.5".
@@ -84,15 +95,24 @@ _NEAR = 200  # characters; more than such a name has
 
 # What stands for a word that was taken out: "XXXX" in Open-I, "___" in MIMIC-CXR, "[** 12-3 **]" in MIMIC-III, and what
 # tools of de-identification write ("[REDACTED]", "<NAME>").
+_HIDDEN = (
+    r"(?:redacted|removed|deleted|omitted|mask(?:ed)?|hidden|blinded|obscured|scrubbed|withheld|protected|private"
+    r"|saniti[sz]ed|confidential|de-?id(?:entified)?|anon(?:ymi[sz]ed)?|phi|pii|ssn|mrn|dob|hcw|first|last|middle|full"
+    r"|known|of|us|name|lastname|surname|initials|date|birth|time|age|location|address|street|city|state|zip|code|country"
+    r"|hospital|organi[sz]ation|institution|clinic|vendor|room|person|patient|relative|physician|doctor|provider"
+    r"|radiologist|technologist|profession|dr|mr|mrs|ms|id|number|record|medical|accession|phone|fax|e-?mail|url|contact"
+    r"|signature|other)"
+)
 _IN_BRACKETS = (
-    r"\[\*\*[^\[\]]{0,200}\*\*\]|\[[\s._-]*\]|@@\w{1,40}@@|[\[<({]{1,2}\s?(?:(?:redacted|removed|deleted|omitted|mask(?:ed)?|"
-    r"hidden|confidential|de-?identified|anon|anonymi[sz]ed|phi|pii|name|date|time|location|address|hospital|organi[sz]ation|"
-    r"person|patient|physician|doctor|dr|mr|mrs|ms|age|id|mrn|phone|contact|signature|first|last|middle|full)"
-    r"(?:[\s./_-]?\d{1,4})?[\s./_-]{0,2}){1,4}/?[\])>}]{1,2}"
+    rf"\[\*\*[^\[\]]{{0,200}}\*\*\]|\[[\s._-]*\]|@@\w{{1,40}}@@"
+    rf"|[\[<({{]{{1,2}}[\s*]{{0,4}}(?:{_HIDDEN}(?:[\s./_-]?\d{{1,4}})?[\s./_:*-]{{0,8}}){{1,5}}/?[\])>}}]{{1,2}}"
+    rf"|(?P<mark>[*#%~$])(?P=mark){{1,2}}(?:{_HIDDEN}[\s_-]?){{1,3}}(?P=mark){{2,3}}"
 )
 _BRACKETED = re.compile(_IN_BRACKETS, re.IGNORECASE)
 _DEIDENTIFIED = re.compile(
-    rf"X{{3,}}|(?:_\s?){{3,}}|[*#]{{4,}}|[\u2580-\u25ae]{{2,}}|\bredacted\b|{_IN_BRACKETS}", re.IGNORECASE
+    rf"X{{3,}}|(?:_\s?){{3,}}|[*#]{{4,}}|[\u2580-\u25ae]{{2,}}|[\u25cf\ufffd]{{3,}}|\b(?:XX?[/.]){{2}}X|(?:\*\*/){{2}}"
+    rf"|\bredacted\b|{_IN_BRACKETS}",
+    re.IGNORECASE,
 )
 
 # What the image itself shows of the past may stay: "prior granulomatous disease", "clips from previous surgery".
@@ -191,12 +211,12 @@ def clean_section(text: str | None) -> str:
 
     Mends white space, control characters, HTML entities and tags ("&lt;", "<BR>"), brackets, stray stops (". .", ".."),
     the numbering of points, stops without a space behind them, headings inside the section, and a lower-case beginning.
-    What has no letter or digit is empty.
+    What has no letter is empty.
     """
     text = _TAG.sub(" ", _BRACKETED.sub(" XXXX ", html.unescape(_UNSEEN.sub(" ", text or ""))))
     text = _HEADING.sub(" ", re.sub(r"[\[\]]|[<>](?!\s?\d)", " ", _UNSEEN.sub(" ", text)))
     text = join_lines(text)
-    if not re.search(r"\w", text):
+    if not re.search(r"[^\W\d_]", text):
         return ""
     text = re.sub(r"(?<=[a-z)])\.(?=[A-Z][a-z])", ". ", _without_numbers(text))
     text = re.sub(r"\s+([.,;:?!])", r"\1", text)
@@ -344,8 +364,9 @@ def _unfolded(text: str) -> str:
         start, end = text.find(opening), text.rfind(closing) + 1
         try:
             values = json.loads(text[start:end], strict=False)
-            if isinstance(values, str):  # written as JSON twice
-                return _unfolded(values)
+            if isinstance(values, str):
+                # Written as JSON twice; of a text that only quotes a word there is more around it.
+                return text if (text[:start] + text[end:]).strip() else _unfolded(values)
             lines = "\n".join(_json_lines(values))
         except (ValueError, RecursionError):  # cut off, or no JSON: its keys are headings all the same
             continue
@@ -364,7 +385,8 @@ def _json_lines(value: dict[str, Any] | list[Any]) -> Iterator[str]:
             *(("", inner) for inner in value.values() if inner != named[0]),
         ]  # {"section": ..., "text":
     for key, inner in pairs:
-        name = f"{key.replace('_', ' ')}: " if key else ""
+        name = re.sub(r"_|(?<=[a-z])(?=[A-Z])", " ", key)  # "section_findings", "reportFindings"
+        name = "" if name.lower() in ("", "text") or name.isdecimal() else f"{name}: "
         if isinstance(inner, dict | list):
             yield name
             yield from _json_lines(inner)
@@ -374,8 +396,11 @@ def _json_lines(value: dict[str, Any] | list[Any]) -> Iterator[str]:
 
 def _as_lines(text: str) -> str:
     """A text without marks of chat formats and HTML, bold type as in Markdown; no line is empty."""
-    text = html.unescape(_TOKEN.sub("\n", _UNSEEN.sub(" ", text.replace("\\n", "\n").translate(_PLAIN))))
-    text = re.sub(r"\\[a-z]{2,20}\*?(?=\{)", "", text)  # of LaTeX
+    text = re.sub(r"(?:\\r)?\\n|\\t(?![a-z])|<!\[CDATA\[|\]\]>", "\n", text.translate(_PLAIN))
+    text = re.sub(r"<\|box_start\|>[^<]{0,80}<\|box_end\|>", "", text)  # where Qwen's models see it
+    text = html.unescape(_TOKEN.sub("\n", _UNSEEN.sub(" ", text)))
+    text = re.sub(r"\\(?:begin|end)\{\w{1,20}\}|\\item\b", "\n", text)  # of LaTeX
+    text = re.sub(r"\\[a-z]{2,20}\*?(?=\{)", "", text)
     text = _SECTION_TAG.sub(lambda tag: "\n" if tag[1] else f"\n{tag[2]}:\n", text)
     text = _TAG.sub(" ", _BOLD_TAG.sub("**", _BLOCK_TAG.sub("\n", text)))
     for name in set(re.findall(r"</([a-zA-Z][\w-]{0,30})>", text)):  # <report>, <response>: whatever is closed, too
@@ -386,16 +411,16 @@ def _as_lines(text: str) -> str:
 def _is_heading(found: re.Match[str]) -> bool:
     """Whether one of the words for a section is its heading, not a word of a sentence."""
     text, before, after = found.string, found["before"], found["after"]
-    if re.search(r"[:=>\u2192]", after):
-        return True
     near = text[max(0, found.start() - 2) : found.start()].rstrip(" ")
     starts_line = not near or near.endswith("\n") or "\n" in before
+    if re.search(r"[:=>\u2192]", after):
+        return starts_line or not found["of"]
     capital, marked = text[found.end("before")].isupper(), bool(before.strip())
     if marked and after.strip(" \n.\"'") and not after.startswith((" -", "-")):
-        return True  # "**Findings**", "[FINDINGS]"
+        return starts_line or "(" not in before  # "**Findings**", "[FINDINGS]"
     if starts_line and (after.endswith("\n") or found.end() == len(text)):
         return capital or marked or not near.strip() or (near.strip()[-1] in ".!?" and after.endswith("\n"))
-    if starts_line and after.startswith((" - ", " \u2013 ", " \u2014 ", "; ")):
+    if starts_line and after.startswith((" - ", " \u2013 ", " \u2014 ", "\u2014", "; ", " | ")):
         return True
     goes_on = re.match(r"[A-Z](?:[a-z]|\s)|\d", text[found.end() : found.end() + 2])  # "FINDINGS The lungs are clear."
     return capital and after in (" ", " {") and bool(goes_on) and (starts_line or near.endswith((".", "!", "?")))
@@ -414,7 +439,7 @@ def _tidy(text: str, has_lines: bool) -> str:
         bare = _BULLET.sub("", line.strip())
         bare = _LINE_NUMBER.sub("", bare) if has_lines else bare
         is_point = bare != line.strip()
-        bare = " ".join(bare.split()).strip(" *_#\"'{},|")
+        bare = " ".join(bare.split()).strip(" *_#\"'{},|\u201c\u201d")
         if not re.search(r"\w", bare):
             continue
         if tidied and tidied[-1][-1] not in _LINE_ENDS and (is_point or bare[0].isupper()):

@@ -67,7 +67,7 @@ _SPLIT_NAMES = {
     **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-_SPLIT_WORD = re.compile(rf"({'|'.join(sorted(_SPLIT_NAMES, key=len, reverse=True))})(?:set|split|data)?")
+_SPLIT_WORD = re.compile(rf"({'|'.join(sorted(_SPLIT_NAMES, key=len, reverse=True))}|holdout)(?:set|split|data|s)?")
 # Rows that pyarrow makes at a time. Of several, all could be one large value that the file holds once. It takes 0.1 ms
 # more a row.
 _BATCH = 1
@@ -188,7 +188,10 @@ def _open_folder(name: str, folder: Path, seed: int) -> Source:
         if (folder / marker).is_file():
             source: Source = open_room(room).open_collection(name, folder, seed)
             return source
-    files = sorted(path for path in folder.rglob("*.parquet") if path.is_file())
+    # Hidden ones are no tables: "._train.parquet" is what a Mac adds to an archive.
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in (".parquet", ".pq"))
+    visible = (path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    files = sorted(path for path in visible if path.is_file())
     if not files:
         raise RadVisionError(
             f"folder {folder} holds neither {REPORTS} (Kaggle layout) nor {MIMIC} (MIMIC-CXR-JPG) nor {CHEXPERT_PLUS} "
@@ -227,15 +230,15 @@ def _splits_of_names(files: Sequence[Path], folder: Path) -> dict[Path, str]:
     """The split that a file's name states, or the folder that it lies in; none where they don't tell files apart.
 
     So a data set that comes as `train-00000-of-00002.parquet` alone is split like any other. Beside a file that is for
-    validation or test, one that states nothing, or both ("train_val"), is for training.
+    validation or test, one that states nothing, or training too ("train_val"), is for training.
     """
     named: dict[Path, str] = {}
     for file in files:
         for part in reversed(file.relative_to(folder).with_suffix("").parts):
             words = re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "-", part).lower())
-            stated = {_SPLIT_NAMES[found[1]] for word in words if (found := _SPLIT_WORD.fullmatch(word))}
+            stated = {_SPLIT_NAMES.get(found[1], "test") for word in words if (found := _SPLIT_WORD.fullmatch(word))}
             if stated:
-                named[file] = stated.pop() if len(stated) == 1 else "train"
+                named[file] = next(split for split in ("train", "test", "validation") if split in stated)
                 break
     if set(named.values()) - {"train"}:
         named = {file: named.get(file, "train") for file in files}

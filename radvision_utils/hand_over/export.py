@@ -89,8 +89,8 @@ def export_run(profile: Profile, to: Path, merged: bool = True) -> dict[str, Any
             give the adapter's logits.
     """
     last = require(profile, "stage3")
-    require_writable(to)
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+    require_writable(to, folder=True)
+    if to.is_dir() and any(to.iterdir()):
         raise RadVisionError(f"{to} is there and not empty: give --to a folder that does not exist yet.")
     adapter = RunFolder.of(profile).adapter(3)
     record: dict[str, Any] = {

@@ -144,11 +144,20 @@ def test_the_target_has_the_form_that_the_prompt_asks_for():
         "findings\nClear lungs.\nimpression\nNormal.",
         "Find\u200bings: Clear lungs. \uff29mpression\u2236 Normal.",
         '[{"section": "Findings", "text": "Clear lungs."}, {"section": "Impression", "text": "Normal."}]',
+        '{"reportFindings": {"1": "Clear lungs."}, "reportImpression": {"text": "Normal."}}',
+        '<section name="findings">Clear lungs.</section><impression lang="en"><![CDATA[Normal.]]></impression>',
+        "Finding 1: Clear lungs.\nImpression 1: Normal.",
         r'"{\"findings\": \"Clear lungs.\", \"impression\": \"Normal.\"}"',
     ],
 )
 def test_parsing_tolerates_what_models_write(text):
     assert parse_report(text) == Report("Clear lungs.", "Normal.")
+
+
+@pytest.mark.parametrize("quoted", ['"sail sign"', "{hilum}", "[left]", '"a" and "b"'])
+def test_a_word_in_quotes_or_brackets_is_no_report_of_its_own(quoted):
+    assert parse_report(f"Findings: A {quoted} is seen. Impression: Normal.").impression == "Normal."
+    assert parse_report(f"A {quoted} is seen.").findings.startswith("A ")
 
 
 def test_a_text_without_headings_is_kept_whole():
@@ -158,20 +167,45 @@ def test_a_text_without_headings_is_kept_whole():
 
 @pytest.mark.parametrize("brackets", ["[{}]", "<{}>", "{{{}}}", "{{{{{}}}}}", "[{}/]", "[ {} ]"])
 @pytest.mark.parametrize(
-    "word", ["NAME", "Last Name", "DATE-1", "person_12", "Hospital 12", "redacted", "MASK", "dr. name"]
+    "word",
+    [
+        *("DATE OF BIRTH", "US_SSN", "e-mail_address", "MEDICAL_RECORD_NUMBER", "HCW", "zip code", "Name: ***"),
+        "NAME",
+        "Last Name",
+        "DATE-1",
+        "person_12",
+        "Hospital 12",
+        "redacted",
+        "MASK",
+        "dr. name",
+    ],
 )
 def test_what_stands_in_brackets_for_a_name_or_a_date_is_a_hidden_word(brackets, word):
     text = clean_section(f"{brackets.format(word)} was told of it. The heart is normal.")
     assert drop_sentences(text, {"deidentified"})[0] == "The heart is normal."
 
 
-@pytest.mark.parametrize("word", ["xXxx", "_ _ _", "****", "\u2588\u2588", "@@DATE@@", "[**2101-1-1**]", "[]", "[...]"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("**NAME**", "##PHI##", "%%date%%", "XX/XX/XX", "**/**/**", "\ufffd\ufffd\ufffd"),
+        "xXxx",
+        "_ _ _",
+        "****",
+        "\u2588\u2588",
+        "@@DATE@@",
+        "[**2101-1-1**]",
+        "[]",
+        "[...]",
+    ],
+)
 def test_so_is_a_word_that_was_blotted_out(word):
     assert drop_sentences(clean_section(f"Seen by {word} today. Clear."), {"deidentified"})[0] == "Clear."
 
 
 @pytest.mark.parametrize(
-    "text", ["Clear (see above).", "A <5 mm nodule.", "Age-appropriate.", "The [left] lung is clear."]
+    "text",
+    ["Clear (see above).", "A <5 mm nodule.", "Age-appropriate.", "The [left] lung is clear.", "Clear (room air)."],
 )
 def test_other_brackets_hide_nothing(text):
     assert drop_sentences(clean_section(text), {"deidentified"})[1] == {}

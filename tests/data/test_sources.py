@@ -285,6 +285,8 @@ def test_a_hub_id_without_network_is_one_sentence(monkeypatch):
         (("TRAIN_data.parquet", "Evaluation Split.parquet"), "train test"),
         (("split=train/0.parquet", "split=dev/0.parquet"), "train validation"),
         (("train_val.parquet", "test-0.parquet"), "train test"),
+        (("train.parquet", "val_test.parquet"), "train test"),
+        (("train.parquet", "holdout.parquet"), "train test"),
         (("reports.parquet", "test.parquet"), "train test"),
         (("contest.parquet", "latest.parquet"), "None None"),
         (("train-00000-of-00002.parquet", "train-00001-of-00002.parquet"), "None None"),
@@ -293,6 +295,14 @@ def test_a_hub_id_without_network_is_one_sentence(monkeypatch):
 def test_the_split_that_a_file_name_states_holds_in_any_spelling(names, splits):
     found = _splits_of_names([Path("source", name) for name in names], Path("source"))
     assert [str(found.get(Path("source", name))) for name in names] == splits.split()
+
+
+def test_a_parquet_file_is_found_in_any_capitals_and_a_hidden_one_is_not(tmp_path):
+    pq.write_table(pa.Table.from_pylist([row(1)]), tmp_path / "Train.PARQUET")
+    (tmp_path / ".cache").mkdir()
+    for name in ("._Train.parquet", ".cache/a.parquet"):  # of a Mac, of a download
+        (tmp_path / name).write_bytes(b"no table")
+    assert [study["uid"] for study in open_source(str(tmp_path), SETTINGS, 0).rows()] == ["1"]
 
 
 @pytest.mark.parametrize("name", ["A.PNG", "a.dcm.png", "'a.jpg'", "folder/A.jpeg", " a.png "])

@@ -136,13 +136,22 @@ HEADINGS = [
     ("FINDING", "CONCLUSION"),
 ]
 HEADINGS += [("Radiographic Findings", "Final Impression"), ("Key findings", "Impression and Recommendations")]
+HEADINGS += [("Finding(s)", "Impression(s)"), ("Findings (PA view)", "Provisional diagnosis")]
+HEADINGS += [("FINDINGS OF CHEST X-RAY", "IMPRESSION/CONCLUSION"), ("section findings", "section impression")]
 HEADINGS += [("Observations", "Assessment"), ("FINDINGS SECTION", "OPINION"), ("Findings", "Diagnosis")]
-LINES += ["<dt>{}</dt><dd>{}</dd>", "\u3010{}\u3011\n{}"]
+LINES += ["<dt>{}</dt><dd>{}</dd>", "\u3010{}\u3011\n{}", '<h2 class="x">{}</h2><p>{}</p>']
+INLINE += ["({}) {}", "\u201c{}:\u201d {}", "{} :- {}", "{} | {}", "{}:\u2581{}", "{}:\\t{}"]
 INLINE += ["{} = {}", "{} -> {}", "{} \u2192 {}", "{}\ufe55 {}", "\\textbf{{{}:}} {}", "A. {}: {}", "II. {}: {}"]
 BODIES = [
     " ".join,
     "\n".join,
     *(lambda points, mark=mark: "".join(f"\n{mark} {each}" for each in points) for mark in "-*+•"),
+]
+BODIES += [
+    *(
+        lambda points, mark=mark: "".join(f"\n{mark} {each}" for each in points)
+        for mark in ("[x]", "\u2705", "\u27a4", "a)", "ii.", "[1]", "#3", "\\item")
+    ),
 ]
 BODIES += [lambda points: "".join(f"\n{number}. {each}" for number, each in enumerate(points, start=1))]
 BODIES += [
@@ -159,6 +168,12 @@ AROUND = [
 ]
 AROUND += ["<think>Findings: an effusion? Impression: not sure.</think>\n{}", "Findings: look.\n</think>\n\n{}"]
 AROUND += ["<report>\n{}\n</report>", "<scratchpad>Impression: hm.</scratchpad>\n{}"]
+THOUGHTS = [
+    "<{0}>{1}</{0}>".format(name, "{}") for name in ("analysis", "thought_process", "seed:think", "inner_monologue")
+]
+THOUGHTS += ["[THINK]{}[/THINK]", "\u25c1think\u25b7{}\u25c1/think\u25b7", "<|begin_of_thought|>{}<|end_of_thought|>"]
+AROUND += [thought.format("Findings: an effusion? Impression: not sure.") + "\n{}" for thought in THOUGHTS]
+AROUND += ['<?xml version="1.0"?>\n{}', "{}\n[END OF REPORT]", "{}\\r\\n", '<div class="report">{}</div>']
 AROUND += ["<think>Hm.</think><answer>{}</answer>", PROMPT.replace("{", "{{").replace("}", "}}") + "\n{}"]
 POINTS = st.lists(
     st.sampled_from(["The heart is normal.", "No effusion.", "2.5 cm nodule (new).", "These findings are old."]),
@@ -177,9 +192,10 @@ def test_a_report_is_read_whatever_its_headings_order_and_marks(ours, true, name
     assert parse_report(text) == Report(" ".join(ours), " ".join(true)), text
 
 
-@given(POINTS, POINTS, st.booleans(), st.booleans(), st.booleans())
-def test_a_report_in_json_is_read(ours, true, turned, nested, listed):
-    both = {"Findings": ours if listed else " ".join(ours), "impression": true if listed else " ".join(true)}
+@given(POINTS, POINTS, st.booleans(), st.booleans(), st.booleans(), st.data())
+def test_a_report_in_json_is_read(ours, true, turned, nested, listed, data):
+    names = data.draw(st.sampled_from([("Findings", "impression"), ("section_findings", "section_impression")]))
+    both = dict(zip(names, (ours, true) if listed else (" ".join(ours), " ".join(true)), strict=True))
     both = dict(reversed(both.items())) if turned else both
     for text in (json.dumps({"report": both} if nested else both), json.dumps(both, indent=2)):
         assert parse_report(f"```json\n{text}\n```") == Report(" ".join(ours), " ".join(true))

@@ -79,6 +79,17 @@ WORDS = [
     "(missing)",
     "nan nan",
     " - ",
+    *(
+        "unknown",
+        "np.nan",
+        "<missing value>",
+        "\uff2e\uff0f\uff21",
+        "#SPILL!",
+        "1.#QNAN",
+        "none given",
+        "No report available.",
+    ),
+    *("not yet reported", "not done", "no data", "no impression given", "Text not provided"),
 ]
 
 
