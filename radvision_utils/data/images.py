@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +25,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from radvision_utils.config import RadVisionError
 from radvision_utils.runs import checked
@@ -137,9 +138,10 @@ def _decode(data: bytes, where: str, size: int | None) -> tuple[Image.Image, tup
     except Image.DecompressionBombError as error:
         raise UnfitImage(f"{where} has far too many pixels: reduce it first.", "image is too large") from error
     except Exception as error:  # Pillow's decoders raise a dozen kinds for damaged files
+        unknown = isinstance(error, UnidentifiedImageError)  # it names an address in memory
+        told = "it is no picture of a known kind" if unknown else f"{type(error).__name__}: {error}"
         raise UnfitImage(
-            f"{where} cannot be decoded ({type(error).__name__}: {error}): give a PNG, JPEG, TIFF or DICOM file that "
-            "an image viewer opens."
+            f"{where} cannot be decoded ({told}): give a PNG, JPEG, TIFF or DICOM file that an image viewer opens."
         ) from error
 
 
@@ -196,6 +198,8 @@ def _load_dicom(data: bytes, where: str) -> Image.Image:
 
 
 def _dicom_pixels(scan: Any, where: str) -> Image.Image:
+    if "PixelData" not in scan:  # a written report, a PDF, a directory
+        raise UnfitImage(f"{where} is DICOM without a picture: give a radiograph.", "DICOM without a picture")
     _drop_odd_values(scan)
     frames, kind = int(scan.get("NumberOfFrames", 1)), scan.PhotometricInterpretation
     if frames > 1:
@@ -235,9 +239,12 @@ def _drop_odd_values(scan: Any) -> None:
             del scan[name]
         elif name in scan:
             setattr(scan, name, word)
+    if int(scan.get("NumberOfFrames", 1)) < 1:
+        del scan.NumberOfFrames
     kind = _word(scan, "PhotometricInterpretation")
-    gray = not kind and scan.get("SamplesPerPixel", 1) == 1
-    scan.PhotometricInterpretation = "MONOCHROME2" if gray else kind
+    if scan.get("SamplesPerPixel", 1) == 1 and "PALETTE" not in kind:  # "MONOCHROME 1", "GRAYSCALE", nothing
+        kind = "MONOCHROME1" if re.match(r"MONOCHROME\W?_?1", kind) else "MONOCHROME2"
+    scan.PhotometricInterpretation = kind
 
 
 def _numbers(scan: Any, name: str) -> list[float]:
@@ -295,6 +302,9 @@ def _decompressed(scan: Any, where: str) -> NDArray[Any]:
 
     syntax = scan.file_meta.TransferSyntaxUID
     if not syntax.is_compressed or syntax.is_deflated:
+        allocated, stored, high = (int(scan.get(name) or 0) for name in ("BitsAllocated", "BitsStored", "HighBit"))
+        if 0 < stored <= high < allocated:  # 12 bits at the upper end of 16: pydicom takes the lower ones
+            scan.BitsStored = high + 1
         return np.asarray(scan.pixel_array)
     # The name is pydicom's; a syntax that it does not know would be quoted from the file.
     name = syntax.name.split(",")[0].split(" (")[0] if syntax in UID_dictionary else "an unknown way"

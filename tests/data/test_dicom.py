@@ -59,7 +59,7 @@ ODD = {
     (0x0028, 0x1052): (b"DS", NUMBER),
     (0x0028, 0x1053): (b"DS", NUMBER),
     (0x0028, 0x1056): (b"CS", WORD),
-    (0x0028, 0x0008): (b"IS", st.sampled_from([b"", b"0", b"1", b"x", b"1.0"])),
+    (0x0028, 0x0008): (b"IS", st.sampled_from([b"", b"0", b"1", b"-1", b"x", b"1.0"])),
     (0x0028, 0x0120): (b"US", st.binary(max_size=4)),
     (0x0028, 0x0121): (b"US", st.binary(max_size=4)),
     (0x2050, 0x0020): (b"CS", WORD),
@@ -90,14 +90,35 @@ def test_a_chest_stays_a_chest_whatever_its_display_tags_say(tags):
     assert abs(alike(picture)) > 0.8
 
 
-@pytest.mark.parametrize("kind", [None, "", "monochrome2 "])
-def test_without_a_photometric_interpretation_high_values_are_white(kind):
+@pytest.mark.parametrize("kind", [None, "", "monochrome2 ", "MONOCHROME", "MONOCHROME_2", "GRAYSCALE", "UNKNOWN"])
+def test_without_a_known_photometric_interpretation_high_values_are_white(kind):
     found = scan()
     if kind is None:
         del found.PhotometricInterpretation
     else:
         found.PhotometricInterpretation = kind
     assert (shown(found) == shown(scan())).all()
+
+
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "monochrome 1", "MONOCHROME_1", "MONOCHROME-1"])
+def test_low_values_are_white_where_the_header_says_so_in_any_spelling(kind):
+    found = scan()
+    found.PhotometricInterpretation = kind
+    assert alike(shown(found)) < -0.99
+
+
+@pytest.mark.parametrize("shift", [0, 2, 4])
+def test_values_that_stand_higher_than_their_bits_are_read_whole(shift):
+    found = scan(CHEST << shift)
+    found.HighBit = 11 + shift
+    assert alike(shown(found)) > 0.99
+
+
+def test_dicom_without_a_picture_is_told():
+    found = scan()
+    del found.PixelData
+    with pytest.raises(UnfitImage, match="is DICOM without a picture"):
+        shown(found)
 
 
 def test_of_several_windows_the_first_that_shows_the_picture_is_taken():
