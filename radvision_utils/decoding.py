@@ -80,7 +80,7 @@ def thresholds(reporter: Any) -> LineChoice:
     profile, run = reporter.profile, RunFolder.of(reporter.profile)
     path, stage = run.thresholds(reporter.stage), require(profile, f"stage{reporter.stage}")
     key = fingerprint([stage["hash"], profile.generation.unsupported])
-    if not path.is_file() or read_json(path)["key"] != key:
+    if not path.is_file() or read_json(path, {"key": str})["key"] != key:
         data = open_prepared(profile)
         train, validation = (list(data.split(name)) for name in ("train", "validation"))
         if not validation:
@@ -88,7 +88,7 @@ def thresholds(reporter: Any) -> LineChoice:
         choice, facts = calibrate(reporter, train, validation, profile.generation.unsupported)
         logger.info("findings said first after stage %d, on validation: %s", reporter.stage, facts)
         write_json(path, {"key": key, **facts, **vars(choice)})
-    found = read_json(path)
+    found = read_json(path, {"sets": [list], "thresholds": dict})
     return LineChoice([tuple(chosen) for chosen in found["sets"]], found["thresholds"])
 
 

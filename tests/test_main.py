@@ -5,6 +5,7 @@ import os
 import shlex
 import typing
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -87,6 +88,53 @@ def test_settings_are_listed_with_value_and_meaning(profile, capsys):
     assert [name for name, *_ in told] == list(expected)[1:]
     by_name = {name: value for name, value, _ in told}
     assert by_name["stage3.epochs"] == str(expected["stage3.epochs"])
+
+
+# Each verb that writes where it is told to, and the work that it must not begin if it cannot.
+WRITING = {
+    "score": (["score", "p.csv", "--json"], "radvision_utils.evaluation.score.score_file"),
+    "constant": (["constant", "r.csv", "--to"], "radvision_utils.collections.open_i.read_published"),
+    "build-base": (["build-base", "--source", "phantom", "--to"], "radvision_utils.bases.build.prepare_dataset"),
+    "run": (["run", "--output-root"], "radvision_utils.pipeline.run_notebooks"),
+}
+
+
+@pytest.mark.parametrize(
+    "place", ["file/x", "/proc/x/y", "/proc/self/x", "/dev/null", "n" * 300, "d/" * 3000, "loop/x"]
+)
+@pytest.mark.parametrize("verb", WRITING)
+def test_what_cannot_be_written_is_told_before_the_work(verb, place, tmp_path, monkeypatch, capsys):
+    words, work = WRITING[verb]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(work, lambda *_, **__: pytest.fail("the work was begun"))
+    Path("file").write_text("kept")
+    Path("loop").symlink_to("loop")
+    place = str(tmp_path / place) if verb == "run" and not place.startswith("/") else place
+    assert main([*words, place]) == 1
+    [said] = capsys.readouterr().err.splitlines()
+    assert "nothing can be written to" in said or "cannot be worked in" in said
+    assert Path("file").read_text() == "kept"
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_folder_of_other_things_is_no_place_for_a_base(tmp_path, capsys):
+    (tmp_path / "letter.txt").write_text("mine")
+    assert main(["build-base", "--source", "phantom", "--to", str(tmp_path)]) == 1
+    assert "is there and holds no base" in capsys.readouterr().err
+    assert (tmp_path / "letter.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("words", [["score"], ["label", "--mesh"], ["predict"]])
+def test_a_name_that_no_system_takes_is_one_sentence(words, capsys):
+    assert main([*words, "n" * 5000]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_run_with_a_source_that_cannot_be_read_starts_no_kernel(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("radvision_utils.pipeline.run_notebooks", lambda *_, **__: pytest.fail("a kernel was started"))
+    (tmp_path / "radvision.json").write_text("{}")
+    assert main(["run", "--run", "r", "--output-root", str(tmp_path / "out"), "--source", str(tmp_path)]) == 1
+    assert "radvision.json has no usable table" in capsys.readouterr().err
 
 
 def test_a_run_that_is_stopped_by_hand_ends_with_a_sentence(capsys, monkeypatch):

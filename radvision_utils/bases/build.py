@@ -122,7 +122,7 @@ def base_for_source(profile: Profile, folder: Path, epochs: float = 8.0) -> Path
     settings, unusual = profile.model, unusual_settings(profile).items()
     unlike = {name: value for name, value in unusual if name.startswith("model.")}
     key = fingerprint([dataset.summary["hash"], unlike, epochs, profile.seed])
-    if path.is_file() and read_json(path)["key"] == key:
+    if path.is_file() and read_json(path, {"key": str})["key"] == key:
         return folder
     seed_everything(profile.seed)
     old, tokenizer = load_processor(settings, profile.data.image_size), train_tokenizer(_texts(dataset))

@@ -120,7 +120,9 @@ def csv_lines(path: Path) -> Iterator[dict[str, str]]:
     with _rows(path) as rows:
         columns = _header(rows, path)
         for row in rows:
-            if not any(cell.strip(" \x1a") for cell in row):  # where a spreadsheet ends, and files of old DOS
+            if not any(cell.strip(" \x1a\0") for cell in row):  # where a spreadsheet ends, and files of old DOS
+                continue
+            if row[: len(columns)] == columns:  # of a second table that was put behind the first
                 continue
             if any(cell.strip() for cell in row[len(columns) :]):
                 raise RadVisionError(

@@ -376,6 +376,9 @@ def _open_mapped(name: str, folder: Path) -> Source:
     table = inside(folder, columns["table"], links=True)
     if table is None:
         raise RadVisionError(f"{folder / MAP} names the table {columns['table']!r}, which is not in {folder}.")
+    images = Path(columns.get("images", ""))
+    if images.is_absolute() or ".." in images.parts or not (folder / images).is_dir():
+        raise RadVisionError(f"{folder / MAP} names the images' folder {str(images)!r}, which is not in {folder}.")
     named = [column for key, column in columns.items() if key not in ("table", "images")]
     check_columns(csv_columns(table), str(table), named)
     count = sum(1 for _ in csv_lines(table))

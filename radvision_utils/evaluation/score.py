@@ -159,7 +159,7 @@ def _read_systems(path: Path) -> dict[str, Pairs]:
 
 def _read_json(path: Path) -> Pairs:
     """ReXrank's studies by name with `model_prediction`, or MedEvalKit's list of studies with `response`."""
-    data = read_json(path, remedy="get the file anew")
+    data = read_json(path, dict | list, "get the file anew")
     named = data.items() if isinstance(data, dict) else ((None, entry) for entry in data)
     pairs: Pairs = {}
     for number, (name, entry) in enumerate(named, start=1):

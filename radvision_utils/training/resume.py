@@ -118,7 +118,8 @@ def _waits(stage: Stage, force: bool) -> bool:
 def _begun(stage: Stage) -> dict[str, Any]:
     """What is known of the attempt in the folder where the stage is made: `made_from`, its conditions, `forced`."""
     path = stage.work / "begun.json"
-    return read_json(path) if path.is_file() else {}
+    shape = {"made_from": dict, "forced": bool, "conditions": {"versions": dict}}
+    return read_json(path, shape) if path.is_file() else {}
 
 
 def _goes_on(stage: Stage, force: bool) -> bool:

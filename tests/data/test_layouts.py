@@ -252,6 +252,8 @@ def test_a_split_column_decides_the_split(tmp_path):
         ({**MAP, "patient": 7}, "has no usable patient"),
         ({**MAP, "table": "other.csv"}, "'other.csv', which is not in"),
         ({**MAP, "table": "../own.csv"}, "'../own.csv', which is not in"),
+        ({**MAP, "images": "nowhere"}, "the images' folder 'nowhere', which is not in"),
+        ({**MAP, "images": ".."}, "the images' folder '..', which is not in"),
         (["a"], "has no usable value"),
     ],
 )

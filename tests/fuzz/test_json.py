@@ -15,8 +15,8 @@ from radvision_utils.dashboard import ratings, record
 from radvision_utils.data.sources import open_source
 from radvision_utils.evaluation import records, score
 from radvision_utils.planning.cost import study_counts
-from radvision_utils.runs import STEPS, RunFolder, is_current, is_whole, working
-from radvision_utils.training.resume import finished_state
+from radvision_utils.runs import STEPS, RunFolder, Stage, is_current, is_whole, working
+from radvision_utils.training.resume import _begun, finished_state
 
 
 def lock(folder):
@@ -38,6 +38,8 @@ READERS = {  # by the file they read, in a folder that holds run "r"
     "r/evaluation/predictions.jsonl": lambda folder: record.read_predictions(RunFolder("r", folder).predictions),
     "ours.jsonl": lambda folder: records.read_predictions(folder / "ours.jsonl"),
     "theirs.jsonl": lambda folder: score._read_systems(folder / "theirs.jsonl"),
+    "theirs.json": lambda folder: score._read_systems(folder / "theirs.json"),
+    "r/stage1.partial/begun.json": lambda folder: _begun(Stage(load_profile(run="r", output_root=str(folder)), 1)),
     "ratings.jsonl": lambda folder: ratings.read_ratings(folder / "ratings.jsonl"),
     "split.json": lambda folder: published_split(folder / "split.json"),
     "source/radvision.json": lambda folder: open_source(str(folder / "source"), DataSettings(), 0),
