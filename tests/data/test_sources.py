@@ -207,6 +207,23 @@ def test_a_picture_column_that_holds_no_bytes_is_refused(tmp_path):
     assert "study 1 has str in img_frontal" in sentence_of(str(path))
 
 
+def test_images_that_are_not_there_are_counted_and_named(tmp_path, caplog):
+    list(open_source(str(kaggle_folder(tmp_path)), SETTINGS, 0).rows())
+    assert "1 images named in indiana_projections.csv are not in" in caplog.text
+    assert "3_IM-e.dcm.png" in caplog.text
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_two_files_that_a_name_can_mean_are_one_if_they_are_equal_and_told_if_not(tmp_path, same):
+    images = kaggle_folder(tmp_path) / "images"
+    (images / "1_IM-b.jpg").write_bytes(png(11 if same else 99))
+    (images / "images_normalized" / "1_IM-b.dcm.png").rename(images / "images_normalized" / "1_IM-b.png")
+    if same:
+        assert next(open_source(str(tmp_path), SETTINGS, 0).rows())["img_frontal"] == png(11)
+    else:
+        assert "could be either of two different files" in sentence_of(str(tmp_path))
+
+
 def test_an_incomplete_kaggle_folder_is_refused(tmp_path):
     folder = kaggle_folder(tmp_path)
     reports, projections = folder / "indiana_reports.csv", folder / "indiana_projections.csv"

@@ -132,11 +132,11 @@ def columns(reference: Reference, folder: Path) -> str:
     table.write_text(",".join(f"c{n}" for n in range(1_000_000)) + "\n" + "," * 999_999 + "\n")
     (folder / "indiana_projections.csv").write_text("uid,filename,projection\n")
     parts = []
-    for command in ([*COMMAND, "score", str(table)], [*COMMAND, "train", "--stage=1", f"--source={folder}", "--run=c"]):
+    for command in ([*COMMAND, "score", str(table)], [*COMMAND, "run", f"--source={folder}", "--run=c"]):
         started = time.monotonic()
         done = subprocess.run([*command, f"--output-root={folder}"], capture_output=True, text=True)
         said = done.stderr.strip().splitlines()[-1]
-        check(done.returncode == 1 and said.startswith("radvision: ") and len(said) < 500, said[:2000])
+        check(done.returncode == 1 and said.startswith("radvision: ") and "1,000,000 columns" in said, said[:2000])
         parts.append(f"{time.monotonic() - started:.1f} s")
     return f"one sentence each: score {parts[0]}, source {parts[1]}"
 
