@@ -24,6 +24,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -267,6 +268,7 @@ def _from_pretrained(loader: Any, settings: ModelSettings, **options: Any) -> An
         with _processor_of_today(folder) as readable:
             processor = loader.from_pretrained(path if readable == folder else readable, trust_remote_code=False)
         _require_chat(processor, path)
+        _require_eyes(processor.image_processor, folder)
         return processor
     except RadVisionError:
         raise
@@ -274,7 +276,9 @@ def _from_pretrained(loader: Any, settings: ModelSettings, **options: Any) -> An
         if is_out_of_memory(error) or is_disk_full(error):
             raise
         if folder.is_dir():
-            raise RadVisionError(f"the model folder {folder} cannot be loaded: {_why(folder, error)}.") from error
+            raise RadVisionError(
+                f"the model folder {folder} cannot be loaded: {_why(folder, error)}; get it anew."
+            ) from error
         raise RadVisionError(
             f"base model {path!r} is neither a folder here nor could it be fetched from the model hub "
             f"({first_line(error)}): check the name and the network, or give a folder with `--set model.base=PATH`."
@@ -351,7 +355,8 @@ def _require_chat(processor: ProcessorMixin, base: str) -> None:
     copy = "copy the missing files from the model that it was made of"
     sees = processor.image_processor
     edges = [sees.size[name] if sees.size else None for name in ("shortest_edge", "longest_edge")]
-    if not (type(sees).__name__.startswith("Qwen2") and all(isinstance(edge, int) for edge in edges)):
+    pixels = all(isinstance(edge, int) and 0 < edge < 1e9 for edge in edges)
+    if not (type(sees).__name__.startswith("Qwen2") and pixels):
         raise RadVisionError(
             f"the image processor of {base} is not that of Qwen2.5-VL, whose size is shortest_edge and longest_edge "
             f"in pixels: {copy}."
@@ -365,6 +370,23 @@ def _require_chat(processor: ProcessorMixin, base: str) -> None:
     said = processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
     if said.count(processor.image_token) != 1:
         raise RadVisionError(f"the chat template of {base} does not set one image in a turn with one: {copy}.")
+
+
+def _require_eyes(sees: Any, folder: Path) -> None:
+    """The image processor cuts a picture into the patches that the model takes, of numbers around zero."""
+    meant = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vision_config", {})
+    for name, ours in (("patch_size", ""), ("temporal_patch_size", ""), ("spatial_merge_size", "merge_size")):
+        if (cuts := getattr(sees, ours or name)) != meant.get(name, cuts):
+            raise RadVisionError(
+                f"{folder} has {name} {meant[name]} in config.json and {cuts!r} in its processor's: copy the latter's "
+                "files from the model that it was made of."
+            )
+    white = sees(images=[Image.new("RGB", (56, 56), "white")], return_tensors="pt")["pixel_values"]
+    if not white.abs().max() < 10:
+        raise RadVisionError(
+            f"the image processor of {folder} makes {white.abs().max():g} of white: mend its image_mean, image_std, "
+            "do_rescale and rescale_factor."
+        )
 
 
 def _why(folder: Path, error: BaseException) -> str:

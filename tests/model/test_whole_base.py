@@ -201,6 +201,26 @@ def test_an_image_processor_of_another_kind_is_told_in_a_sentence(folder, change
     assert "the image processor of" in refusal(load_processor, of(folder), 512)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"patch_size": 16}, "has patch_size 28 in config.json and 16 in its processor's"),
+        ({"merge_size": 4}, "has spatial_merge_size 2 in config.json and 4 in"),
+        ({"temporal_patch_size": 1}, "has temporal_patch_size 2 in config.json and 1 in"),
+        ({"do_rescale": False}, "of white: mend its image_mean"),
+        ({"image_std": [0, 0, 0]}, "makes inf of white"),
+        ({"image_mean": [float("nan")] * 3}, "makes nan of white"),
+        ({"image_mean": "0.5"}, "cannot be loaded: TypeError"),
+        ({"rescale_factor": 0}, "cannot be loaded: ZeroDivisionError"),
+        ({"size": {"shortest_edge": 10**12, "longest_edge": 10**12}}, "is not that of Qwen2.5-VL"),
+        ({"size": {"shortest_edge": -1, "longest_edge": -1}}, "is not that of Qwen2.5-VL"),
+    ],
+)
+def test_an_image_processor_that_makes_other_numbers_than_the_model_takes_is_told(folder, changes, said):
+    edit(folder / "processor_config.json", lambda values: values["image_processor"].update(changes))
+    assert said in refusal(load_processor, of(folder), 512)
+
+
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("where", [[], ["deeper"]])
 @pytest.mark.parametrize("key", ["auto_map", "trust_remote_code", "audio_tokenizer"])
