@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from radvision_utils import evaluate, train_stage
 from radvision_utils.config import RunPaused, project_root
+from radvision_utils.data.reports import Report
 from radvision_utils.environment import choose_device
 from radvision_utils.model.base import is_adapter
 from radvision_utils.runs import RunFolder, Stage, read_json_lines
@@ -177,8 +178,8 @@ def test_two_processes_pause_together_and_go_on(fresh_run, launch):
 
 def test_two_processes_write_the_reports_that_one_writes(trained, launch):
     one = evaluate(trained, force=True)
-    expected = [vars(ours.generated) for ours in one.predictions]
+    expected = [ours.generated for ours in one.predictions]
     result = launch(trained, "evaluate", "--force")
     assert result.returncode == 0, result.stderr[-3000:]
-    assert [line["generated"] for line in read_json_lines(RunFolder.of(trained).predictions)] == expected
+    assert [Report(**line["generated"]) for line in read_json_lines(RunFolder.of(trained).predictions)] == expected
     assert not (RunFolder.of(trained).evaluation / "reports").exists()
