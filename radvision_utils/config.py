@@ -131,6 +131,8 @@ class StageSettings:
     optimizer: str = _setting("paged_adamw_8bit", choices=("paged_adamw_8bit", "adamw_torch"))
     # Language model layers under gradient checkpointing; null: all; 0: none, also in the vision encoder.
     checkpointed_layers: int | None = _setting(None, low=0)
+    # Decoder and vision encoder train as compiled code; auto: on a card, where a stage is long enough to earn it.
+    compile: str = _setting("auto", choices=("auto", "always", "never"))
     cache_features: bool = True  # stages 2 and 3: compute the frozen vision encoder once for each image, on disk
     save_steps: int = _setting(100, low=1)  # optimizer steps between checkpoints
     eval_steps: int | None = _setting(None, low=1)  # between validations; null: after each epoch

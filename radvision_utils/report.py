@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import time
 import zlib
@@ -23,7 +24,7 @@ from transformers import LogitsProcessorList, PreTrainedModel
 
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.data.images import letterbox, load_image, load_square
-from radvision_utils.data.reports import Report, format_report, parse_report
+from radvision_utils.data.reports import Report, format_report, line_of_findings, parse_report
 from radvision_utils.data.studies import Study
 from radvision_utils.decoding import Contrast, LineChoice, nothing_in_particular, thresholds
 from radvision_utils.environment import Device, choose_device
@@ -38,6 +39,7 @@ from radvision_utils.model.base import (
 )
 from radvision_utils.model.faster import speed_up_lora
 from radvision_utils.model.fp16 import keep_in_float32
+from radvision_utils.model.greedy import write_greedily
 from radvision_utils.progress import Progress, show_progress
 from radvision_utils.runs import RunFolder, require
 from radvision_utils.training.collator import Collator
@@ -115,16 +117,62 @@ class Reporter:
         return [written.report for written in self.write(images)]
 
     def write(self, images: Sequence[ImageLike], progress: Progress | None = None) -> Iterator[WrittenReport]:
-        """Reports in the order of the images, a batch at a time; `progress` is told what would be shown otherwise.
+        """Reports in the order of the images; `progress` is told what would be shown otherwise.
 
         Raises:
             RadVisionError: an image cannot be read or shows nothing, or not even one fits in the memory.
         """
-        done = 0
+        if self.sampling is None and self.mean is None:
+            written = self._greedily(images)
+        else:
+            written = itertools.chain.from_iterable(self.in_batches(images, self._write_batch))
         with show_progress(len(images), progress) as step:
-            for reports in self.in_batches(images, self._write_batch):
-                yield from reports
-                step(done := done + len(reports))
+            for done, report in enumerate(written, 1):
+                yield report
+                step(done)
+
+    def _greedily(self, images: Sequence[ImageLike]) -> Iterator[WrittenReport]:
+        """A place is given to the next image as soon as its report has ended; where memory ends, places are halved."""
+        done = 0
+        while done < len(images):
+            places = min(self._batch_size, len(images) - done)
+            try:
+                for report in self._refilling(images[done:], places):
+                    yield report
+                    done += 1
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            if done < len(images):  # not in the handler: there the error still holds the tensors
+                self._halve(places)
+
+    def _refilling(self, images: Sequence[ImageLike], places: int) -> Iterator[WrittenReport]:
+        begun: list[list[int]] = []
+
+        def prompts(first: int, last: int) -> dict[str, Any]:
+            inputs, beginnings = self._inputs(images[first:last])
+            begun.extend(beginnings)
+            return inputs
+
+        # Of the lines that there can be, that of no finding or that of all is the longest.
+        lines = [line_of_findings(some) for some in ((), self.choice.thresholds)] if self.choice else []
+        beginning = max((len(self.collator.beginning(line)) for line in lines), default=0)
+        ready: dict[int, WrittenReport] = {}
+        given = 0
+        for number, ids, seconds in write_greedily(
+            self.core,
+            prompts,
+            len(images),
+            places=places,
+            room=max(len(self.prompt(image)) for image in images) + beginning,
+            longest=self.profile.generation.max_new_tokens,
+            ends=(self.collator.end, self.collator.pad),
+            autocast=self.device.autocast,
+        ):
+            ready[number] = self._written(begun[number], ids, seconds)
+            while given in ready:
+                yield ready.pop(given)
+                given += 1
 
     def in_batches(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Result]) -> Iterator[Result]:
         """What `work` makes of the items, `generation.batch_size` at a time and in their order.
@@ -198,21 +246,24 @@ class Reporter:
         """Token numbers of the prompt for an image; a study brings its indication."""
         return self.collator.prompt(image.indication if isinstance(image, Study) else "")
 
-    @torch.inference_mode()
-    def _write_batch(self, images: Sequence[ImageLike]) -> list[WrittenReport]:
-        start = time.perf_counter()
+    def _inputs(self, images: Sequence[ImageLike], other: Image.Image | None = None) -> tuple[dict[str, Any], Any]:
+        """Prompts with the images, and as many again with the other one, if any; what their reports begin with."""
         squares = [self.prepare(image) for image in images]
         indications = [image.indication if isinstance(image, Study) else "" for image in images]
         lines = self.choice.lines(self, images) if self.choice else []
         begun = [self.collator.beginning(line) for line in lines] or [[]] * len(images)
-        shown, contrast = squares, []
-        if self.mean is not None:
-            shown, indications, begun = squares + [self.mean] * len(squares), indications * 2, begun * 2
-            contrast = [Contrast(self.profile.generation.contrast)]
-        inputs = to_device(self.collator.prompts(shown, indications, begun), compute_device(self.model))
-        with self.device.autocast(), self._lot(squares) as lot:
+        if other is not None:
+            squares, indications, begun = squares + [other] * len(squares), indications * 2, begun * 2
+        return self.collator.prompts(squares, indications, begun), begun[: len(images)]
+
+    @torch.inference_mode()
+    def _write_batch(self, images: Sequence[ImageLike]) -> list[WrittenReport]:
+        start = time.perf_counter()
+        inputs, begun = self._inputs(images, self.mean)
+        contrast = [] if self.mean is None else [Contrast(self.profile.generation.contrast)]
+        with self.device.autocast(), self._lot(images[0]) as lot:
             output: Any = self.model.generate(
-                **inputs,
+                **to_device(inputs, compute_device(self.model)),
                 max_new_tokens=self.profile.generation.max_new_tokens,
                 **lot,
                 logits_processor=LogitsProcessorList(contrast),
@@ -221,27 +272,28 @@ class Reporter:
                 eos_token_id=[self.collator.end, self.collator.pad],
             )
         rows = output[: len(images), inputs["input_ids"].shape[1] :].tolist()
-        seconds, reports = (time.perf_counter() - start) / len(images), []
-        for row, beginning in zip(rows, begun[: len(images)], strict=True):
-            stops = [i for i, token in enumerate(row) if token in (self.collator.end, self.collator.pad)]
-            ids = row[: stops[0]] if stops else row
-            text = self.collator.tokenizer.decode(beginning + ids, skip_special_tokens=True).strip()
-            report = parse_report(text, self.profile.model.summary)
-            if self.choice:
-                report = following(report)
-                text = format_report(report)
-            reports.append(WrittenReport(report, text, len(ids), bool(stops), seconds))
-        return reports
+        seconds = (time.perf_counter() - start) / len(images)
+        return [self._written(beginning, row, seconds) for beginning, row in zip(begun, rows, strict=True)]
+
+    def _written(self, beginning: list[int], row: list[int], seconds: float) -> WrittenReport:
+        stops = [i for i, token in enumerate(row) if token in (self.collator.end, self.collator.pad)]
+        ids = row[: stops[0]] if stops else row
+        text = self.collator.tokenizer.decode(beginning + ids, skip_special_tokens=True).strip()
+        report = parse_report(text, self.profile.model.summary)
+        if self.choice:
+            report = following(report)
+            text = format_report(report)
+        return WrittenReport(report, text, len(ids), bool(stops), seconds)
 
     @contextmanager
-    def _lot(self, images: list[Image.Image]) -> Iterator[dict[str, Any]]:
+    def _lot(self, image: ImageLike) -> Iterator[dict[str, Any]]:
         """How `generate` chooses words. A batch is drawn alike whatever was written before it."""
         if self.sampling is None:
             yield {"do_sample": False}
             return
         devices = [torch.cuda.current_device()] if self.device.kind == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(self.sampling.seed + zlib.crc32(images[0].tobytes()))
+            torch.manual_seed(self.sampling.seed + zlib.crc32(self.prepare(image).tobytes()))
             yield {"do_sample": True, "temperature": self.sampling.temperature, "top_k": 0, "top_p": 1.0}
 
 

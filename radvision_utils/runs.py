@@ -55,7 +55,7 @@ STEPS = ("data", "stage1", "stage2", "stage3", "evaluation")
 # Settings of a stage that change how it gets to its result, not the result.
 NO_RESULT = (
     *("save_steps", "eval_steps", "report_to", "max_minutes"),
-    *("validation_studies", "checkpointed_layers", "cache_features"),
+    *("validation_studies", "checkpointed_layers", "compile", "cache_features"),
 )
 _SPLIT = ("micro_batch", "accumulation")  # only their product changes the result, but for the masks of dropout
 # What each stage trains, and how; the first is the untuned base.

@@ -14,6 +14,7 @@ from radvision_utils.data.studies import open_prepared
 from radvision_utils.decoding import Contrast
 from radvision_utils.environment import choose_device
 from radvision_utils.evaluation.image_use import study_losses
+from radvision_utils.model import greedy
 from radvision_utils.model.base import load_adapter, load_base
 from radvision_utils.model.faster import speed_up_lora
 from radvision_utils.report import reporter_of, write_in_stages
@@ -93,28 +94,30 @@ def test_the_base_models_own_penalty_of_repetition_is_not_taken_over(reporter, i
     assert reporter.report(images[:4]) == expected
 
 
-def test_where_memory_ends_batches_are_halved_for_good_and_reports_stay_the_same(reporter, images, monkeypatch):
-    expected, sizes = reporter.report(images), []
-    generate = reporter.model.generate
+def test_where_memory_ends_places_are_halved_for_good_and_reports_stay_the_same(reporter, images, monkeypatch):
+    expected, tried = reporter.report(images), []
+    step = greedy._Table.step
 
-    def small_memory(**inputs):
-        sizes.append(len(inputs["input_ids"]))
-        if sizes[-1] > 6:
+    def small_memory(table):
+        if table.steps == 0:
+            tried.append(len(table.tokens))
+        # With eight places memory ends when some reports have been given already.
+        if tried[-1] > 8 or (tried[-1] == 8 and table.steps > 70):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return generate(**inputs)
+        return step(table)
 
-    monkeypatch.setattr(reporter.model, "generate", small_memory)
+    monkeypatch.setattr(greedy._Table, "step", small_memory)
     monkeypatch.setattr(reporter, "_batch_size", 32)
     assert reporter.report(images) == expected
-    assert sizes == [16, 8, 4, 4, 4, 4]
+    assert tried == [16, 8, 4]
     assert reporter.report(images[:4]) == expected[:4]
 
 
 def test_memory_for_not_even_one_report_is_one_sentence(reporter, images, monkeypatch):
-    def no_memory(**inputs):
+    def no_memory(table):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(reporter.model, "generate", no_memory)
+    monkeypatch.setattr(greedy._Table, "step", no_memory)
     monkeypatch.setattr(reporter, "_batch_size", 2)
     with pytest.raises(RadVisionError, match="too small for one report at a time: end other programs"):
         reporter.report(images[:3])

@@ -94,7 +94,9 @@ def test_an_unfinished_stage_is_told_from_a_missing_one(profile):
 # What changes no step: how a step gets to its result, and what is added to an evaluation.
 WITHOUT_RESULT = {"data.workers", "data.source", "generation.batch_size", "evaluation.evidence", "evaluation.samples"}
 WITHOUT_RESULT |= {f"stage{n}.{name}" for n in (1, 2, 3) for name in ("save_steps", "max_minutes", "cache_features")}
-WITHOUT_RESULT |= {f"stage{n}.{name}" for n in (1, 2, 3) for name in ("validation_studies", "checkpointed_layers")}
+WITHOUT_RESULT |= {
+    f"stage{n}.{name}" for n in (1, 2, 3) for name in ("validation_studies", "checkpointed_layers", "compile")
+}
 WITHOUT_RESULT |= {f"stage{n}.{name}" for n in (1, 2, 3) for name in ("eval_steps", "report_to")}
 SETTINGS = {name: value for name, value in settings_of(load_profile()).items() if "." in name or name == "seed"}
 

@@ -18,7 +18,10 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+
+Windows = tuple[list[torch.Tensor], torch.Tensor]  # patches of the windows of each length, and the order to put back
 
 
 @contextmanager
@@ -98,15 +101,15 @@ class _ByWindowLength:
     def forward(
         self,
         hidden_states: torch.Tensor,
-        cu_seqlens: torch.Tensor,
+        cu_seqlens: torch.Tensor | Windows,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         **_: Any,
     ) -> torch.Tensor:
-        """(patches, width) in and out; `cu_seqlens`: where windows begin and end."""
+        """(patches, width) in and out; `cu_seqlens`: where windows begin and end, or what follows from that."""
         patches = hidden_states.shape[0]
         query, key, value = self.qkv(hidden_states).view(patches, 3, self.num_heads, -1).unbind(1)
         query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
-        groups, order = _windows_by_length(tuple(cu_seqlens.tolist()), cu_seqlens.device)
+        groups, order = _windows(cu_seqlens) if isinstance(cu_seqlens, torch.Tensor) else cu_seqlens
         attended = []
         for group in groups:
             # (windows, heads, patches of a window, width of a head)
@@ -118,8 +121,16 @@ class _ByWindowLength:
         return projected
 
 
+def _windows(cu_seqlens: Any) -> Windows:
+    """Kept with the tensor, which all blocks of a pass are given: to read numbers off a card is to wait for it."""
+    if not hasattr(cu_seqlens, "windows"):
+        cu_seqlens.windows = _windows_by_length(tuple(cu_seqlens.tolist()), cu_seqlens.device)
+    windows: Windows = cu_seqlens.windows
+    return windows
+
+
 @functools.lru_cache(maxsize=64)  # two kinds of blocks, and as many batch sizes as a run has
-def _windows_by_length(bounds: tuple[int, ...], device: torch.device) -> tuple[list[torch.Tensor], torch.Tensor]:
+def _windows_by_length(bounds: tuple[int, ...], device: torch.device) -> Windows:
     """Which patches form the windows of each length, and how to put the results back.
 
     Args:
@@ -135,6 +146,48 @@ def _windows_by_length(bounds: tuple[int, ...], device: torch.device) -> tuple[l
         groups = [torch.tensor(first)[:, None] + torch.arange(length) for length, first in starts.items()]
         order = torch.argsort(torch.cat([group.flatten() for group in groups]))
         return [group.to(device) for group in groups], order.to(device)
+
+
+@contextmanager
+def compiled_layers(model: PeftModel, backend: str = "inductor") -> Iterator[None]:
+    """Within, the decoder's layers and, where they train, the vision encoder's compute as compiled code.
+
+    Layers of a kind share it, for batches of all sizes. Checkpointing stays around it. Without gradients they compute
+    as before, and so does the decoder's last layer, which leaves out what no loss reads (`training.loss`).
+
+    Args:
+        backend: of `torch.compile`. What it cannot do is raised by the first pass.
+    """
+    decoder = model.get_base_model().get_decoder().layers
+    blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m not in decoder]
+    training = [block for block in blocks if any(p.requires_grad for p in block.parameters())]
+    layers: list[Any] = [*decoder[:-1], *training]
+    compiled = torch.compile(_forward, backend=backend, dynamic=True)
+    for layer in layers:
+        compute_by(layer, _Compiled)
+        layer.compiled = compiled
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.compiled = None
+        torch.compiler.reset()
+
+
+class _Compiled:
+    """Before the class of a layer."""
+
+    compiled: Callable[..., Any] | None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        compiled = self.compiled if torch.is_grad_enabled() else None
+        if compiled is not None and isinstance(getattr(self, "attn", None), _ByWindowLength):  # which reads numbers
+            kwargs["cu_seqlens"] = _windows(kwargs["cu_seqlens"])
+        return (compiled or _forward)(self, *args, **kwargs)
+
+
+def _forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    return super(_Compiled, layer).forward(*args, **kwargs)
 
 
 def speed_up_lora(model: PeftModel) -> None:
@@ -170,6 +223,8 @@ class _InFewerPasses:
             x = x.to(up.dtype)
         reduced = self.lora_A[name](self.lora_dropout[name](x)) * self.scaling[name]
         wide = output.to(reduced.dtype)
+        if torch.compiler.is_compiling():  # the compiler chooses its own passes, and none may write what it was given
+            return (wide + F.linear(reduced, up.to(wide.dtype))).to(output.dtype)
         added: torch.Tensor = _AddUp.apply(wide, reduced, up.to(wide.dtype))
         return added.to(output.dtype)
 

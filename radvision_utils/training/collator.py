@@ -8,9 +8,11 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +32,26 @@ IGNORED = -100  # label of a position that the loss skips
 _CACHE_BYTES = 1 << 30
 _LONGEST_INDICATION = 300  # characters
 _MARKS = re.compile(r"<\|[^|]*\|>")
+_END: Any = object()
+Item = TypeVar("Item")
+
+
+def ahead(items: Iterator[Item], count: int, device: torch.device) -> Iterator[Item]:
+    """The same items; where a card computes, up to `count` of them are made while it computes with those before.
+
+    A thread makes them: another process would hand tensors over in shared memory, of which a container has 64 MiB.
+    """
+    if device.type != "cuda":  # the thread would take its time from the computing
+        yield from items
+        return
+    thread = ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(device,))
+    coming = deque(thread.submit(next, items, _END) for _ in range(count))
+    try:
+        while (item := coming.popleft().result()) is not _END:
+            coming.append(thread.submit(next, items, _END))
+            yield item
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 class TrainingStudy(Protocol):
@@ -73,6 +95,7 @@ class Collator:
         self.settings = settings
         self.end = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
         self.pad = self.tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        self._prompts: dict[str, list[int]] = {}  # by what they ask
         self.prompt()  # an image token in model.prompt is refused before anything else is done
         self.augmentation: Augmentation | None = None
         self.labels: Mapping[str, torch.Tensor] | None = None  # of studies, for those of a batch to stand in it
@@ -107,12 +130,14 @@ class Collator:
         Raises:
             RadVisionError: `model.prompt` holds an image token.
         """
-        turns = self.conversation(None, indication)
-        text = self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        token = self.processor.image_token
-        if text.count(token) != 1:
-            raise RadVisionError(f"model.prompt must not contain the image token {token!r}: remove it.")
-        return self._ids(text.replace(token, token * self._image_tokens))
+        turns, token = self.conversation(None, indication), self.processor.image_token
+        asked = turns[0]["content"][1]["text"]
+        if asked not in self._prompts:
+            text = self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            if text.count(token) != 1:
+                raise RadVisionError(f"model.prompt must not contain the image token {token!r}: remove it.")
+            self._prompts[asked] = self._ids(text.replace(token, token * self._image_tokens))
+        return self._prompts[asked]
 
     def target(self, study: TrainingStudy) -> Report:
         """The report that a study teaches: its own, with `model.summary` begun by a line of its findings."""

@@ -29,7 +29,7 @@ from radvision_utils.model.base import compute_device
 from radvision_utils.model.faster import computing
 from radvision_utils.progress import show_progress
 from radvision_utils.runs import Stage, fingerprint, is_whole, list_files
-from radvision_utils.training.collator import Collator, TrainingStudy
+from radvision_utils.training.collator import Collator, TrainingStudy, ahead
 
 logger = logging.getLogger(__name__)
 
@@ -185,8 +185,8 @@ def _compute(
 ) -> Path:
     """Write them, each process its part; the file gets its name when it is whole."""
     partial = folder / f"{key}.partial"
-    encode = _encoder(model, collator, autocast)
-    example = encode(studies[:1])
+    encode = _encoder(model, autocast)
+    example = encode(collator.prompts([studies[0].image]))
     size = example.numel() * example.element_size()
     if together.is_main_process:
         logger.info("the vision encoder is frozen: its features of %d images are computed once", len(studies))
@@ -198,13 +198,14 @@ def _compute(
     together.wait_for_everyone()
     share = -(-len(studies) // together.num_processes)
     first = min(share * together.process_index, len(studies))
-    last = min(first + share, len(studies))
+    last, done = min(first + share, len(studies)), 0
     with partial.open("r+b") as file, show_progress(last - first) as step:
         file.seek(first * size)
-        for start in range(first, last, batch_size):
-            chosen = [studies[i] for i in range(start, min(start + batch_size, last))]
-            file.write(encode(chosen).cpu().contiguous().view(torch.uint8).numpy().tobytes())
-            step(start + len(chosen) - first)
+        parts = (range(start, min(start + batch_size, last)) for start in range(first, last, batch_size))
+        inputs = (collator.prompts([studies[i].image for i in part]) for part in parts)
+        for given in ahead(inputs, 2, compute_device(model)):
+            file.write(encode(given).cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            step(done := done + len(given["image_grid_thw"]))
         file.flush()
         os.fsync(file.fileno())
     together.wait_for_everyone()
@@ -216,16 +217,13 @@ def _compute(
     return path
 
 
-def _encoder(
-    model: Any, collator: Collator, autocast: Callable[[], Any]
-) -> Callable[[Sequence[TrainingStudy]], torch.Tensor]:
-    """A function from studies to (studies, visual tokens, merged patches x width)."""
+def _encoder(model: Any, autocast: Callable[[], Any]) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:
+    """A function from a collator's images to (images, visual tokens, merged patches x width)."""
     visual, device = _inner_model(model).visual, compute_device(model)
     merged = visual.config.hidden_size * visual.config.spatial_merge_size**2
 
     @torch.no_grad()
-    def encode(studies: Sequence[TrainingStudy]) -> torch.Tensor:
-        inputs = collator.prompts([study.image for study in studies])
+    def encode(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         was_training = visual.training
         visual.eval()
         try:
@@ -236,7 +234,7 @@ def _encoder(
                 features = visual(pixels, grid_thw=inputs["image_grid_thw"].to(device)).pooler_output
         finally:
             visual.train(was_training)
-        return features.view(len(studies), -1, merged)
+        return features.view(len(inputs["image_grid_thw"]), -1, merged)
 
     return encode
 

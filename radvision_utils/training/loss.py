@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from radvision_utils.model.base import compute_device
 from radvision_utils.model.faster import computing
-from radvision_utils.training.collator import IGNORED, Collator, TrainingStudy
+from radvision_utils.training.collator import IGNORED, Collator, TrainingStudy, ahead
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw", "logits_to_keep")
 
@@ -129,12 +129,11 @@ def mean_report_loss(
     """
     was_training = model.training
     model.eval()
-    total, count = 0.0, 0
-    for first in range(0, len(studies), batch_size):
-        chosen = [studies[i] for i in range(first, min(first + batch_size, len(studies)))]
-        batch = to_device(collator(chosen), compute_device(model))
+    total, count, device = 0.0, 0, compute_device(model)
+    parts = (range(first, min(first + batch_size, len(studies))) for first in range(0, len(studies), batch_size))
+    for batch in ahead((collator([studies[i] for i in part]) for part in parts), 2, device):
         with autocast():
-            losses, counts = report_token_losses(model, batch)
+            losses, counts = report_token_losses(model, to_device(batch, device))
         total, count = total + losses.sum().item(), count + int(counts.sum())
     model.train(was_training)
     return total / count

@@ -9,7 +9,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,14 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from radvision_utils.config import RadVisionError, StageSettings
 from radvision_utils.environment import Device, in_live_notebook, process_count, process_rank
 from radvision_utils.figures import loss_figure
-from radvision_utils.model.base import compute_device, is_sharded
+from radvision_utils.model.base import is_sharded
+from radvision_utils.model.greedy import write_greedily
 from radvision_utils.model.stage import assert_gradients
 from radvision_utils.runs import Stage, read_json_lines, write_text
 from radvision_utils.training.augmentation import Augmentation
-from radvision_utils.training.collator import Collator, TrainingStudy
+from radvision_utils.training.collator import Collator, TrainingStudy, ahead
 from radvision_utils.training.label_head import label_head_of, look_only
-from radvision_utils.training.loss import report_token_losses, to_device
+from radvision_utils.training.loss import report_token_losses
 from radvision_utils.training.resume import load_trained, save_trained
 
 logger = logging.getLogger(__name__)
@@ -158,6 +159,7 @@ class ReportTrainer(GuardedTrainer):
         abnormal: see `StudyOrder`.
         label_weight: how much of the loss is that of the model's label head.
         measured: gives the validation loss at the step where it is asked.
+        waiting: the context in which a step waits for its data.
     """
 
     control: Any  # of transformers' callbacks
@@ -171,15 +173,24 @@ class ReportTrainer(GuardedTrainer):
         abnormal: tuple[Sequence[bool], float] | None = None,
         label_weight: float = 0.0,
         measured: Callable[[], float] | None = None,
+        waiting: Callable[[], AbstractContextManager[Any]] = nullcontext,
         **options: Any,
     ) -> None:
         args._n_gpu = min(args.n_gpu, 1)  # several cards in one process would mean DataParallel; use accelerate launch
         self.abnormal, self.label_weight, self.measured = abnormal, label_weight, measured
+        self.waiting, self._source, self._coming = waiting, None, None
         super().__init__(model=model, args=args, data_collator=collator, **options)
         # The loss below is already divided by the tokens of the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = False
         self.remove_callback(PrinterCallback)  # StageLog tells the user, and less often
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers: the micro-batches of an optimizer step, which a card does not wait for."""
+        if self._source is not epoch_iterator:
+            self._source, self._coming = epoch_iterator, ahead(epoch_iterator, num_batches, self.args.device)
+        with self.waiting():
+            return super().get_batch_samples(self._coming, num_batches, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StudyOrder:
         args, collator = self.args, self.data_collator
@@ -330,7 +341,6 @@ def training_arguments(settings: StageSettings, device: Device, folder: Path, se
     )
 
 
-@torch.no_grad()
 def begin_report(model: Any, collator: Collator, study: TrainingStudy, autocast: Any, tokens: int = 80) -> str:
     """What the model writes on a study as it is by now, greedily and at most so many tokens; it draws no lot.
 
@@ -342,18 +352,18 @@ def begin_report(model: Any, collator: Collator, study: TrainingStudy, autocast:
     inputs = {name: batch[name][:, :length] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
     inputs |= {name: batch[name] for name in ("pixel_values", "image_grid_thw")}  # of features in their place, too
     model.eval()
-    with autocast():
-        output = model.generate(
-            **to_device(inputs, compute_device(model)),
-            max_new_tokens=tokens,
-            do_sample=False,
-            use_cache=True,
-            repetition_penalty=1.0,
-            pad_token_id=collator.pad,
-            eos_token_id=[collator.end, collator.pad],
-        )
+    [(_, ids, _)] = write_greedily(
+        model.get_base_model(),
+        lambda *_: inputs,
+        1,
+        places=1,
+        room=length,
+        longest=tokens,
+        ends=(collator.end, collator.pad),
+        autocast=autocast,
+    )
     model.train(was_training)
-    return " ".join(collator.tokenizer.decode(output[0, length:], skip_special_tokens=True).split())
+    return " ".join(collator.tokenizer.decode(ids, skip_special_tokens=True).split())
 
 
 class Stopwatch:

@@ -41,9 +41,9 @@ NOT_VALIDATED = "maps, not validated, since no sentence asserts what was drawn h
 
 
 def write_batch(texts):
-    """In the place of `Reporter._write_batch`: one of the texts for each image, no longer than is allowed."""
+    """In the place of what writes for a `Reporter`: one of the texts for each image, no longer than is allowed."""
 
-    def write(reporter, images):
+    def write(reporter, images, *_):
         tokenizer, written = reporter.collator.tokenizer, []
         for image in images:
             text = texts[zlib.crc32(reporter.prepare(image).tobytes()) % len(texts)]
@@ -87,7 +87,8 @@ def test_the_last_notebooks_run_to_their_end_whatever_the_model_writes(
 ):
     shutil.copytree(RunFolder.of(trained).path, tmp_path / trained.run)
     shutil.rmtree(tmp_path / trained.run / "evaluation", ignore_errors=True)
-    monkeypatch.setattr(Reporter, "_write_batch", write_batch(WEAK[kind]))
+    for way in ("_refilling", "_write_batch"):
+        monkeypatch.setattr(Reporter, way, write_batch(WEAK[kind]))
     monkeypatch.setattr(study_maps, "VALIDATED", 2)
     monkeypatch.setattr(confidence, "CALIBRATED", 4)
     monkeypatch.chdir(project_root())

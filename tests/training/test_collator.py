@@ -1,5 +1,6 @@
 """Model inputs: one prompt everywhere, loss on the report alone, images as the processor makes them."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from qwen_vl_utils import process_vision_info
 from radvision_utils import RadVisionError, Report, load_profile
 from radvision_utils.config import PROMPT
 from radvision_utils.model.base import load_processor
-from radvision_utils.training.collator import IGNORED, Collator
+from radvision_utils.training.collator import IGNORED, Collator, ahead
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +142,25 @@ def test_the_fields_own_reader_of_conversations_gives_the_collators_pixels(colla
         assert theirs.shape == ours.shape
         assert (theirs - ours).abs().max() < 1.01 * gray_level  # two libraries round what they resize
         assert ((theirs - ours).abs() > 0.01 * gray_level).float().mean() < 0.02
+
+
+def test_for_a_card_batches_are_made_ahead_in_their_order_and_a_fault_comes_where_it_was(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    card, made = torch.device("cuda", 0), []
+
+    def numbers(last):
+        for number in range(last):
+            made.append(number)
+            yield number
+        raise RadVisionError("image 5 cannot be read.")
+
+    coming = ahead(numbers(5), 2, card)
+    assert next(coming) == 0
+    assert next(coming) == 1
+    while len(made) < 4:  # 2 and 3 are made without being asked for
+        time.sleep(0.01)
+    assert [next(coming), next(coming), next(coming)] == [2, 3, 4]
+    with pytest.raises(RadVisionError, match=r"^image 5 cannot be read\.$"):
+        next(coming)
+    assert list(ahead(iter("abc"), 2, card)) == list("abc")
+    assert list(ahead(iter(()), 2, card)) == []

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from radvision_utils import RadVisionError, load_profile, train_stage
 from radvision_utils.environment import choose_device
 from radvision_utils.model.base import WEIGHTS, attach_adapter, component_of, is_adapter, load_base, load_processor
+from radvision_utils.model.faster import compiled_layers
 from radvision_utils.model.stage import (
     assert_gradients,
     check_ledger,
@@ -24,8 +25,10 @@ from radvision_utils.model.stage import (
     weight_ledger,
 )
 from radvision_utils.runs import RunFolder, Stage, read_json_lines
+from radvision_utils.training import loss
 from radvision_utils.training import train as trainer
-from radvision_utils.training.collator import Collator
+from radvision_utils.training import trainer as steps
+from radvision_utils.training.collator import Collator, ahead
 from radvision_utils.training.loss import mean_report_loss, report_token_losses
 from radvision_utils.training.trainer import Stopwatch
 
@@ -204,6 +207,39 @@ def test_accumulation_gives_the_same_step_as_one_large_batch(trained, tmp_path):
         profile = copy_run(trained, tmp_path / name, ("data", "stage1"), stage2=settings)
         losses.append([line["loss"] for line in train_stage(profile, 2).log if "loss" in line])
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-3, atol=1e-4)
+
+
+def test_a_stage_whose_data_are_made_ahead_has_the_same_losses(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    for module in (steps, loss):  # a thread makes them, as where there is a card
+        monkeypatch.setattr(module, "ahead", lambda items, count, _: ahead(items, count, torch.device("cuda", 0)))
+    settings = replace(trained.stage1, micro_batch=2, accumulation=4, eval_steps=2)
+    profile = copy_run(trained, tmp_path / "ahead", stage1=settings)
+    found = train_stage(profile, 1)
+    monkeypatch.undo()
+    assert found.record["seconds_by_part"]["waiting for data"] >= 0
+    again = train_stage(copy_run(trained, tmp_path / "plain", stage1=settings), 1)
+    assert [line.get("loss") for line in found.log] == [line.get("loss") for line in again.log]
+    assert found.record["hash"] == again.record["hash"]
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "none that there is"])
+def test_compiled_layers_give_the_same_losses_and_a_stage_goes_on_without_them(
+    trained, tmp_path, monkeypatch, caplog, backend
+):
+    caplog.set_level("INFO", "radvision_utils")
+    monkeypatch.setattr(trainer, "compiled_layers", lambda model: compiled_layers(model, backend))
+    settings = replace(trained.stage2, compile="always")
+    result = train_stage(copy_run(trained, tmp_path, ("data", "stage1"), stage2=settings), 2)
+    before = RunFolder.of(trained)
+    plain = [line["loss"] for line in read_json_lines(before.stage(2) / "log.jsonl") if "loss" in line]
+    found = [line["loss"] for line in result.log if "loss" in line]
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(plain), rtol=1e-3, atol=1e-4)
+    if backend == "aot_eager":
+        assert "stage 2: the layers train as compiled code" in caplog.text
+    else:
+        assert "stage 2: the layers cannot be compiled" in caplog.text
+        assert result.record["hash"] == before.record("stage2")["hash"]
 
 
 def test_mean_loss_does_not_depend_on_the_batch_size(small_profile, dataset):
