@@ -1,7 +1,8 @@
 """Reports are kept as they are written, so that an interrupted evaluation goes on, and several processes share it.
 
 Each process appends its batches to a file of its own. A batch is written whole or again, always of the same studies:
-how many processes there are, and where one was interrupted, changes no report.
+how many processes there are, and where one was interrupted, changes no report. (In the 16 bits of a card it may change
+which of two words comes that are as likely as each other: a place that is filled anew lies elsewhere in the cache.)
 """
 
 from __future__ import annotations
