@@ -132,8 +132,8 @@ def our_ways(profile: Profile, stage: int) -> dict[str, Profile]:
 
 def planned_for_t4(profile: Profile, stage: int) -> dict[str, int]:
     """The split of a step and the share of checkpointed layers that the planner finds fastest for the 7B on a T4."""
-    plan = plan_stage(load_profile("lingshu-7b"), stage, open_card("t4")).fitting
-    if plan is None:
+    plan = plan_stage(load_profile("lingshu-7b"), stage, open_card("t4"))
+    if not plan.fits:
         raise RadVisionError(f"stage {stage} of lingshu-7b has no plan that fits a T4: look at `radvision_utils plan`.")
     share = plan.step.layers / read_shape(load_profile("lingshu-7b").model).language.depth
     micro_batch = min(plan.settings.micro_batch, BATCH)

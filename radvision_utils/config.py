@@ -76,10 +76,22 @@ def _whole_number(digits: str) -> int:
 
 
 def _setting(
-    default: Any, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
+    default: Any,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    auto: bool = False,
 ) -> Any:
-    """A dataclass field with its allowed range (inclusive) or its allowed words."""
-    return field(default=default, metadata={"low": low, "high": high, "choices": choices})
+    """A dataclass field with its allowed range (inclusive) or its allowed words.
+
+    With `auto` it may be `AUTO`: then the planner puts a number in its place before it is used (`planning.plan`).
+    """
+    return field(default=default, metadata={"low": low, "high": high, "choices": choices, "auto": auto})
+
+
+AUTO: Any = "auto"
+"""In place of a number that the planner chooses for the card at hand; what is trained is the same on every card."""
 
 
 @dataclass(frozen=True)
@@ -115,13 +127,14 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class StageSettings:
-    """How one stage trains. An optimizer step takes micro_batch x accumulation studies, over all processes together."""
+    """How one stage trains. An optimizer step takes the same studies on every card, over all processes together."""
 
     learning_rate: float = _setting(1e-4, low=0.0)  # the highest, after the warm-up
     epochs: float = _setting(1.0, low=0.0)  # how often each training study is shown
     max_steps: int | None = _setting(None, low=1)  # optimizer steps; ends before `epochs` if reached
-    micro_batch: int = _setting(4, low=1)  # studies that go through the model together
-    accumulation: int = _setting(4, low=1)  # micro-batches of an optimizer step
+    batch: int = _setting(16, low=1)  # studies of an optimizer step, unless both of the next two are numbers
+    micro_batch: int = _setting("auto", low=1, auto=True)  # studies that go through the model together; auto: that fit
+    accumulation: int = _setting("auto", low=1, auto=True)  # micro-batches of an optimizer step; auto: what is left
     warmup_ratio: float = _setting(0.05, low=0.0, high=1.0)  # share of the steps in which the learning rate rises
     # How the learning rate goes on after the warm-up.
     schedule: str = _setting("cosine", choices=("cosine", "linear", "constant_with_warmup"))
@@ -129,8 +142,9 @@ class StageSettings:
     max_grad_norm: float = _setting(1.0, low=0.0)  # a longer gradient is shortened to it; 0: none is
     # 8-bit AdamW whose state may move to the computer's memory, or torch's own.
     optimizer: str = _setting("paged_adamw_8bit", choices=("paged_adamw_8bit", "adamw_torch"))
-    # Language model layers under gradient checkpointing; null: all; 0: none, also in the vision encoder.
-    checkpointed_layers: int | None = _setting(None, low=0)
+    # Language model layers under gradient checkpointing; null: all; 0: none, also in the vision encoder; auto: what the
+    # card's memory asks for.
+    checkpointed_layers: int | None = _setting("auto", low=0, auto=True)
     # Decoder and vision encoder train as compiled code; auto: on a card, where a stage is long enough to earn it.
     compile: str = _setting("auto", choices=("auto", "always", "never"))
     cache_features: bool = True  # stages 2 and 3: compute the frozen vision encoder once for each image, on disk
@@ -143,6 +157,12 @@ class StageSettings:
     lora_rank: int = _setting(16, low=1)  # of this stage's component; the projector has no LoRA
     lora_alpha: int = _setting(32, low=1)  # what LoRA adds is multiplied by lora_alpha / lora_rank
     lora_dropout: float = _setting(0.05, low=0.0, high=0.9)  # share of what LoRA sees that is left out by chance
+
+    @property
+    def step_size(self) -> int:
+        """Studies of an optimizer step."""
+        split = self.micro_batch, self.accumulation
+        return self.batch if AUTO in split else math.prod(split)
 
 
 @dataclass(frozen=True)
@@ -165,7 +185,7 @@ class VisionSettings(SeeingSettings):
 class GenerationSettings:
     """How reports are written. Greedy: the same image always gives the same report."""
 
-    batch_size: int = _setting(32, low=1)  # reports that are written together
+    batch_size: int = _setting(32, low=1, auto=True)  # reports that are written together; auto: as many as fit
     max_new_tokens: int = _setting(256, low=1)  # a longer report is cut there
     # With model.summary: the line of findings as the model writes it, or chosen by thresholds that validation sets.
     findings: str = _setting("written", choices=("written", "scored"))
@@ -225,7 +245,7 @@ Settings = TypeVar("Settings", bound=StageSettings)
 
 
 def _tiny(kind: type[Settings], batch: int = 8, **changes: Any) -> Settings:
-    return kind(micro_batch=batch, accumulation=1, lora_dropout=0.0, **changes)
+    return kind(batch=batch, micro_batch=batch, accumulation=1, lora_dropout=0.0, **changes)
 
 
 PROFILES: dict[str, Profile] = {
@@ -238,7 +258,7 @@ PROFILES: dict[str, Profile] = {
         model=ModelSettings(),
         # Memory is no concern at this size: stage 2 alone computes its layers twice, to go the 7B's way.
         stage1=_tiny(VisionSettings, learning_rate=2e-3, epochs=3.0, checkpointed_layers=0),
-        stage2=_tiny(SeeingSettings, learning_rate=1e-3, epochs=1.0),
+        stage2=_tiny(SeeingSettings, learning_rate=1e-3, epochs=1.0, checkpointed_layers=None),
         stage3=_tiny(StageSettings, learning_rate=1e-3, epochs=2.0, checkpointed_layers=0),
         generation=GenerationSettings(),
     ),
@@ -265,7 +285,7 @@ PROFILES: dict[str, Profile] = {
         generation=GenerationSettings(max_new_tokens=160, findings="scored"),
         evaluation=EvaluationSettings(stages="all", evidence=0, samples=0),
     ),
-    # A 16 GB card. 512 x 512 becomes 504 x 504 (multiples of 28): 36 x 36 patches, 324 visual tokens.
+    # A card of 16 GB or more. 512 x 512 becomes 504 x 504 (multiples of 28): 36 x 36 patches, 324 visual tokens.
     "lingshu-7b": Profile(
         name="lingshu-7b",
         run="lingshu-7b",
@@ -274,7 +294,7 @@ PROFILES: dict[str, Profile] = {
         stage1=VisionSettings(learning_rate=1e-4, epochs=1.0),
         stage2=SeeingSettings(learning_rate=5e-5, epochs=1.0),
         stage3=StageSettings(learning_rate=1e-4, epochs=2.0),
-        generation=GenerationSettings(),
+        generation=GenerationSettings(batch_size=AUTO),
         # On a T4 judging then takes no longer than training, even where every report runs to max_new_tokens (`plan`).
         evaluation=EvaluationSettings(evidence=0, samples=0),
     ),
@@ -443,8 +463,8 @@ def _build(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
 
 def _check(key: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in allowed:
-        return None
+    if (value is None and type(None) in allowed) or (limits.get("auto") and value == AUTO):
+        return value
     wanted = next(kind for kind in allowed if kind is not type(None))
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
@@ -455,7 +475,8 @@ def _check(key: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
             hint = f": write it in quotes, or for papermill as `-r {key} {value}`"
         elif isinstance(value, str) and re.fullmatch(r"[-+\d.e]+", value):
             hint = f": write the number without quotes, or for papermill as `-p {key} {value}`"
-        raise RadVisionError(f"setting {key!r} must be {_kind(wanted, allowed)}, not {value!r}{hint}.")
+        kind = _kind(wanted, allowed) + " or auto" * bool(limits.get("auto"))
+        raise RadVisionError(f"setting {key!r} must be {kind}, not {value!r}{hint}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise RadVisionError(f"setting {key!r} must be a finite number, not {value!r}.")
     low, high, choices = limits.get("low"), limits.get("high"), limits.get("choices")

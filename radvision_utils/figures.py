@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from radvision_utils.config import DISCLAIMER, settings_of
-from radvision_utils.environment import in_live_notebook
+from radvision_utils.config import AUTO, DISCLAIMER, settings_of
+from radvision_utils.environment import choose_device, in_live_notebook, open_room
 from radvision_utils.runs import read_json_lines
 
 if TYPE_CHECKING:
@@ -69,8 +69,13 @@ def text_table(rows: Sequence[Mapping[str, object]]) -> HTML:
 
 
 def settings_table(profile: Profile, meanings: Mapping[str, str]) -> HTML:
-    """Some settings by their dotted names, each with its value and with what it means."""
+    """Some settings by their dotted names, each with its value and with what it means.
+
+    Where the value is "auto" what the planner chooses for this machine stands beside it, with its reason.
+    """
     values = settings_of(profile)
+    if AUTO in values.values():
+        values |= open_room("planning.tables").choices(profile, choose_device())
     return text_table([{"setting": name, "value": values[name], "meaning": words} for name, words in meanings.items()])
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 from radvision_utils.config import Profile, RadVisionError, unusual_settings
 from radvision_utils.data.cells import csv_columns, csv_lines, given, study_number
 from radvision_utils.data.images import is_dicom, load_square
+from radvision_utils.environment import choose_device, open_room
 from radvision_utils.evaluation.records import (
     CUT,
     REPEATS,
@@ -202,7 +203,8 @@ class _Batch:
     """Writes the reports that are missing, a batch at a time."""
 
     def __init__(self, profile: Profile, stage: int, folder: Path, key: str, kept: dict[str, Prediction]) -> None:
-        self.profile, self.stage, self.folder, self.key, self.kept = profile, stage, folder, key, kept
+        self.profile = open_room("planning.judging").reports_here(profile, choose_device())
+        self.stage, self.folder, self.key, self.kept = stage, folder, key, kept
         self.written, self.skipped = 0, dict[str, str]()
         self._reporter: Reporter | None = None
         self._training: frozenset[str] = frozenset()

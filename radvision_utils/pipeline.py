@@ -99,8 +99,7 @@ def training_processes(profile: Profile, step: str, force: bool = False) -> int:
     stage = profile.stage(int(step.removeprefix("stage")))
     if profile.model.base == "tiny" or (not force and is_current(profile, step)):
         return 1
-    studies = stage.micro_batch * stage.accumulation
-    return max(n for n in range(1, max(torch.cuda.device_count(), 1) + 1) if studies % n == 0)
+    return max(n for n in range(1, max(torch.cuda.device_count(), 1) + 1) if stage.step_size % n == 0)
 
 
 def training_command(profile: Profile, step: str, processes: int) -> list[str]:

@@ -27,7 +27,7 @@ from radvision_utils.data.images import letterbox, load_image, load_square
 from radvision_utils.data.reports import Report, format_report, line_of_findings, parse_report
 from radvision_utils.data.studies import Study
 from radvision_utils.decoding import Contrast, LineChoice, nothing_in_particular, thresholds
-from radvision_utils.environment import Device, choose_device
+from radvision_utils.environment import Device, choose_device, open_room
 from radvision_utils.model.base import (
     compute_device,
     is_out_of_memory,
@@ -86,6 +86,7 @@ class Reporter:
     def __init__(
         self, model: PreTrainedModel | PeftModel, collator: Collator, profile: Profile, stage: int, device: Device
     ) -> None:
+        profile = open_room("planning.judging").reports_here(profile, device)
         self.model, self.collator, self.profile, self.stage, self.device = model, collator, profile, stage, device
         self.sampling: Sampling | None = None
         self.mean: Image.Image | None = None  # what each image is contrasted with, if generation.contrast asks for it

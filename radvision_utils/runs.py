@@ -57,7 +57,8 @@ NO_RESULT = (
     *("save_steps", "eval_steps", "report_to", "max_minutes"),
     *("validation_studies", "checkpointed_layers", "compile", "cache_features"),
 )
-_SPLIT = ("micro_batch", "accumulation")  # only their product changes the result, but for the masks of dropout
+# Only the studies of a step change the result, but for the masks of dropout.
+_SPLIT = ("batch", "micro_batch", "accumulation")
 # What each stage trains, and how; the first is the untuned base.
 _STAGES = (
     ("", ""),
@@ -371,7 +372,7 @@ def made_from(profile: Profile, step: str) -> dict[str, Any]:
     names += ["stage3.lora_rank", "stage3.lora_alpha"] if stage.number == 1 else []
     names += ["data.abnormal_share", *(["data.augment"] if stage.number == 1 else [])]
     made |= seed | settings_of(profile.model, "model.") | {name: settings[name] for name in names}
-    made[f"{step}.micro_batch x {step}.accumulation"] = stage.settings.micro_batch * stage.settings.accumulation
+    made[f"{step}.micro_batch x {step}.accumulation"] = stage.settings.step_size
     return made
 
 

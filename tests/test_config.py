@@ -33,8 +33,10 @@ def test_a_profile_survives_being_written_and_read(name):
     [
         ({"stage3.epocs": 2}, "setting 'stage3.epocs' does not exist: did you mean 'stage3.epochs'?"),
         ({"stage3.epochs": "two"}, "setting 'stage3.epochs' must be a number, not 'two'."),
-        ({"stage1.micro_batch": 1.5}, "setting 'stage1.micro_batch' must be a whole number, not 1.5."),
-        ({"stage1.micro_batch": True}, "setting 'stage1.micro_batch' must be a whole number, not True."),
+        ({"stage1.micro_batch": 1.5}, "setting 'stage1.micro_batch' must be a whole number or auto, not 1.5."),
+        ({"stage1.micro_batch": True}, "setting 'stage1.micro_batch' must be a whole number or auto, not True."),
+        ({"stage1.micro_batch": "most"}, "setting 'stage1.micro_batch' must be a whole number or auto, not 'most'."),
+        ({"stage1.learning_rate": "auto"}, "setting 'stage1.learning_rate' must be a number, not 'auto'."),
         ({"stage1.micro_batch": 0}, "setting 'stage1.micro_batch' must be at least 1, not 0."),
         ({"stage2.cache_features": 1}, "setting 'stage2.cache_features' must be true or false, not 1."),
         ({"model.quantization": "int8"}, "setting 'model.quantization' must be one of nf4, none, not 'int8'."),

@@ -10,6 +10,7 @@ from PIL import Image
 
 from radvision_utils import RadVisionError, Report, load_reporter
 from radvision_utils import report as inference
+from radvision_utils.config import AUTO
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.decoding import Contrast
 from radvision_utils.environment import choose_device
@@ -17,6 +18,8 @@ from radvision_utils.evaluation.image_use import study_losses
 from radvision_utils.model import greedy
 from radvision_utils.model.base import load_adapter, load_base
 from radvision_utils.model.faster import speed_up_lora
+from radvision_utils.planning import judging
+from radvision_utils.planning.cost import Card
 from radvision_utils.report import reporter_of, write_in_stages
 from radvision_utils.runs import RunFolder
 from radvision_utils.training.loss import report_token_losses
@@ -30,6 +33,17 @@ def reporter(trained):
 @pytest.fixture(scope="module")
 def images(dataset):
     return [study.image for study in dataset.split("train")[:16]]
+
+
+def test_as_many_reports_as_fit_are_written_at_a_time_and_are_the_same(trained, reporter, images, monkeypatch, caplog):
+    auto = replace(trained, generation=replace(trained.generation, batch_size=AUTO))
+    caplog.set_level("INFO")
+    for gib, size in ((1.8, 8), (40.0, 64)):
+        monkeypatch.setattr(judging, "card_here", lambda _, gib=gib: Card("a card", gib))
+        other = reporter_of(auto, 3)
+        assert other.profile.generation.batch_size == size
+        assert f"reports are written {size} at a time, as fit a card" in caplog.text
+    assert other.report(images[:3]) == reporter.report(images[:3])
 
 
 def test_one_image_gives_one_report_and_a_list_gives_a_list(reporter, images):

@@ -97,7 +97,7 @@ WITHOUT_RESULT |= {f"stage{n}.{name}" for n in (1, 2, 3) for name in ("save_step
 WITHOUT_RESULT |= {
     f"stage{n}.{name}" for n in (1, 2, 3) for name in ("validation_studies", "checkpointed_layers", "compile")
 }
-WITHOUT_RESULT |= {f"stage{n}.{name}" for n in (1, 2, 3) for name in ("eval_steps", "report_to")}
+WITHOUT_RESULT |= {f"stage{n}.{name}" for n in (1, 2, 3) for name in ("eval_steps", "report_to", "batch")}
 SETTINGS = {name: value for name, value in settings_of(load_profile()).items() if "." in name or name == "seed"}
 
 

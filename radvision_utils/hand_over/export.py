@@ -330,12 +330,13 @@ def _training(stages: Sequence[Mapping[str, Any]]) -> str:
     heads = ["stage", "settings", "steps", "validation loss, nats per token", "machine", "minutes", "peak GiB"]
     lines = []
     for stage in stages:
+        settings = {**stage["settings"], **stage.get("chosen", {})}
         names = _SETTINGS if stage["component"] == "projector" else (*_SETTINGS, *_LORA)
         first, *_, last = stage["validation_loss"] * 2
         lines.append(
             [
                 f"{stage['stage']} {stage['component'].replace('_', ' ')}",
-                ", ".join(f"{name} {stage['settings'][name]}" for name in names if name in stage["settings"]),
+                ", ".join(f"{name} {settings[name]}" for name in names if name in settings),
                 str(stage["steps"]),
                 f"{first:.3f} to {last:.3f}",
                 f"{stage['device']}, {stage['dtype']}",

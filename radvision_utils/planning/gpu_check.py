@@ -62,7 +62,7 @@ _SETTINGS: dict[str, Any] = {
     **{
         f"stage{number}.{name}": value
         for number in (1, 2, 3)
-        for name, value in (("max_steps", _STEPS), ("epochs", 8.0), ("accumulation", 1), ("validation_studies", 4))
+        for name, value in (("max_steps", _STEPS), ("epochs", 8.0), ("batch", 4), ("validation_studies", 4))
     },
 }
 # A small shape on a CPU shows that the code runs, which takes a small image.
@@ -289,7 +289,7 @@ def _stage_figures(profile: Profile, number: int) -> Figures:
     return {
         "gib": record["peak_memory_gib"],
         "planned_gib": record["plan"]["tensors"],
-        "studies_per_second": chosen.micro_batch * chosen.accumulation / statistics.median(seconds[1:] or seconds),
+        "studies_per_second": chosen.step_size / statistics.median(seconds[1:] or seconds),
         "spent": record.get("seconds_by_part", {"stage": record["seconds"]}),
         "losses": record["validation_loss"],
         "moved": record["moved"],
@@ -327,8 +327,7 @@ def _reload(profile: Profile) -> Figures:
     """The saved adapter over a base loaded anew gives the loss that the trained model had."""
     reporter = reporter_of(profile, 3)
     studies = open_prepared(profile).split("validation")[: profile.stage3.validation_studies]
-    size = profile.stage3.micro_batch * 2
-    loss = mean_report_loss(reporter.model, reporter.collator, studies, size, reporter.device.autocast)
+    loss = mean_report_loss(reporter.model, reporter.collator, studies, 4, reporter.device.autocast)
     trained = read_json(RunFolder.of(profile).record_path("stage3"))["validation_loss"][-1]
     if not abs(loss - trained) <= 0.01 * trained:
         raise RadVisionError(f"the reloaded model has loss {loss:.4f}, the trained one had {trained:.4f}.")
@@ -337,7 +336,8 @@ def _reload(profile: Profile) -> Figures:
 
 def _reports(profile: Profile) -> Figures:
     """A whole batch of reports, on training studies as often as it takes."""
-    reporter, size = reporter_of(profile, 3), profile.generation.batch_size
+    reporter = reporter_of(profile, 3)
+    size = reporter.profile.generation.batch_size
     images = [study.image for study in open_prepared(profile).split("train")]
     batch = [images[i % len(images)] for i in range(size)]
     list(reporter.write(batch[:1]))  # warms up

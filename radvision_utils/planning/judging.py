@@ -5,19 +5,23 @@ Knows no torch; what was measured is set beside the plan by `reports_beside` and
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from radvision_utils.config import EvaluationSettings, Profile
+from radvision_utils.config import AUTO, EvaluationSettings, Profile
 from radvision_utils.environment import Device, peak_memory_gib
 from radvision_utils.planning.cost import Card, Lengths, Shape, longest, read_shape, study_counts, typical
+from radvision_utils.planning.plan import MARGIN_GIB, card_here
 from radvision_utils.planning.step import ON_CARD, ON_CPU, Memory, Numbers, Step
 
 if TYPE_CHECKING:
     from radvision_utils.data.studies import Study
     from radvision_utils.report import Reporter
+
+logger = logging.getLogger(__name__)
 
 USE_STUDIES = 200  # `image_use.SAMPLE`
 CALIBRATED = 200  # `evidence.confidence.CALIBRATED`
@@ -33,6 +37,7 @@ ONE_SIDED = 0.19
 # on an H100's host with random weights (119, 159 and 130 at 1, 8 and 64), of which the card works 19. A slower
 # processor takes longer.
 STEP_SECONDS = 0.113
+MOST_REPORTS = 64  # at a time: a batch takes as many steps as its longest report, and a step hardly gets slower by then
 _PARTS = ("cache", "activations", "logits")
 
 
@@ -64,6 +69,7 @@ def plan_judging(profile: Profile, card: Card) -> list[JudgingPart]:
 
     One card does it, also where several train.
     """
+    profile = with_batch_size(profile, card)
     counts, asked, usual = study_counts(profile), profile.evaluation, EvaluationSettings()
     judge, test = Judging(read_shape(profile.model), profile, card), counts["test"]
     some, again = min(USE_STUDIES, test), min(CALIBRATED, counts["validation"])
@@ -84,6 +90,31 @@ def plan_judging(profile: Profile, card: Card) -> list[JudgingPart]:
     reports = samples * (test + again) + again
     parts.append(judge.writing(f"{samples} samples a study", setting, reports, test + again))
     return sorted(parts, key=lambda part: bool(part.setting))
+
+
+def with_batch_size(profile: Profile, card: Card) -> Profile:
+    """With the most reports at a time that fit the card in place of `AUTO`, up to `MOST_REPORTS`."""
+    if profile.generation.batch_size != AUTO:
+        return profile
+    shape, whole = read_shape(profile.model), longest(profile)
+    sizes = [MOST_REPORTS >> halved for halved in range(MOST_REPORTS.bit_length())]
+
+    def fits(size: int) -> bool:
+        judge = JudgingStep.of(shape, profile, replace(whole, report=profile.generation.max_new_tokens), size)
+        scoring = JudgingStep.of(shape, profile, whole, size).scoring()
+        return max(judge.writing().total, scoring.total) + MARGIN_GIB <= card.usable_gib
+
+    size = next(filter(fits, sizes), 1)
+    return replace(profile, generation=replace(profile.generation, batch_size=size))
+
+
+def reports_here(profile: Profile, device: Device) -> Profile:
+    """As `with_batch_size`, on the device at hand, and told in the log."""
+    card = card_here(device)
+    settled = with_batch_size(profile, card)
+    if settled is not profile:
+        logger.info("reports are written %d at a time, as fit %s", settled.generation.batch_size, card.title)
+    return settled
 
 
 @dataclass(frozen=True)

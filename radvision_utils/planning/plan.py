@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from radvision_utils.config import STAGES, Profile, StageSettings
-from radvision_utils.environment import choose_device
+from radvision_utils.config import AUTO, STAGES, Profile, RadVisionError, StageSettings
+from radvision_utils.environment import Device, choose_device, process_count
 from radvision_utils.planning.cost import (
     Card,
     Lengths,
     Shape,
     find_card,
     longest,
+    open_card,
     read_shape,
     study_counts,
     typical,
@@ -28,17 +29,19 @@ from radvision_utils.planning.cost import (
 from radvision_utils.planning.step import ON_CARD, ON_CPU, Memory, Step
 
 MARGIN_GIB = 1.0  # that the recommended settings leave free: a plan is no measurement
+_CHOSEN = ("micro_batch", "accumulation", "checkpointed_layers")
 _SIDES = (1024, 896, 768, 640, 512, 448, 392, 336, 280, 224)  # pixels that a smaller image may have
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage as a profile sets it, on one card."""
+    """One stage as a profile sets it, on one card; `auto` are the settings that the profile leaves to the planner."""
 
     shape: Shape
     profile: Profile
     stage: int
     card: Card
+    auto: tuple[str, ...] = ()
 
     @property
     def settings(self) -> StageSettings:
@@ -50,8 +53,7 @@ class StagePlan:
         """Studies that it trains on, each as often as it comes; what a frozen encoder costs once is not in it."""
         settings = self.settings
         samples = round(settings.epochs * study_counts(self.profile)["train"])
-        whole = settings.micro_batch * settings.accumulation
-        return min(samples, settings.max_steps * whole) if settings.max_steps else samples
+        return min(samples, settings.max_steps * settings.step_size) if settings.max_steps else samples
 
     @cached_property
     def step(self) -> Step:
@@ -94,22 +96,40 @@ class StagePlan:
         """What to change first; "" where it fits."""
         return "" if self.fits else first_change(self.profile, self.stage, self.card)
 
-    @cached_property
-    def fitting(self) -> StagePlan | None:
-        """The fastest settings with the same studies an optimizer step that fit with `MARGIN_GIB` to spare; with the
-        largest smaller image with which some do, where none does with the profile's."""
-        name = f"stage{self.stage}"
-        for image in ({}, *_smaller_images(self.shape, self.profile)):
-            plans = [
-                self.changed({**image, **split, f"{name}.checkpointed_layers": layers})
-                for split in _splits(self.settings, name)
-                if split[f"{name}.accumulation"] % self.card.count == 0  # cards share an optimizer step evenly
-                for layers in range(self.shape.language.depth + 1)
-            ]
-            fitting = [plan for plan in plans if plan.memory.total + MARGIN_GIB <= self.card.usable_gib]
-            if fitting:
-                return min(fitting, key=StagePlan._effort)
-        return None
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What the planner chose, by the settings' names, and `why`; nothing where the profile leaves it nothing."""
+        why = f"{self.memory.total:.1f} of {self.card.usable_gib:.1f} GiB by plan on {self.card.title}"
+        return {**{name: getattr(self.settings, name) for name in self.auto}, "why": why} if self.auto else {}
+
+    def settled(self) -> StagePlan:
+        """With numbers in place of `AUTO`: the fastest that fit, or, where none does, those that need least.
+
+        Raises:
+            RadVisionError: the profile's own number does not divide the studies of an optimizer step.
+        """
+        auto = tuple(name for name in _CHOSEN if getattr(self.settings, name) == AUTO)
+        variants = self._variants(auto) if auto else [self]
+        if not variants:
+            raise RadVisionError(
+                f"stage{self.stage}.micro_batch and accumulation cannot share the {self.settings.step_size} studies of "
+                f"an optimizer step on {self.card.count} card(s): change their number, or stage{self.stage}.batch."
+            )
+        free = [plan for plan in variants if plan.memory.total + MARGIN_GIB <= self.card.usable_gib]
+        best = min(free, key=StagePlan._effort) if free else min(variants, key=lambda plan: plan.memory.total)
+        return replace(best, auto=auto)
+
+    def _variants(self, auto: Sequence[str]) -> list[StagePlan]:
+        """With all values of these of `_CHOSEN`; an optimizer step takes the same studies, shared evenly by cards."""
+        name, asked, whole = f"stage{self.stage}", self.settings, self.settings.step_size // self.card.count
+        layers = range(self.shape.language.depth + 1) if _CHOSEN[2] in auto else [asked.checkpointed_layers]
+        return [
+            self.changed({**split, f"{name}.{_CHOSEN[2]}": each})
+            for split in _splits(asked, name)
+            if all(leaf in auto or getattr(asked, leaf) == split[f"{name}.{leaf}"] for leaf in _CHOSEN[:2])
+            if whole % split[f"{name}.micro_batch"] == 0
+            for each in layers
+        ]
 
     def _effort(self) -> tuple[float, int]:
         """Less is faster; where the card's speed is not known, fewer operations, then larger micro-batches."""
@@ -131,12 +151,25 @@ def plan_run(profile: Profile, card: Card) -> list[StagePlan]:
 
 
 def plan_stage(profile: Profile, stage: int, card: Card) -> StagePlan:
-    """One stage as the profile sets it.
+    """One stage as the profile sets it, and as fits the card where that says "auto".
 
     Raises:
         RadVisionError: the base's configuration cannot be read.
     """
-    return StagePlan(read_shape(profile.model), profile, stage, card)
+    return StagePlan(read_shape(profile.model), profile, stage, card).settled()
+
+
+def plan_here(profile: Profile, stage: int, device: Device) -> StagePlan:
+    """As `plan_stage`, on the device at hand, for this process and those beside it."""
+    count = process_count()
+    shared = profile.stage(stage).step_size % count == 0  # else training says so
+    return plan_stage(profile, stage, replace(card_here(device), count=count if shared else 1))
+
+
+def card_here(device: Device) -> Card:
+    """The card at hand; a CPU is planned for as a T4."""
+    t4 = open_card("t4")
+    return find_card(device.title) or replace(t4, title=f"{t4.title}, for which this CPU stands")
 
 
 def plan_record(
@@ -201,7 +234,7 @@ def _changes(plan: StagePlan) -> Iterator[dict[str, Any]]:
         steps.append({f"{name}.cache_features": True})
     if plan.profile.model.quantization != "nf4":
         steps.append({"model.quantization": "nf4"})
-    if settings.checkpointed_layers is not None:
+    if plan.step.layers < plan.shape.language.depth:
         steps.append({f"{name}.checkpointed_layers": None})
     steps += [split for split in _splits(settings, name) if split[f"{name}.micro_batch"] < settings.micro_batch]
     steps += _smaller_images(plan.shape, plan.profile)
@@ -226,7 +259,7 @@ def _smaller_images(shape: Shape, profile: Profile) -> list[dict[str, Any]]:
 
 def _splits(settings: StageSettings, name: str) -> list[dict[str, int]]:
     """Micro-batch and accumulation that make the same optimizer step, the largest micro-batch first."""
-    whole = settings.micro_batch * settings.accumulation
+    whole = settings.step_size
     return [
         {f"{name}.micro_batch": micro, f"{name}.accumulation": whole // micro}
         for micro in range(whole, 0, -1)

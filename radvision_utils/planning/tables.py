@@ -7,10 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from radvision_utils.config import Profile
+from radvision_utils.config import AUTO, STAGES, Profile
+from radvision_utils.environment import Device
 from radvision_utils.planning.cost import Card, disk_gib, find_card, longest, read_shape, typical
-from radvision_utils.planning.judging import STEP_SECONDS, JudgingPart, plan_judging
-from radvision_utils.planning.plan import MARGIN_GIB, StagePlan, plan_run
+from radvision_utils.planning.judging import STEP_SECONDS, JudgingPart, plan_judging, reports_here
+from radvision_utils.planning.plan import StagePlan, card_here, plan_here, plan_run
 
 KAGGLE_HOURS = 30  # with a card
 
@@ -35,13 +36,10 @@ def _figures(plan: StagePlan) -> dict[str, str]:
 
 
 def settings_table(plans: Sequence[StagePlan]) -> list[dict[str, str]]:
-    """For each stage what is set, and the fastest settings that fit: two rows a stage."""
-    rows = []
-    for plan in plans:
-        rows.append({"stage": str(plan.stage), "settings": "as set", **_settings(plan)})
-        words = f"fastest with {MARGIN_GIB:g} GiB free" if plan.fitting else "none fits, whatever the image"
-        rows.append({"stage": str(plan.stage), "settings": words, **(_settings(plan.fitting) if plan.fitting else {})})
-    return [{name: row.get(name, "") for name in rows[0]} for row in rows]
+    """For each stage what is set, or chosen where the profile says "auto"."""
+    return [
+        {"stage": str(plan.stage), "settings": "auto" if plan.auto else "as set", **_settings(plan)} for plan in plans
+    ]
 
 
 def _settings(plan: StagePlan) -> dict[str, str]:
@@ -88,6 +86,18 @@ def total_table(plans: Sequence[StagePlan], parts: Sequence[JudgingPart]) -> lis
         {"in all": name, "GiB": _number(gib), "time likely": _time(hours), "at most": _time(most)}
         for name, gib, hours, most in rows
     ]
+
+
+def choices(profile: Profile, device: Device) -> dict[str, str]:
+    """What the planner chooses on a device where the profile says "auto", with the reason, by the dotted names."""
+    told = {}
+    for stage in STAGES:
+        chosen = plan_here(profile, stage, device).chosen
+        told |= {f"stage{stage}.{name}": f"auto: {chosen[name]} ({chosen['why']})" for name in chosen if name != "why"}
+    if profile.generation.batch_size == AUTO:
+        settled = reports_here(profile, device)
+        told["generation.batch_size"] = f"auto: {settled.generation.batch_size} (on {card_here(device).title})"
+    return told
 
 
 def _number(value: float) -> str:

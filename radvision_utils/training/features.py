@@ -111,7 +111,7 @@ def stage_features(
     """
     profile, settings, train = stage.profile, stage.settings, dataset.split("train")
     steps = settings.max_steps or math.inf
-    seen = min(settings.epochs * len(train), steps * settings.micro_batch * settings.accumulation)
+    seen = min(settings.epochs * len(train), steps * settings.step_size)
     if stage.component == "vision_encoder" or not settings.cache_features or seen < len(train):
         return None
     # Validation as far as either stage measures it: both read the same file.

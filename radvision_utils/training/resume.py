@@ -264,14 +264,14 @@ def split_batch(settings: StageSettings, processes: int, at_most: int | None = N
     """Each process's share of an optimizer step's studies, in micro-batches of at most `at_most` studies.
 
     Args:
-        settings: micro_batch x accumulation studies are the step, micro_batch the largest micro-batch.
+        settings: of the stage, with numbers; micro_batch is the largest micro-batch.
         processes: that share the step.
         at_most: what memory allows, if less.
 
     Raises:
         RadVisionError: the processes cannot share the step evenly.
     """
-    whole = settings.micro_batch * settings.accumulation
+    whole = settings.step_size
     share, rest = divmod(whole, processes)
     if rest:
         raise RadVisionError(

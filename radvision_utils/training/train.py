@@ -130,13 +130,16 @@ def train_stage(profile: Profile, stage: int, force: bool = False, model: PeftMo
 
 def _train(stage: Stage, watch: Stopwatch, model: PeftModel | None) -> None:
     device, dataset = choose_device(), open_prepared(stage.profile)
+    # Where a setting is "auto" the planner puts what fits the card; an optimizer step takes the same studies.
+    plan = open_room("planning.plan").plan_here(stage.profile, stage.number, device)
+    asked, stage = stage, Stage(plan.profile, stage.number)
     seed_everything(stage.profile.seed + stage.number)
     forget_peak_memory(device)
 
     # Load the 4-bit base with the one adapter, and choose which part of it trains.
     with watch.part("load"):
         model = stage_model(stage, device) if model is None else model
-        _tell(stage, model, select_stage(model, stage), device)
+        _tell(stage, model, select_stage(model, stage), device, plan.chosen)
         speed_up_lora(model)
 
         # Studies become prompt, image and report; only the report carries loss.
@@ -167,8 +170,8 @@ def _train(stage: Stage, watch: Stopwatch, model: PeftModel | None) -> None:
         save_adapter(model, stage.work / "adapter")
         loss_figure(stage.work / "log.jsonl", f"Training the {stage.title}").savefig(stage.work / "loss.png", dpi=120)
     facts |= {"memory_events": memory.events, "features": features.record if features else None, "moved": moved}
-    facts |= {"float32_blocks": float32_blocks, "ledger": {"before": before, "after": after}}
-    _publish(stage, {**facts, "data_hash": dataset.summary["hash"]}, device, watch)
+    facts |= {"float32_blocks": float32_blocks, "ledger": {"before": before, "after": after}, "chosen": plan.chosen}
+    _publish(asked, {**facts, "data_hash": dataset.summary["hash"]}, device, watch)
 
 
 def stage_model(stage: Stage, device: Device) -> PeftModel:
@@ -182,7 +185,7 @@ def stage_model(stage: Stage, device: Device) -> PeftModel:
         return load_adapter(base, stage.parent.adapter) if stage.parent else attach_adapter(base, stage.profile)
 
 
-def _tell(stage: Stage, model: PeftModel, names: list[str], device: Device) -> None:
+def _tell(stage: Stage, model: PeftModel, names: list[str], device: Device, chosen: dict[str, Any]) -> None:
     tensors = dict(model.named_parameters())
     logger.info(
         "stage %d trains the %s: %s (%d tensors, %d parameters). %s, %s (%s).",
@@ -195,6 +198,8 @@ def _tell(stage: Stage, model: PeftModel, names: list[str], device: Device) -> N
         device.dtype,
         device.dtype_reason,
     )
+    if chosen:
+        logger.info("stage %d: %s", stage.number, ", ".join(f"{name} {value}" for name, value in chosen.items()))
 
 
 def _publish(stage: Stage, facts: dict[str, Any], device: Device, watch: Stopwatch) -> None:
@@ -253,8 +258,8 @@ class _Fit:
                 loss = mean_report_loss(model, collator, held_out, settings.micro_batch * 2, self.device.autocast)
                 return loss, begin_report(model, collator, held_out[0], self.device.autocast)
 
-        step = stage.settings.micro_batch * stage.settings.accumulation
-        log = StageLog(work / "log.jsonl", f"stage {stage.number}", step, validate, settings.eval_steps)
+        size = settings.step_size
+        log = StageLog(work / "log.jsonl", f"stage {stage.number}", size, validate, settings.eval_steps)
         budget = TimeBudget(settings.max_minutes, self.watch.started)
         seed, data, labels = stage.profile.seed + stage.number, stage.profile.data, collator.labels or {}
         share = data.abnormal_share

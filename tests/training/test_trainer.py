@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import TrainerCallback
 
 from radvision_utils import RadVisionError, load_profile, train_stage
+from radvision_utils.config import AUTO, RunPaused
 from radvision_utils.environment import choose_device
 from radvision_utils.model.base import WEIGHTS, attach_adapter, component_of, is_adapter, load_base, load_processor
 from radvision_utils.model.faster import compiled_layers
@@ -24,6 +26,8 @@ from radvision_utils.model.stage import (
     select_stage,
     weight_ledger,
 )
+from radvision_utils.planning import plan
+from radvision_utils.planning.cost import Card
 from radvision_utils.runs import RunFolder, Stage, read_json_lines
 from radvision_utils.training import loss
 from radvision_utils.training import train as trainer
@@ -240,6 +244,35 @@ def test_compiled_layers_give_the_same_losses_and_a_stage_goes_on_without_them(
     else:
         assert "stage 2: the layers cannot be compiled" in caplog.text
         assert result.record["hash"] == before.record("stage2")["hash"]
+
+
+def test_a_small_and_a_large_card_make_the_same_steps_and_one_goes_on_where_the_other_stopped(
+    trained, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level("INFO")
+    auto = {"micro_batch": AUTO, "accumulation": AUTO, "checkpointed_layers": AUTO}
+
+    def train(run, *cards):
+        profile = copy_run(
+            trained, tmp_path / run, ("data", "stage1", "stage2"), stage3=replace(trained.stage3, **auto)
+        )
+        for gib in cards:
+            monkeypatch.setattr(plan, "card_here", lambda _, gib=gib: Card("a card", gib))
+            brief = {"max_minutes": None if gib == cards[-1] else 0.0}
+            with suppress(RunPaused):
+                result = train_stage(replace(profile, stage3=replace(profile.stage3, **brief)), 3)
+        assert result.record["settings"]["micro_batch"] == AUTO
+        assert RunFolder.of(profile).profile().stage3.micro_batch == AUTO  # and another card may choose anew
+        return result.record, [line["loss"] for line in result.log if "loss" in line]
+
+    (small, losses), (large, same), (both, also) = train("small", 1.79), train("large", 4.0), train("both", 1.79, 4.0)
+    assert small["chosen"]["why"] == "0.8 of 1.8 GiB by plan on a card"
+    assert small["chosen"]["micro_batch"] < large["chosen"]["micro_batch"] == both["chosen"]["micro_batch"] == 8
+    assert f"stage 3: micro_batch {small['chosen']['micro_batch']}, accumulation" in caplog.text
+    assert both["resumed_from"] == "checkpoint-1"
+    assert small["key"] == large["key"] == RunFolder.of(trained).record("stage3")["key"]
+    assert losses == pytest.approx(same, rel=1e-3)
+    assert also == pytest.approx(same, rel=1e-3)
 
 
 def test_mean_loss_does_not_depend_on_the_batch_size(small_profile, dataset):
