@@ -67,7 +67,7 @@ def t4_seconds(profile: Profile, stage: int, way: Way) -> float:
 def memory_shares(profile: Profile) -> dict[str, float]:
     """Shares of what a step of stage 1 keeps for its pass backward without checkpointing, logits of every token."""
     shape, lengths = read_shape(profile.model), _lengths(profile)
-    alone = replace(profile, stage1=replace(profile.stage1, micro_batch=1, checkpointed_layers=0))
+    alone = replace(profile, stage1=replace(profile.stage1, micro_batch=1, accumulation=1, checkpointed_layers=0))
 
     def kept(shape: Shape) -> float:
         return Step(shape, alone, 1, lengths, numbers=ON_CPU).memory().parts["activations"]

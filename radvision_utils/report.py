@@ -37,7 +37,7 @@ from radvision_utils.model.base import (
     loading_in_memory,
     merge_adapter,
 )
-from radvision_utils.model.faster import speed_up_lora
+from radvision_utils.model.faster import keep_dequantized, speed_up_lora
 from radvision_utils.model.fp16 import keep_in_float32
 from radvision_utils.model.greedy import write_greedily
 from radvision_utils.progress import Progress, show_progress
@@ -342,6 +342,8 @@ def _load_model(
     once = device.kind == "cpu"
     if once and getattr(model, "is_quantized", False):
         model.dequantize()
+    elif open_room("planning.judging").copied_here(profile, device):
+        keep_dequantized(model)
     if not stage:
         return model
     adapted = load_adapter(model, RunFolder.of(profile).adapter(stage))

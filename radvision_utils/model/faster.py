@@ -1,4 +1,4 @@
-"""The same numbers in fewer passes over memory: patch embedding, windowed attention, LoRA.
+"""The same numbers in fewer passes over memory: patch embedding, windowed attention, LoRA, 4-bit weights.
 
 Each function exchanges how some modules of one model compute; names, parameters and what is saved stay as they are.
 """
@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -188,6 +190,38 @@ class _Compiled:
 
 def _forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
     return super(_Compiled, layer).forward(*args, **kwargs)
+
+
+def keep_dequantized(model: nn.Module) -> None:
+    """Keep every 4-bit weight a second time, as the 16-bit numbers that bitsandbytes makes of it in each pass anew.
+
+    The 4-bit weight stays what is stored and proved (`stage.weight_ledger`); its copy is no parameter and never saved.
+
+    Args:
+        model: with or without adapter, where it computes.
+    """
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            weight: Any = layer.weight
+            weight.dequantized = dequantize_4bit(weight.data, weight.quant_state)
+            compute_by(layer, _ByDequantized)
+
+
+class _ByDequantized:
+    """Before bitsandbytes' `Linear4bit`."""
+
+    weight: Any
+    bias: torch.Tensor | None
+    compute_dtype: torch.dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) to (..., out)."""
+        weight = self.weight.dequantized
+        if weight.dtype != self.compute_dtype:  # a block kept in float32 has its weights made in float32
+            output: torch.Tensor = super().forward(x)  # type: ignore[misc]
+            return output
+        bias = None if self.bias is None else self.bias.to(weight.dtype)
+        return F.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
 
 
 def speed_up_lora(model: PeftModel) -> None:

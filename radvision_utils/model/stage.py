@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -134,10 +135,15 @@ def fingerprint(label: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _stored(name: str, parameter: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """A parameter's tensors with their labels: itself, and of a 4-bit weight what it takes to expand it."""
+    """A parameter's tensors with their labels: itself, and of a 4-bit weight what it takes to expand it.
+
+    Its dequantized copy counts where it is no longer that: it would be computed with.
+    """
     # Put together from all processes' shares, one at a time: the digits are those of a process alone.
     yield name, parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-    state = getattr(parameter, "quant_state", None)
+    state, copy = getattr(parameter, "quant_state", None), getattr(parameter, "dequantized", None)
+    if copy is not None and not torch.equal(copy, dequantize_4bit(parameter.data, state)):
+        yield f"{name} dequantized", copy
     while state is not None:
         name += f" {state.quant_type} {state.blocksize} {state.dtype} {state.shape}"
         for part in ("absmax", "code", "offset"):

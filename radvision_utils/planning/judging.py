@@ -5,6 +5,7 @@ Knows no torch; what was measured is set beside the plan by `reports_beside` and
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -69,9 +70,9 @@ def plan_judging(profile: Profile, card: Card) -> list[JudgingPart]:
 
     One card does it, also where several train.
     """
-    profile = with_batch_size(profile, card)
+    profile, copied = settled(profile, card)
     counts, asked, usual = study_counts(profile), profile.evaluation, EvaluationSettings()
-    judge, test = Judging(read_shape(profile.model), profile, card), counts["test"]
+    judge, test = Judging(read_shape(profile.model), profile, card, copied), counts["test"]
     some, again = min(USE_STUDIES, test), min(CALIBRATED, counts["validation"])
     rows = ["base", *(f"stage {stage}" for stage in asked.judged if stage)]
     others = [f"stage {stage}" for stage in usual.judged if stage not in asked.judged]
@@ -92,38 +93,49 @@ def plan_judging(profile: Profile, card: Card) -> list[JudgingPart]:
     return sorted(parts, key=lambda part: bool(part.setting))
 
 
-def with_batch_size(profile: Profile, card: Card) -> Profile:
-    """With the most reports at a time that fit the card in place of `AUTO`, up to `MOST_REPORTS`."""
-    if profile.generation.batch_size != AUTO:
-        return profile
-    shape, whole = read_shape(profile.model), longest(profile)
-    sizes = [MOST_REPORTS >> halved for halved in range(MOST_REPORTS.bit_length())]
+def settled(profile: Profile, card: Card) -> tuple[Profile, bool]:
+    """With as many reports at a time as are written fastest in place of `AUTO`, up to `MOST_REPORTS`; and whether 4-bit
+    weights are kept a second time in 16 bits.
 
-    def fits(size: int) -> bool:
-        judge = JudgingStep.of(shape, profile, replace(whole, report=profile.generation.max_new_tokens), size)
-        scoring = JudgingStep.of(shape, profile, whole, size).scoring()
-        return max(judge.writing().total, scoring.total) + MARGIN_GIB <= card.usable_gib
-
-    size = next(filter(fits, sizes), 1)
-    return replace(profile, generation=replace(profile.generation, batch_size=size))
+    It leaves `MARGIN_GIB` free, or, where nothing does, needs least.
+    """
+    shape, whole, asked = read_shape(profile.model), longest(profile), profile.generation.batch_size
+    sizes = [1 << power for power in range(MOST_REPORTS.bit_length())] if asked == AUTO else [asked]
+    written = replace(whole, report=profile.generation.max_new_tokens)
+    ways = []
+    for size, copied in itertools.product(sizes, (False, True) if profile.model.quantization == "nf4" else (False,)):
+        one = replace(profile, generation=replace(profile.generation, batch_size=size))
+        judge = Judging(shape, one, card, copied)
+        need = max(judge.batch(written).writing().total, judge.batch(whole).scoring().total)
+        ways.append((judge.step_seconds(whole.total) / size, not copied, need, one))
+    roomy = [way for way in ways if way[2] + MARGIN_GIB <= card.usable_gib]
+    _, plain, _, best = min(roomy or ways, key=lambda way: way[:2] if roomy else way[2])
+    return best, not plain
 
 
 def reports_here(profile: Profile, device: Device) -> Profile:
-    """As `with_batch_size`, on the device at hand, and told in the log."""
+    """The profile as `settled`, on the device at hand, and told in the log."""
+    if profile.generation.batch_size != AUTO:
+        return profile
     card = card_here(device)
-    settled = with_batch_size(profile, card)
-    if settled is not profile:
-        logger.info("reports are written %d at a time, as fit %s", settled.generation.batch_size, card.title)
-    return settled
+    profile, _ = settled(profile, card)
+    logger.info("reports are written %d at a time, as fit %s", profile.generation.batch_size, card.title)
+    return profile
+
+
+def copied_here(profile: Profile, device: Device) -> bool:
+    """Whether who writes reports on the device at hand keeps 4-bit weights a second time in 16 bits."""
+    return device.kind == "cuda" and settled(profile, card_here(device))[1]
 
 
 @dataclass(frozen=True)
 class Judging:
-    """A card that judges a run."""
+    """A card that judges a run; `copied`: it keeps 4-bit weights a second time in 16 bits."""
 
     shape: Shape
     profile: Profile
     card: Card
+    copied: bool = False
 
     def writing(self, name: str, setting: str, reports: int, passes: int, images: int = 0) -> JudgingPart:
         """Reports, and passes over whole sequences, each with its image; and images that the encoder sees alone."""
@@ -159,7 +171,7 @@ class Judging:
 
     def batch(self, lengths: Lengths) -> JudgingStep:
         """Studies of such lengths, as many at a time as the profile says."""
-        return JudgingStep.of(self.shape, self.profile, lengths, self.profile.generation.batch_size)
+        return JudgingStep.of(self.shape, self.profile, lengths, self.profile.generation.batch_size, copied=self.copied)
 
     def seconds(self, studies: int, lengths: Lengths) -> float:
         """Of the language model over whole sequences, a batch at a time."""
@@ -185,7 +197,8 @@ class Judging:
     @property
     def dequantizing(self) -> float:
         """Seconds that unpacking all weights takes once."""
-        return self.card.dequantizing_seconds(self.shape) if self.profile.model.quantization == "nf4" else 0.0
+        dequantizes = self.profile.model.quantization == "nf4" and not self.copied
+        return self.card.dequantizing_seconds(self.shape) if dequantizes else 0.0
 
 
 class JudgingStep(Step):
@@ -193,11 +206,17 @@ class JudgingStep(Step):
 
     @classmethod
     def of(
-        cls, shape: Shape, profile: Profile, lengths: Lengths, batch: int, numbers: Numbers = ON_CARD
+        cls,
+        shape: Shape,
+        profile: Profile,
+        lengths: Lengths,
+        batch: int,
+        numbers: Numbers = ON_CARD,
+        copied: bool = False,
     ) -> JudgingStep:
         """So many studies of such lengths."""
         still = replace(profile.stage3, micro_batch=batch, accumulation=1, lora_dropout=0.0, checkpointed_layers=0)
-        return cls(shape, replace(profile, stage3=still), 3, lengths, numbers=numbers)
+        return cls(shape, replace(profile, stage3=still), 3, lengths, numbers=numbers, copied=copied)
 
     def language_tflop(self) -> float:
         """10^12 operations of the language model for one study, once forward, with the logits of its report."""
@@ -243,7 +262,7 @@ class JudgingStep(Step):
         language = self.shape.language
         # The visual tokens of each image in float32, before and after the exchange.
         mixed = 2 * 4.0 * self.batch * self.lengths.image * language.width
-        one = JudgingStep.of(self.shape, self.profile, self.lengths, 1, self.numbers)
+        one = JudgingStep.of(self.shape, self.profile, self.lengths, 1, self.numbers, self.copied)
         kept = language.depth * one.language_layer() + one.ends()  # all that autograd keeps
         last_gradients = 3.0 * one.tokens * language.inner * self.numbers.compute
         logarithms = 4.0 * scored * language.vocabulary  # which their gradient needs
@@ -286,7 +305,7 @@ class JudgingStep(Step):
         language, each = self.shape.language, self.numbers.compute
         count = self.batch * tokens
         wide = count * language.inner * each
-        weight = language.width * language.inner * each if self.quantized else 0
+        weight = language.width * language.inner * each if self.dequantizes else 0
         waiting = 5 * count * language.width + self.batch * self.lengths.image * language.width
         return (waiting + 2 * count * language.head) * each + max(3 * wide, 2 * wide + weight)
 
@@ -325,7 +344,9 @@ def _step(reporter: Reporter, studies: Sequence[Study], report: int, size: int) 
     profile, image = reporter.profile, reporter.profile.model.visual_tokens
     prompt = max(len(reporter.prompt(study)) for study in studies)
     numbers = ON_CARD if reporter.device.kind == "cuda" else ON_CPU
-    return JudgingStep.of(read_shape(profile.model), profile, Lengths(image, prompt - image, report), size, numbers)
+    copied = any(hasattr(weight, "dequantized") for weight in reporter.core.parameters())
+    lengths = Lengths(image, prompt - image, report)
+    return JudgingStep.of(read_shape(profile.model), profile, lengths, size, numbers, copied)
 
 
 def _beside(planned: float, device: Device) -> dict[str, Any]:

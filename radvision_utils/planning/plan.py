@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -35,13 +36,19 @@ _SIDES = (1024, 896, 768, 640, 512, 448, 392, 336, 280, 224)  # pixels that a sm
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage as a profile sets it, on one card; `auto` are the settings that the profile leaves to the planner."""
+    """One stage as a profile sets it, on one card.
+
+    Attributes:
+        auto: settings that the profile leaves to the planner.
+        copied: the planner has 4-bit weights kept a second time in 16 bits.
+    """
 
     shape: Shape
     profile: Profile
     stage: int
     card: Card
     auto: tuple[str, ...] = ()
+    copied: bool = False
 
     @property
     def settings(self) -> StageSettings:
@@ -63,7 +70,7 @@ class StagePlan:
         """
         cached = self.stage > 1 and self.settings.cache_features
         cached = cached and self.samples >= study_counts(self.profile)["train"]
-        return Step(self.shape, self.profile, self.stage, longest(self.profile), cached)
+        return Step(self.shape, self.profile, self.stage, longest(self.profile), cached, copied=self.copied)
 
     @property
     def usual(self) -> Step:
@@ -97,43 +104,57 @@ class StagePlan:
         return "" if self.fits else first_change(self.profile, self.stage, self.card)
 
     @property
+    def roomy(self) -> bool:
+        """Whether it fits with `MARGIN_GIB` to spare."""
+        return self.memory.total + MARGIN_GIB <= self.card.usable_gib
+
+    @property
     def chosen(self) -> dict[str, Any]:
-        """What the planner chose, by the settings' names, and `why`; nothing where the profile leaves it nothing."""
+        """What the planner chose, by the settings' names, and `why`; nothing where all is as set."""
+        if not (self.auto or self.copied):
+            return {}
         why = f"{self.memory.total:.1f} of {self.card.usable_gib:.1f} GiB by plan on {self.card.title}"
-        return {**{name: getattr(self.settings, name) for name in self.auto}, "why": why} if self.auto else {}
+        return {**{name: getattr(self.settings, name) for name in self.auto}, "dequantized": self.copied, "why": why}
 
     def settled(self) -> StagePlan:
-        """With numbers in place of `AUTO`: the fastest that fit, or, where none does, those that need least.
+        """With numbers in place of `AUTO`, and copies of 4-bit weights or none: the fastest that fits with
+        `MARGIN_GIB` to spare, or, where none does, what needs least.
 
         Raises:
             RadVisionError: the profile's own number does not divide the studies of an optimizer step.
         """
-        auto = tuple(name for name in _CHOSEN if getattr(self.settings, name) == AUTO)
-        variants = self._variants(auto) if auto else [self]
-        if not variants:
+        name, asked = f"stage{self.stage}", self.settings
+        auto = tuple(leaf for leaf in _CHOSEN if getattr(asked, leaf) == AUTO)
+        given = [leaf for leaf in _CHOSEN[:2] if leaf not in auto]
+        splits = [s for s in _splits(asked, name) if all(s[f"{name}.{leaf}"] == getattr(asked, leaf) for leaf in given)]
+        if len(given) < 2:  # cards share an optimizer step evenly
+            splits = [s for s in splits if s[f"{name}.accumulation"] % self.card.count == 0]
+        if not splits:
             raise RadVisionError(
-                f"stage{self.stage}.micro_batch and accumulation cannot share the {self.settings.step_size} studies of "
-                f"an optimizer step on {self.card.count} card(s): change their number, or stage{self.stage}.batch."
+                f"stage{self.stage}.micro_batch and accumulation cannot share the {asked.step_size} studies of an "
+                f"optimizer step on {self.card.count} card(s): change their number, or stage{self.stage}.batch."
             )
-        free = [plan for plan in variants if plan.memory.total + MARGIN_GIB <= self.card.usable_gib]
-        best = min(free, key=StagePlan._effort) if free else min(variants, key=lambda plan: plan.memory.total)
-        return replace(best, auto=auto)
+        copies = (False, True) if self.step.quantized else (False,)
+        plans = [replace(self.changed(split), copied=copied, auto=auto) for split in splits for copied in copies]
+        if _CHOSEN[2] in auto:
+            plans = [plan._with_fewest_checkpoints() for plan in plans]
+        roomy = [plan for plan in plans if plan.roomy]
+        return min(roomy, key=StagePlan._effort) if roomy else min(plans, key=lambda plan: plan.memory.total)
 
-    def _variants(self, auto: Sequence[str]) -> list[StagePlan]:
-        """With all values of these of `_CHOSEN`; an optimizer step takes the same studies, shared evenly by cards."""
-        name, asked, whole = f"stage{self.stage}", self.settings, self.settings.step_size // self.card.count
-        layers = range(self.shape.language.depth + 1) if _CHOSEN[2] in auto else [asked.checkpointed_layers]
-        return [
-            self.changed({**split, f"{name}.{_CHOSEN[2]}": each})
-            for split in _splits(asked, name)
-            if all(leaf in auto or getattr(asked, leaf) == split[f"{name}.{leaf}"] for leaf in _CHOSEN[:2])
-            if whole % split[f"{name}.micro_batch"] == 0
-            for each in layers
-        ]
+    def _with_fewest_checkpoints(self) -> StagePlan:
+        """As many checkpointed layers as it takes to fit, each of which costs time and saves memory."""
 
-    def _effort(self) -> tuple[float, int]:
-        """Less is faster; where the card's speed is not known, fewer operations, then larger micro-batches."""
-        return (self.usual.tflop() if math.isnan(self.hours) else self.hours, -self.settings.micro_batch)
+        def at(layers: int) -> StagePlan:
+            return self.changed({f"stage{self.stage}.checkpointed_layers": layers})
+
+        depth = self.shape.language.depth
+        return at(min(bisect_left(range(depth + 1), True, key=lambda layers: at(layers).roomy), depth))
+
+    def _effort(self) -> tuple[float, int, bool]:
+        """Less is faster; where the card's speed is not known, fewer operations, then larger micro-batches, then
+        weights that need not be dequantized."""
+        likely = self.usual.tflop() if math.isnan(self.hours) else self.hours
+        return (likely, -self.settings.micro_batch, not self.copied)
 
     def changed(self, settings: Mapping[str, Any]) -> StagePlan:
         """The plan with settings changed by their dotted names."""
@@ -160,10 +181,18 @@ def plan_stage(profile: Profile, stage: int, card: Card) -> StagePlan:
 
 
 def plan_here(profile: Profile, stage: int, device: Device) -> StagePlan:
-    """As `plan_stage`, on the device at hand, for this process and those beside it."""
+    """As `plan_stage`, on the device at hand, for this process and those beside it; a CPU keeps no copies."""
     count = process_count()
     shared = profile.stage(stage).step_size % count == 0  # else training says so
-    return plan_stage(profile, stage, replace(card_here(device), count=count if shared else 1))
+    plan = plan_stage(profile, stage, replace(card_here(device), count=count if shared else 1))
+    return replace(plan, copied=plan.copied and device.kind == "cuda")
+
+
+def copied_from(profile: Profile, stage: int, card: Card) -> int | None:
+    """From so many GiB on 4-bit weights are kept a second time on such a card; None: up to 256 they never are."""
+    sizes = range(1, 257)
+    place = bisect_left(sizes, True, key=lambda gib: plan_stage(profile, stage, replace(card, usable_gib=gib)).copied)
+    return sizes[place] if place < len(sizes) else None
 
 
 def card_here(device: Device) -> Card:
@@ -173,7 +202,15 @@ def card_here(device: Device) -> Card:
 
 
 def plan_record(
-    profile: Profile, stage: int, settings: StageSettings, prompt: int, report: int, *, cached: bool, card: bool
+    profile: Profile,
+    stage: int,
+    settings: StageSettings,
+    prompt: int,
+    report: int,
+    *,
+    cached: bool,
+    card: bool,
+    copied: bool,
 ) -> dict[str, Any]:
     """The plan of a stage that runs, for `stage.json`: GiB by part, their total, and what of it is tensors.
 
@@ -185,11 +222,13 @@ def plan_record(
         report: tokens of its longest report.
         cached: features of the frozen vision encoder are read from disk.
         card: it runs on a card, not on the CPU in float32.
+        copied: 4-bit weights are kept a second time in 16 bits.
     """
     changes: Any = {f"stage{stage}": settings}
     image = profile.model.visual_tokens
     lengths, numbers = Lengths(image, prompt - image, report), ON_CARD if card else ON_CPU
-    memory = Step(read_shape(profile.model), replace(profile, **changes), stage, lengths, cached, numbers).memory()
+    changed = replace(profile, **changes)
+    memory = Step(read_shape(profile.model), changed, stage, lengths, cached, numbers, copied).memory()
     gib = {**memory.parts, "total": memory.total, "tensors": memory.tensors}
     return {**{part: round(each, 4) for part, each in gib.items()}, "moment": memory.moment}
 

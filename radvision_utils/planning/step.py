@@ -58,13 +58,13 @@ class Memory:
     """GiB by part, at the moment when their sum is largest.
 
     Attributes:
-        parts: `weights` of the base, the language model's linear layers in 4-bit or not, all else in the format of
-            computation; `trainables`, the whole adapter in float32, of which a stage trains a part; `activations`, the
-            inputs, what autograd keeps and the widest tensors of a layer; `logits` of what is scored, with the loss's
-            copies; `context`, an allowance for CUDA itself and for fragmentation. In training also `gradients` in
-            float32 and AdamW's state, `optimizer`: that of `paged_adamw_8bit` may be moved to the computer's memory
-            when the card is full, so a stage that is short of less than this part still runs, slower. In judging also
-            the `cache` of keys and values.
+        parts: `weights` of the base, the language model's linear layers in 4-bit, in the format of computation or
+            both, all else in that format; `trainables`, the whole adapter in float32, of which a stage trains a part;
+            `activations`, the inputs, what autograd keeps and the widest tensors of a layer; `logits` of what is
+            scored, with the loss's copies; `context`, an allowance for CUDA itself and for fragmentation. In training
+            also `gradients` in float32 and AdamW's state, `optimizer`: that of `paged_adamw_8bit` may be moved to the
+            computer's memory when the card is full, so a stage that is short of less than this part still runs,
+            slower. In judging also the `cache` of keys and values.
         moment: when it is, such as "decoder layer" or "optimizer step".
     """
 
@@ -93,6 +93,7 @@ class Step:
         lengths: tokens of every study.
         cached: what enters the projector comes from the disk, and the vision encoder's blocks are not on the card.
         numbers: formats of the device.
+        copied: 4-bit weights are kept a second time in the format of computation.
     """
 
     shape: Shape
@@ -101,6 +102,7 @@ class Step:
     lengths: Lengths
     cached: bool = False
     numbers: Numbers = ON_CARD
+    copied: bool = False
 
     @property
     def settings(self) -> StageSettings:
@@ -121,6 +123,11 @@ class Step:
     def quantized(self) -> bool:
         """Whether the language model's linear layers are 4-bit."""
         return self.profile.model.quantization == "nf4"
+
+    @property
+    def dequantizes(self) -> bool:
+        """Whether 4-bit weights are expanded in every pass."""
+        return self.quantized and not self.copied
 
     @property
     def tokens(self) -> int:
@@ -178,7 +185,7 @@ class Step:
         """
         depth = self.shape.language.depth
         passes = 2 + self.layers / depth  # forward, backward, and again where checkpointed
-        dequantizing = passes * card.dequantizing_seconds(self.shape) if self.quantized else 0.0
+        dequantizing = passes * card.dequantizing_seconds(self.shape) if self.dequantizes else 0.0
         seeing = 0 if self.cached else 1 if self.stage > 1 else 3 if self.layers else 2
         launching = passes * depth * _LAYER_SECONDS[self.stage] + seeing * self.shape.vision.depth * _LAYER_SECONDS[1]
         return max(card.seconds(self.batch * self.tflop()) + dequantizing, launching)  # NaN first: it then stays
@@ -215,6 +222,7 @@ class Step:
     def weights(self) -> float:
         language, bytes_each = self.shape.language, self.numbers.compute
         linears = language.linear_weights * (_QUANTIZED_BYTES if self.quantized else bytes_each)
+        linears += language.linear_weights * bytes_each if self.copied else 0
         # The projector in the base's format stays beside the copy that trains.
         tower = self.shape.patch_embedding + self.shape.projector_parameters
         blocks = 0 if self.blocks_left else self.shape.vision_parameters - self.shape.patch_embedding
@@ -349,7 +357,7 @@ class Step:
         wide = self.tokens * language.inner * bytes_each
         # Gradients of gate, up and their product; or of two, while a 4-bit weight is there in full.
         product = wide if self.stage == 3 else 0  # used up by then
-        weight = language.width * language.inner * bytes_each if self.quantized else 0
+        weight = language.width * language.inner * bytes_each if self.dequantizes else 0
         gradients = max(3 * wide, 2 * wide + weight) + 2 * self.layer_input() - product
         kept = self.vision_kept() + self.ends() - 4 * self.tokens * language.width
         again = self.language_layer() - (4 * self.tokens * language.width if bytes_each == 4 else 0)

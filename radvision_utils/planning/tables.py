@@ -11,7 +11,7 @@ from radvision_utils.config import AUTO, STAGES, Profile
 from radvision_utils.environment import Device
 from radvision_utils.planning.cost import Card, disk_gib, find_card, longest, read_shape, typical
 from radvision_utils.planning.judging import STEP_SECONDS, JudgingPart, plan_judging, reports_here
-from radvision_utils.planning.plan import StagePlan, card_here, plan_here, plan_run
+from radvision_utils.planning.plan import StagePlan, card_here, copied_from, plan_here, plan_run
 
 KAGGLE_HOURS = 30  # with a card
 
@@ -48,6 +48,7 @@ def _settings(plan: StagePlan) -> dict[str, str]:
         "micro_batch": str(plan.settings.micro_batch),
         "accumulation": str(plan.settings.accumulation),
         "checkpointed_layers": str(plan.step.layers),
+        "weights in": ("4 and 16 bits" if plan.copied else "4 bits") if plan.step.quantized else "16 bits",
         "GiB": _number(plan.memory.total),
         "TFLOP a sample": _number(plan.usual.tflop()),
         "time likely": _time(plan.hours),
@@ -92,8 +93,9 @@ def choices(profile: Profile, device: Device) -> dict[str, str]:
     """What the planner chooses on a device where the profile says "auto", with the reason, by the dotted names."""
     told = {}
     for stage in STAGES:
-        chosen = plan_here(profile, stage, device).chosen
-        told |= {f"stage{stage}.{name}": f"auto: {chosen[name]} ({chosen['why']})" for name in chosen if name != "why"}
+        plan = plan_here(profile, stage, device)
+        chosen = plan.chosen
+        told |= {f"stage{stage}.{name}": f"auto: {chosen[name]} ({chosen['why']})" for name in plan.auto}
     if profile.generation.batch_size == AUTO:
         settled = reports_here(profile, device)
         told["generation.batch_size"] = f"auto: {settled.generation.batch_size} (on {card_here(device).title})"
@@ -157,6 +159,12 @@ def plan_text(profile: Profile, card: Card) -> str:
             "But never less than Python takes to launch it, as on an H100's host; a slower one takes longer:",
             f"{1000 * STEP_SECONDS:.0f} ms for a word of each report of a batch, 6 or 10 for a layer in training.",
         ]
+    if plans[0].step.quantized:
+        from_gib = [copied_from(profile, plan.stage, card) for plan in plans]
+        sizes = ", ".join("no GiB" if gib is None else f"{gib} GiB" for gib in from_gib)
+        lines.append(
+            f"On such a card 4-bit weights are also kept in 16 bits, dequantized once, from {sizes} on (stages)."
+        )
     if card.count > 1:
         lines += [
             "`run` trains on all cards, a process each; memory is of each card, and one of them judges. Gradients are",

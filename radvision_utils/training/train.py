@@ -39,7 +39,7 @@ from radvision_utils.model.base import (
     loading_in_memory,
     save_adapter,
 )
-from radvision_utils.model.faster import compiled_layers, speed_up_lora
+from radvision_utils.model.faster import compiled_layers, keep_dequantized, speed_up_lora
 from radvision_utils.model.fp16 import guard_fp16
 from radvision_utils.model.stage import check_ledger, checkpoint_layers, select_stage, weight_ledger
 from radvision_utils.runs import (
@@ -141,6 +141,8 @@ def _train(stage: Stage, watch: Stopwatch, model: PeftModel | None) -> None:
         model = stage_model(stage, device) if model is None else model
         _tell(stage, model, select_stage(model, stage), device, plan.chosen)
         speed_up_lora(model)
+        if plan.copied:
+            keep_dequantized(model)
 
         # Studies become prompt, image and report; only the report carries loss.
         collator = Collator(load_processor(stage.profile.model, stage.profile.data.image_size), stage.profile.model)
@@ -156,7 +158,7 @@ def _train(stage: Stage, watch: Stopwatch, model: PeftModel | None) -> None:
         collator.features = features = stage_features(model, stage, dataset, collator, before)
 
     # Train, in micro-batches that fit the memory.
-    fit, memory = _Fit(stage, device, model, collator, dataset, watch), MemoryBudget(stage)
+    fit, memory = _Fit(stage, device, model, collator, dataset, watch, plan.copied), MemoryBudget(stage)
     with features_for_pixels(model) if features else nullcontext(), taught_by_labels(stage, model, collator, dataset):
         facts = train_in_memory(memory, model, fit.attempt)
 
@@ -243,6 +245,7 @@ class _Fit:
     collator: Collator
     dataset: PreparedDataset
     watch: Stopwatch
+    copied: bool  # 4-bit weights are kept a second time in 16 bits
 
     def attempt(self, split: Split) -> dict[str, Any]:
         """Train, with the loss on validation studies before, at each epoch's end and after; what there is to record."""
@@ -316,6 +319,7 @@ class _Fit:
                 max(len(collator.report_ids(collator.target(study))) for study in train),
                 cached=collator.features is not None,
                 card=self.device.kind == "cuda",
+                copied=self.copied,
             ),
         }
 

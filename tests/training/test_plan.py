@@ -30,7 +30,7 @@ from radvision_utils.model.base import attach_adapter, count_parameters, load_ba
 from radvision_utils.model.faster import speed_up_lora
 from radvision_utils.model.stage import checkpoint_layers, select_stage
 from radvision_utils.planning.cost import Card, Lengths, find_card, longest, open_card, read_shape
-from radvision_utils.planning.plan import first_change, plan_run, plan_stage
+from radvision_utils.planning.plan import copied_from, first_change, plan_run, plan_stage
 from radvision_utils.planning.step import GIB, ON_CPU, Numbers, Step
 from radvision_utils.planning.tables import beside_measured, cost_here, cost_line, plan_table
 from radvision_utils.runs import RunFolder, Stage
@@ -275,9 +275,8 @@ def test_what_the_planner_chooses_fits_is_no_slower_and_makes_the_same_optimizer
 def test_the_planner_leaves_alone_what_is_a_number_and_says_what_it_chose_and_why():
     lingshu = load_profile("lingshu-7b", {"stage3.micro_batch": 2, "stage3.checkpointed_layers": 28})
     chosen = plan_stage(lingshu, 3, T4).chosen
-    assert chosen == {"accumulation": 8, "why": chosen["why"]}
+    assert chosen == {"accumulation": 8, "dequantized": False, "why": chosen["why"]}
     assert re.fullmatch(r"\d\.\d of 14\.6 GiB by plan on NVIDIA T4", chosen["why"])
-    assert plan_stage(load_profile("tiny"), 3, T4).chosen == {}
     with pytest.raises(RadVisionError, match=r"stage3\.micro_batch and accumulation cannot share the 16 studies of"):
         plan_stage(load_profile("lingshu-7b", {"stage3.micro_batch": 3}), 3, T4)
 
@@ -288,6 +287,23 @@ def test_what_is_chosen_for_this_machine_stands_in_the_notebooks_table_with_its_
     assert re.search(r"auto: \d+ \(\d+\.\d of 14\.6 GiB by plan on NVIDIA T4, for which this CPU stands\)", table)
     assert "auto: 32 (on NVIDIA T4" in table
     assert ">2.0<" in table
+
+
+def test_where_memory_is_plentiful_4_bit_weights_are_kept_in_16_bits_too_and_the_plan_says_from_how_much(capsys):
+    lingshu = load_profile("lingshu-7b")
+    for stage in (1, 2, 3):
+        gib = copied_from(lingshu, stage, open_card("h100"))
+        small, large = (
+            plan_stage(lingshu, stage, replace(open_card("h100"), usable_gib=each)) for each in (gib - 1, gib)
+        )
+        assert (small.copied, large.copied) == (False, True)
+        more = 2 * large.shape.language.linear_weights / GIB
+        assert large.memory.parts["weights"] - small.memory.parts["weights"] == pytest.approx(more)
+        assert large.hours <= small.hours
+    assert not any(plan.copied for plan in plan_run(lingshu, T4))
+    assert not any(plan.copied for plan in plan_run(load_profile("lingshu-7b", {"model.quantization": "none"}), T4))
+    main(["plan", "--gpu", "h100"])
+    assert f"dequantized once, from 70 GiB, 69 GiB, {gib} GiB on (stages)" in capsys.readouterr().out
 
 
 def test_where_nothing_fits_the_planner_takes_what_needs_least():
