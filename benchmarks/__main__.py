@@ -1,7 +1,6 @@
 """`python -m benchmarks`: every table, about 80 minutes on two cores and 24 GB; `--quick`: minutes, nothing written.
 
-The comparison with others is for a CPU, where two models fit side by side; a card is measured by
-`python -m radvision_utils gpu-check`.
+On a machine with a card it measures the card and nothing else, in 20 minutes (`card.py`).
 """
 
 from __future__ import annotations
@@ -55,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Speed and memory against others.")
     parser.add_argument("--quick", action="store_true", help="a minute or two, to see that it runs; writes nothing")
     parser.add_argument("--only", choices=sorted(PARTS), help="one part")
+    parser.add_argument("--minutes", type=float, default=20.0, help="that a card is measured (default: 20)")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     quiet_libraries()
@@ -62,12 +62,12 @@ def main(arguments: list[str] | None = None) -> int:
     whole = not options.quick and not options.only
     command = "python -m benchmarks" + " --quick" * options.quick + (f" --only {options.only}" if options.only else "")
     try:
-        if choose_device().kind == "cuda":
-            raise RadVisionError(
-                "the benchmark compares on a CPU, and this machine has a card: measure it by `python -m "
-                "radvision_utils gpu-check`, or hide it with CUDA_VISIBLE_DEVICES=''."
-            )
         with tempfile.TemporaryDirectory(prefix="radvision-bench-") as scratch:
+            if choose_device().kind == "cuda":
+                from benchmarks.card import measure_card, write_card
+
+                print(write_card(measure_card(Path(scratch), options.minutes), RESULTS.parent))
+                return 0
             parts = [PARTS[options.only]] if options.only else list(PARTS.values())
             text = _page(command, size, Path(scratch), parts)
     except RadVisionError as error:

@@ -24,12 +24,15 @@ from transformers import (
     get_scheduler,
 )
 
+from benchmarks.mini import BATCH
 from benchmarks.race import Turns
+from radvision_utils.bases.random import random_base
 from radvision_utils.config import Profile
 from radvision_utils.data.reports import format_report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import Device, choose_device, seed_everything
 from radvision_utils.model.base import (
+    RANDOM_WEIGHTS,
     attach_adapter,
     base_path,
     component_of,
@@ -57,23 +60,26 @@ def ours(profile: Profile, stage: int, turns: Turns) -> float:
     return loss
 
 
-def plain_loop(profile: Profile, stage: int, turns: Turns) -> float:
-    """The loop of the field's notebooks: one study at a time, gradients of four accumulated, logits of every token."""
+def plain_loop(profile: Profile, stage: int, turns: Turns, at_once: int = 1) -> float:
+    """The loop of the field's notebooks: one study at a time, gradients accumulated, logits of every token."""
     settings, device = profile.stage(stage), choose_device()
     model = load_peer(profile, stage)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     collate = ProcessorCollator(profile)
     studies = in_our_order(profile, stage)
-    group = settings.micro_batch * settings.accumulation
-    steps = len(studies) // group
+    group = settings.step_size
+    steps = settings.max_steps or len(studies) // group
+    studies *= -(-steps * group // len(studies))  # epochs
     optimizer = bitsandbytes.optim.PagedAdamW8bit(
         [p for p in model.parameters() if p.requires_grad], lr=settings.learning_rate, weight_decay=0.0
     )
     scheduler = get_scheduler(settings.schedule, optimizer, _warmup(settings.warmup_ratio, steps), steps)
+    scaler = torch.amp.GradScaler(device.kind, enabled=device.dtype == "float16")
     for step in range(steps):
         total = 0.0
-        batches = [collate([study]) for study in studies[step * group : (step + 1) * group]]
+        firsts = range(step * group, (step + 1) * group, at_once)
+        batches = [collate(studies[first : first + at_once]) for first in firsts]
         # Notebooks divide by the number of studies, which gives short reports more weight than all others do here: the
         # losses could not be compared. The work is the same.
         tokens = [int((batch["labels"] != IGNORED).sum()) for batch in batches]
@@ -81,10 +87,12 @@ def plain_loop(profile: Profile, stage: int, turns: Turns) -> float:
             turns.count(batch["labels"])
             with device.autocast():
                 loss = model(**batch.to(model.device), use_cache=False).loss * count / sum(tokens)
-            loss.backward()
+            scaler.scale(loss).backward()
             total += loss.item()
+        scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         scheduler.step()
         optimizer.zero_grad()
         turns.step_done()
@@ -106,15 +114,19 @@ def trainer_as_it_comes(profile: Profile, stage: int, turns: Turns) -> float:
     return held_out_loss(model, profile, device)
 
 
-def trl_sft(profile: Profile, stage: int, turns: Turns) -> float:
-    """TRL's SFTTrainer on a prompt-completion data set: its own collation, loss on the completion, no truncation."""
+def trl_sft(profile: Profile, stage: int, turns: Turns, **options: Any) -> float:
+    """TRL's SFTTrainer on a prompt-completion data set: its own collation, loss on the completion, no truncation.
+
+    Args:
+        options: of `SFTConfig`.
+    """
     from trl import SFTConfig, SFTTrainer
 
     device = choose_device()
     model = load_peer(profile, stage)
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(**_arguments(profile, stage, device), max_length=None),
+        args=SFTConfig(**_arguments(profile, stage, device), max_length=None, **options),
         train_dataset=trl_rows(profile, in_our_order(profile, stage)),
         processing_class=AutoProcessor.from_pretrained(base_path(profile.model)),
     )
@@ -161,18 +173,18 @@ class ProcessorCollator:
         batch["labels"] = labels
         return batch
 
-    def prompt(self, image: Path) -> Any:
-        """Inputs for one report."""
-        return self._prompt(Pictures.open(image).convert("RGB"))
+    def prompts(self, images: Sequence[Path]) -> Any:
+        """Inputs for a report on each."""
+        return self._prompts([Pictures.open(image).convert("RGB") for image in images])
 
-    def _prompt(self, image: Pictures.Image) -> Any:
+    def _prompts(self, images: Sequence[Pictures.Image]) -> Any:
         talk = self._talk("")[:1]
         text = self.processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
-        return self.processor(text=[text], images=[image], return_tensors="pt")
+        return self.processor(text=[text] * len(images), images=list(images), return_tensors="pt")
 
     def _prompt_length(self, image: Pictures.Image) -> int:
         if not self.prompt_tokens:
-            self.prompt_tokens = self._prompt(image).input_ids.shape[1]
+            self.prompt_tokens = self._prompts([image]).input_ids.shape[1]
         return self.prompt_tokens
 
     def _talk(self, report: str) -> list[dict[str, Any]]:
@@ -188,7 +200,7 @@ def in_our_order(profile: Profile, stage: int) -> list[Study]:
     studies, settings = open_prepared(profile).split("train"), profile.stage(stage)
     collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
     lengths = [len(collator.report_ids(study.report)) for study in studies]
-    order = StudyOrder(lengths, settings.micro_batch * settings.accumulation, profile.seed + stage)
+    order = StudyOrder(lengths, settings.step_size, profile.seed + stage)
     return [studies[number] for number in order]
 
 
@@ -196,20 +208,25 @@ def held_out_loss(model: Any, profile: Profile, device: Device) -> float:
     """The loss that `train_stage` records at its end, of a model trained otherwise; nats per report token."""
     collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
     studies = open_prepared(profile).split("validation")
-    return mean_report_loss(model, collator, studies, profile.stage(1).micro_batch, device.autocast)
+    return mean_report_loss(model, collator, studies, BATCH, device.autocast)
 
 
 def load_peer(profile: Profile, stage: int) -> Any:
     """The model as transformers loads it, with the adapter that our stage begins with; "stage" 4 is after the last."""
-    device = choose_device()
+    device, path = choose_device(), Path(base_path(profile.model))
     seed_everything(profile.seed + stage)
-    base = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        base_path(profile.model),
-        dtype=device.torch_dtype(),
-        quantization_config=quantization_config(profile.model, device),
-        attn_implementation=device.attention,
-        device_map={"": "cuda:0" if device.kind == "cuda" else "cpu"},
-    )
+    dtype, quantization = device.torch_dtype(), quantization_config(profile.model, device)
+    place = "cuda:0" if device.kind == "cuda" else "cpu"
+    if (path / RANDOM_WEIGHTS).is_file():
+        base = random_base(path, dtype, quantization, place, device.attention)
+    else:
+        base = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            path,
+            dtype=dtype,
+            quantization_config=quantization,
+            attn_implementation=device.attention,
+            device_map={"": place},
+        )
     for module in base.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):  # or the first step after an evaluation fails on some CPUs
             module.support_avx512bf16_for_cpu = False
@@ -237,6 +254,7 @@ def _arguments(profile: Profile, stage: int, device: Device) -> dict[str, Any]:
         "output_dir": str(RunFolder.of(profile).path / "peers"),
         "learning_rate": settings.learning_rate,
         "num_train_epochs": settings.epochs,
+        "max_steps": settings.max_steps or -1,
         "per_device_train_batch_size": settings.micro_batch,
         "gradient_accumulation_steps": settings.accumulation,
         "warmup_steps": settings.warmup_ratio,  # below 1 it is a share of all steps

@@ -91,7 +91,7 @@ def race_generation(profile: Profile, rounds: int) -> Generation:
 @torch.inference_mode()
 def write_one(model: Any, collate: ProcessorCollator, image: Path, profile: Profile) -> str:
     """One report as the model card shows it."""
-    inputs = collate.prompt(image).to(model.device)
+    inputs = collate.prompts([image]).to(model.device)
     output = model.generate(**inputs, max_new_tokens=profile.generation.max_new_tokens, do_sample=False)
     text: str = collate.processor.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
     return text.strip()

@@ -3,12 +3,13 @@
 import importlib.util
 import platform
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import results, shares, simulations
+from benchmarks import card, results, shares, simulations
 from benchmarks.breakdown import ATTENTION, DEQUANTIZED, ELEMENTWISE, KINDS, PRODUCTS, REST, Breakdown, kind_of
 from benchmarks.contenders import (
     ONE_AT_A_TIME,
@@ -33,6 +34,7 @@ from benchmarks.training import StageRace, check_same_work, step_memory
 from radvision_utils import RadVisionError, load_profile
 from radvision_utils.data.prepare import prepare_dataset
 from radvision_utils.model.base import TINY_BASE, load_processor
+from radvision_utils.runs import read_json
 from radvision_utils.training.collator import Collator
 
 TURNS = 3
@@ -216,6 +218,78 @@ def test_the_memory_of_one_step_is_measured_for_every_contender(tmp_path):
     assert all(account.peak_gib > 0 and account.samples == BATCH for account in accounts.values())
     assert accounts[ONE_AT_A_TIME].peak_gib < accounts[OURS].peak_gib < accounts[TRAINER].peak_gib
     assert results.memory({1: accounts}).count(" GiB |") == 1
+
+
+FIGURES = {"studies/s": 4.0, "GiB": 9.0, "share of peak": 0.05, "idle": 0.6, "held-out": 2.0, "note": ""}
+
+
+def test_the_page_of_a_card_has_every_measurement_and_compares_everyone_at_his_best():
+    about = {"format": "bfloat16", "stage": 3}
+    rows = [
+        {**about, "contender": OURS, "micro-batch": "auto", **FIGURES},
+        {**about, "contender": OURS, "micro-batch": 4, **FIGURES, "studies/s": 12.0},
+        {**about, "contender": TRAINER, "micro-batch": 4, **FIGURES, "studies/s": 3.0},
+        {**about, "contender": TRAINER, "micro-batch": 8, **FIGURES, "idle": None},
+        {**about, "contender": TRAINER, "micro-batch": 16, "GiB": 14.0, "note": "OutOfMemoryError: CUDA | 2 GiB"},
+        {**about, "contender": TRL, "note": "left out: trl is not installed"},
+        {**about, "who writes": OURS, "at a time": 32, "tokens/s": 1500.0, "as ours": None},
+        {**about, "who writes": "model.generate", "at a time": 32, "tokens/s": 300.0, "as ours": 0.97},
+    ]
+    record = {"device": "an H100, 79.1 GiB", "versions": {"torch": "2"}, "finished": "2026-11-27", "rows": rows}
+    page = card.card_page(record)
+    assert "| bfloat16 | 3 | RadVision | auto | 4 | 9 | 5% | 60% | 2 |  |" in page
+    assert "| bfloat16 | 3 | transformers.Trainer | 8 | 4 | 9 | 5% |  | 2 |  |" in page
+    assert "OutOfMemoryError: CUDA / 2 GiB |" in page
+    assert "| bfloat16 | 3 | transformers.Trainer | 3.00 |" in page
+    assert "| model.generate | 32 | 300 |  |  |  | 97% |  |" in page
+    assert "- Unsloth: left out: wants transformers" in page
+    assert page.count(" is not installed") == 1
+
+
+def test_who_lacks_a_library_or_time_is_left_out_of_a_card_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(card.importlib.util, "find_spec", lambda name: name != "liger_kernel")
+    left_out = card._in_a_process(tmp_path / "job.json", card.LIGER, {}, seconds=9)
+    assert left_out == "left out: liger_kernel is not installed"
+    assert card._in_a_process(tmp_path / "job.json", PLAIN, {}, seconds=-1) == "left out: the time was over"
+
+
+@pytest.mark.parametrize("name", [OURS, PLAIN, TRAINER, TRL])
+def test_a_contender_is_measured_at_a_micro_batch_of_its_own_or_says_what_failed(tmp_path, name):
+    if name == TRL:
+        pytest.importorskip("trl")
+    changed = {"stage1.max_steps": card.STEPS, "stage1.epochs": 2.0, "stage1.warmup_ratio": 0.0}
+    profile = with_tiny_base(tmp_path, 8, **changed)
+    prepare_dataset(profile)
+    settings = replace(profile.stage1, accumulation=1)
+    row = card.training(card.CONTENDERS[name].train, replace(profile, stage1=settings), 1, 16)
+    assert row["note"] == ""
+    assert row["studies/s"] > 0
+    assert row["held-out"] > 0
+    failed = card.training(lambda *_: 1 / 0, profile, 1, 16)
+    assert failed["note"] == "ZeroDivisionError: division by zero"
+
+
+@pytest.mark.slow
+def test_one_command_writes_table_and_json_of_every_contender_on_a_card(tmp_path):
+    shutil.copytree(TINY_BASE, tmp_path / "card")
+    tiny = {"model.visual_tokens": 16, "generation.max_new_tokens": 8}
+    record = card.measure_card(tmp_path, formats=[("float32", "")], sizes=(8, 16), **tiny)
+    page = card.write_card(record, tmp_path / "out")
+    assert read_json(tmp_path / "out" / "CARD.json") == record
+    assert (tmp_path / "out" / "CARD.md").read_text() == page
+    trained = [row for row in record["rows"] if "who writes" not in row]
+    assert {row["contender"] for row in trained} == set(card.CONTENDERS)
+    ours = [(row["stage"], row["micro-batch"]) for row in trained if row["contender"] == OURS]
+    assert ours[:4] == [(1, "auto"), (2, "auto"), (3, "auto"), (3, 8)]
+    measured = [row for row in trained if not row["note"].startswith("left out")]
+    assert not [row["note"] for row in measured if row["note"]]
+    losses = {row["held-out"] for row in measured if row["stage"] == 3}
+    assert max(losses) - min(losses) < 0.01
+    written = [row for row in record["rows"] if "who writes" in row]
+    assert [(row["who writes"], row["at a time"]) for row in written] == [
+        (name, size) for name in (OURS, "model.generate") for size in (1, 16)
+    ]
+    assert all(row["as ours"] > 0.9 for row in written[2:])
 
 
 def test_simulations_print_a_line_for_every_figure_and_case(monkeypatch):

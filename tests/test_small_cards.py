@@ -11,7 +11,7 @@ from radvision_utils import RadVisionError, load_profile
 from radvision_utils.environment import MEMORY_VARIABLE, choose_device
 from radvision_utils.model import base as loading
 from radvision_utils.planning.cost import find_card, open_card
-from radvision_utils.planning.plan import what_to_change
+from radvision_utils.planning.plan import plan_here, what_to_change
 from radvision_utils.report import reporter_of
 from radvision_utils.runs import Stage
 from radvision_utils.training import train as trainer
@@ -67,6 +67,17 @@ def test_what_to_change_has_the_planners_figures_under_the_cap(card, monkeypatch
     told = what_to_change(load_profile("lingshu-7b"), 3)
     assert re.match(r"stage 3 needs \d+\.\d GiB by arithmetic, and NVIDIA H100 .* has 6\.0: ", told)
     assert "micro_batch" not in told
+
+
+def test_settings_fit_the_cap_and_not_the_card_behind_it(card, monkeypatch):
+    lingshu = load_profile("lingshu-7b")
+    monkeypatch.setenv(MEMORY_VARIABLE, "14.56")
+    small = plan_here(lingshu, 3, choose_device())
+    monkeypatch.delenv(MEMORY_VARIABLE)
+    large = plan_here(lingshu, 3, choose_device())
+    assert small.memory.total <= 13.56 < large.memory.total
+    assert small.settings.micro_batch < large.settings.micro_batch
+    assert small.settings.step_size == large.settings.step_size == 16
 
 
 @pytest.mark.parametrize(
