@@ -186,7 +186,7 @@ def run_job(job: Path) -> None:
     whole, name = profile_from_dict(asked["profile"]), asked["contender"]
     about = {key: asked[key] for key in ("format", "contender")}
     # What the model writes at each validation of ours is for who watches, and no peer does it.
-    train.begin_report = lambda *_, **__: ""  # type: ignore[assignment]
+    train.begin_report = lambda *_, **__: ""
     if name == WRITING:
         for row in writing(RunFolder.of(whole).profile(), asked["sizes"]):  # with what stage 3 was last trained with
             append_json_lines(job.with_suffix(".jsonl"), {**about, **row})
@@ -212,7 +212,7 @@ def training(contender: Train, whole: Profile, stage: int, size: int | None) -> 
     settings: Any = {f"stage{stage}": replace(whole.stage(stage), **split)}
     mine = replace(whole, **settings)
     if contender is plain_loop:
-        contender = partial(plain_loop, at_once=size)
+        contender = partial(plain_loop, at_once=size or 1)
     turns, note, held_out = CardTurns(), "", None
     with _callback_of_trainers(turns):
         try:

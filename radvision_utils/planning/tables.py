@@ -91,7 +91,7 @@ def total_table(plans: Sequence[StagePlan], parts: Sequence[JudgingPart]) -> lis
 
 def choices(profile: Profile, device: Device) -> dict[str, str]:
     """What the planner chooses on a device where the profile says "auto", with the reason, by the dotted names."""
-    told = {}
+    told: dict[str, str] = {}
     for stage in STAGES:
         plan = plan_here(profile, stage, device)
         chosen = plan.chosen
