@@ -76,7 +76,7 @@ def test_settings_fit_the_cap_and_not_the_card_behind_it(card, monkeypatch):
     monkeypatch.delenv(MEMORY_VARIABLE)
     large = plan_here(lingshu, 3, choose_device())
     assert small.memory.total <= 13.56 < large.memory.total
-    assert small.settings.micro_batch < large.settings.micro_batch
+    assert small.step.layers > large.step.layers
     assert small.settings.step_size == large.settings.step_size == 16
 
 
