@@ -40,6 +40,7 @@ from benchmarks.contenders import (
 )
 from benchmarks.mini import ENDING_AT_THE_REPORT, HELD_OUT, make_profile
 from benchmarks.race import Account
+from benchmarks.results import machine
 from radvision_utils.bases.random import random_model_folder
 from radvision_utils.config import AUTO, DISCLAIMER, Profile, profile_from_dict, project_root
 from radvision_utils.data.prepare import prepare_dataset
@@ -51,7 +52,6 @@ from radvision_utils.environment import (
     forget_peak_memory,
     peak_memory_gib,
     quiet_libraries,
-    versions,
 )
 from radvision_utils.figures import markdown_table
 from radvision_utils.model.base import load_processor
@@ -62,7 +62,6 @@ from radvision_utils.runs import (
     RunFolder,
     append_json_lines,
     first_line,
-    now,
     read_json,
     read_json_lines,
     write_json,
@@ -160,7 +159,7 @@ def measure_card(
         found = job.with_suffix(".jsonl")
         rows += read_json_lines(found, torn=True) if found.is_file() else []
         rows += [{**about, "note": note}] if note else []
-    return {"device": choose_device().title, "versions": versions(), "finished": now(), "rows": rows}
+    return {"device": choose_device().title, "machine": machine("python -m benchmarks"), "rows": rows}
 
 
 def _in_a_process(job: Path, name: str, variables: Mapping[str, str], seconds: float) -> str:
@@ -357,11 +356,10 @@ def card_page(record: Row) -> str:
     """The figures as Markdown, with how many times as fast ours at its best is."""
     rows = [row for row in record["rows"] if "who writes" not in row]
     written = [row for row in record["rows"] if "who writes" in row]
-    libraries = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     return "\n".join(
         [
             f"# On a card: {record['device']}\n",
-            f"Weights of the 7B's shape, random; {record['finished'][:10]}; `python -m benchmarks`. {libraries}.\n",
+            f"Weights of the 7B's shape, random. {record['machine']}",
             _EXPLAINED,
             markdown_table(_TRAINED, [[_cell(row, name) for name in _TRAINED] for row in rows]),
             *(f"- {name}: {why}" for name, why in LEFT_OUT.items()),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import __main__ as bench
 from benchmarks import card, results, shares, simulations
 from benchmarks.breakdown import ATTENTION, DEQUANTIZED, ELEMENTWISE, KINDS, PRODUCTS, REST, Breakdown, kind_of
 from benchmarks.contenders import (
@@ -33,6 +34,7 @@ from benchmarks.ratios import Ratio
 from benchmarks.training import StageRace, check_same_work, step_memory
 from radvision_utils import RadVisionError, load_profile
 from radvision_utils.data.prepare import prepare_dataset
+from radvision_utils.environment import Device
 from radvision_utils.model.base import TINY_BASE, load_processor
 from radvision_utils.runs import read_json
 from radvision_utils.training.collator import Collator
@@ -235,7 +237,7 @@ def test_the_page_of_a_card_has_every_measurement_and_compares_everyone_at_his_b
         {**about, "who writes": OURS, "at a time": 32, "tokens/s": 1500.0, "as ours": None},
         {**about, "who writes": "model.generate", "at a time": 32, "tokens/s": 300.0, "as ours": 0.97},
     ]
-    record = {"device": "an H100, 79.1 GiB", "versions": {"torch": "2"}, "finished": "2026-11-27", "rows": rows}
+    record = {"device": "an H100, 79.1 GiB", "machine": "cores; torch 2.\n", "rows": rows}
     page = card.card_page(record)
     assert "| bfloat16 | 3 | RadVision | auto | 4 | 9 | 5% | 60% | 2 |  |" in page
     assert "| bfloat16 | 3 | transformers.Trainer | 8 | 4 | 9 | 5% |  | 2 |  |" in page
@@ -244,6 +246,18 @@ def test_the_page_of_a_card_has_every_measurement_and_compares_everyone_at_his_b
     assert "| model.generate | 32 | 300 |  |  |  | 97% |  |" in page
     assert "- Unsloth: left out: wants transformers" in page
     assert page.count(" is not installed") == 1
+
+
+def test_on_a_card_the_command_measures_the_card_alone(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(bench, "RESULTS", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(bench, "choose_device", lambda: Device("cuda", "an H100, 79.1 GiB", "bfloat16", "", "sdpa", ""))
+    record = {"device": "an H100, 79.1 GiB", "machine": "", "rows": []}
+    monkeypatch.setattr(card, "measure_card", lambda folder, minutes: asked.append(minutes) or record)
+    assert bench.main(["--minutes", "3"]) == 0
+    assert asked == [3.0]
+    assert "# On a card: an H100, 79.1 GiB" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"CARD.json", "CARD.md"}
 
 
 def test_who_lacks_a_library_or_time_is_left_out_of_a_card_with_the_reason(tmp_path, monkeypatch):
