@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
@@ -31,15 +32,16 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from radvision_utils.bases.random import build_processor
+from radvision_utils.bases.random import TEXT_TOKENS, build_processor, config_with_tokens, token_numbers
 from radvision_utils.config import DISCLAIMER, PROMPT, Profile, RadVisionError, load_profile, unusual_settings
 from radvision_utils.data.prepare import prepare_dataset
 from radvision_utils.data.reports import format_report
 from radvision_utils.data.studies import PreparedDataset
 from radvision_utils.environment import choose_device, seed_everything, versions
+from radvision_utils.evaluation.bootstrap import Bootstrap
 from radvision_utils.model.base import TINY_BASE, count_parameters, load_base, load_processor
 from radvision_utils.model.faster import patch_embedding_by_matmul
-from radvision_utils.phantoms.phantom_accuracy import phantom_accuracy
+from radvision_utils.phantoms.phantom_accuracy import phantom_estimates
 from radvision_utils.report import Reporter
 from radvision_utils.runs import fingerprint, read_json, require_writable, write_json, write_text
 from radvision_utils.training.collator import Collator
@@ -51,6 +53,7 @@ logger = logging.getLogger(__name__)
 SEED = 20260101  # of hospital A's studies and the first weights; no run of the notebooks draws these studies
 VOCABULARY = 1024
 IMAGE_SIDE = 224  # pixels after the processor; 8 x 8 patches of 28, merged 2 x 2 to 16 visual tokens
+_CARD = Path(__file__).with_name("base_card.md")
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -152,11 +155,8 @@ def _exchange_words(model: PreTrainedModel, old: Any, new: Qwen2Tokenizer) -> No
     model.resize_token_embeddings(len(new), mean_resizing=False)
     model.get_input_embeddings().weight.data = torch.stack(rows)
     model.tie_weights()
-    fresh = build_config(new)
-    for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
-        setattr(model.config, name, getattr(fresh, name))
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(model.config.text_config, name, getattr(fresh.text_config, name))
+    for name, number in token_numbers(new).items():
+        setattr(model.config.text_config if name in TEXT_TOKENS else model.config, name, number)
     model.generation_config = _greedy(new)
 
 
@@ -258,8 +258,8 @@ def _measure(profile: Profile) -> dict[str, float]:
     loss = mean_report_loss(model, collator, studies, 32, device.autocast)
     reporter = Reporter(model, collator, profile, 0, device)
     reports = [written.report for written in reporter.write([study.image for study in studies])]
-    accuracy = phantom_accuracy(reports, [str(study.truth) for study in studies])
-    return {"test_studies": len(studies), "loss": round(loss, 4), **accuracy}
+    right = phantom_estimates(reports, [str(study.truth) for study in studies], Bootstrap(len(studies), SEED))
+    return {"test_studies": len(studies), "loss": round(loss, 4), **{name: round(e.value, 4) for name, e in right.items()}}
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> Qwen2Tokenizer:
@@ -289,43 +289,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> Qwen2
 
 
 def build_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
-    """The architecture, with the token numbers of this tokenizer."""
-    token = tokenizer.convert_tokens_to_ids
-    return Qwen2_5_VLConfig(
-        vision_config={
-            "depth": 3,
-            "hidden_size": 96,
-            "num_heads": 4,
-            "intermediate_size": 256,
-            "patch_size": 28,
-            "spatial_merge_size": 2,
-            "window_size": 112,
-            "fullatt_block_indexes": [0, 1, 2],
-            "out_hidden_size": 128,
-            "initializer_range": 0.04,
-        },
-        text_config={
-            "hidden_size": 128,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "intermediate_size": 320,
-            "vocab_size": len(tokenizer),
-            "max_position_embeddings": 2048,
-            "initializer_range": 0.04,
-            "tie_word_embeddings": True,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
-            "bos_token_id": token("<|endoftext|>"),
-            "eos_token_id": token("<|im_end|>"),
-            "pad_token_id": token("<|endoftext|>"),
-        },
-        tie_word_embeddings=True,
-        initializer_range=0.04,
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
-    )
+    """The architecture, which stands in the embedded base's `config.json`, with the tokens of this tokenizer."""
+    values = read_json(TINY_BASE / "config.json")
+    values["text_config"]["vocab_size"] = len(tokenizer)
+    return config_with_tokens({**values, "dtype": "float32"}, tokenizer)
 
 
 def build_model(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGeneration:
@@ -348,31 +315,5 @@ def _greedy(tokenizer: Qwen2Tokenizer) -> GenerationConfig:
 
 
 def _model_card(figures: dict[str, Any]) -> str:
-    rows = "".join(
-        f"| {name} | {m['test_studies']} | {m['study_accuracy']:.3f} | {m['finding_precision']:.3f} "
-        f"| {m['finding_recall']:.3f} | {m['loss']:.3f} |\n"
-        for name, m in ((f"hospital {h}", figures[h]) for h in ("A", "B"))
-    )
-    total = sum(figures["parameters"].values())
-    parts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in figures["parameters"].items())
-    libraries = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return f"""# The tiny base
-
-A Qwen2.5-VL of {total:,} parameters ({parts}) with the classes of the 7B. It was trained from random weights on
-procedural phantom radiographs of hospital A (`radvision_utils/phantoms/`) and stands where Lingshu-7B stands in
-the real profile: it can describe radiographs, but has never seen hospital B, on which the notebooks train. Images of
-512 x 512 are reduced to 224 x 224 by its processor: 8 x 8 patches of 28, 16 visual tokens.
-
-Made by `python -m radvision_utils build-base`: {figures["studies"]:,} drawn studies, {figures["epochs"]:g} epochs,
-{figures["seconds"] / 60:.0f} minutes in all. Weights are bfloat16. What that command measured on studies drawn with
-another seed:
-
-| test studies | n | wholly right | precision | recall | loss (nats per report token) |
-|---|---|---|---|---|---|
-{rows}
-"Wholly right": the report asserts every drawn finding with its side, and nothing else.
-
-It knows nothing of real radiographs and is of no clinical use. {DISCLAIMER} MIT license, as the project.
-
-Versions: {libraries}.
-"""
+    template = jinja2.Template(_CARD.read_text(encoding="utf-8"), trim_blocks=True, keep_trailing_newline=True)
+    return template.render(figures, versions=versions(), disclaimer=DISCLAIMER)

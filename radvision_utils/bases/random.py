@@ -39,6 +39,7 @@ _TOKENS = {
     "vision_start_token_id": "<|vision_start|>",
     "vision_end_token_id": "<|vision_end|>",
 }
+TEXT_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # in the config of the language model
 PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}  # of Qwen2.5-VL's image processor
 # The chat format of Qwen2.5-VL for text and images: a system turn if none is given, then user and assistant turns.
 CHAT_TEMPLATE = (TINY_BASE / "chat_template.jinja").read_text(encoding="utf-8")
@@ -69,6 +70,20 @@ def build_processor(
     )
 
 
+def token_numbers(tokenizer: Qwen2Tokenizer) -> dict[str, int]:
+    """The numbers of the special tokens, by their names in a config."""
+    return {name: tokenizer.convert_tokens_to_ids(word) for name, word in _TOKENS.items()}
+
+
+def config_with_tokens(config: dict[str, Any], tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
+    """A config as in a `config.json` of Qwen2.5-VL, in the hub's flat layout or in transformers', with these tokens."""
+    numbers = token_numbers(tokenizer)
+    values = {**copy.deepcopy(config), **numbers}
+    if "text_config" in values:
+        values["text_config"] |= {name: numbers[name] for name in TEXT_TOKENS}
+    return Qwen2_5_VLConfig(**values)
+
+
 def random_model_folder(folder: Path, config: dict[str, Any] | None = None, seed: int = 0) -> Path:
     """Write what `load_base` and `load_processor` need of a base with random weights; give it as `model.base`.
 
@@ -83,12 +98,7 @@ def random_model_folder(folder: Path, config: dict[str, Any] | None = None, seed
         The folder.
     """
     tokenizer = AutoProcessor.from_pretrained(TINY_BASE).tokenizer
-    values = read_json(QWEN_7B) if config is None else copy.deepcopy(config)
-    numbers = {name: tokenizer.convert_tokens_to_ids(word) for name, word in _TOKENS.items()}
-    values |= numbers
-    if "text_config" in values:
-        values["text_config"] |= {name: numbers[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    shape = Qwen2_5_VLConfig(**values)
+    shape = config_with_tokens(read_json(QWEN_7B) if config is None else config, tokenizer)
     processor = build_processor(tokenizer, shape.vision_config.patch_size, shape.vision_config.spatial_merge_size)
     folder.mkdir(parents=True, exist_ok=True)
     shape.save_pretrained(folder)

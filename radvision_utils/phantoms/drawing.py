@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from radvision_utils.phantoms.hospitals import Finding, Look
+from radvision_utils.phantoms.hospitals import Finding, Hospital
 from radvision_utils.phantoms.scene import (
     HALF,
     SIGN,
@@ -35,7 +35,7 @@ from radvision_utils.phantoms.scene import (
 Stream = Callable[[str], np.random.Generator]
 
 
-def render(look: Look, findings: Sequence[Finding], stream: Stream) -> tuple[NDArray[np.uint8], list[Box]]:
+def render(look: Hospital, findings: Sequence[Finding], stream: Stream) -> tuple[NDArray[np.uint8], list[Box]]:
     """Draws one radiograph.
 
     Args:
@@ -58,7 +58,7 @@ def render(look: Look, findings: Sequence[Finding], stream: Stream) -> tuple[NDA
     return _expose(picture, look, stream("look")), [box_of(r) for r in regions]
 
 
-def draw_findings(look: Look, findings: Sequence[Finding], stream: Stream) -> tuple[Scene, list[Plane]]:
+def draw_findings(look: Hospital, findings: Sequence[Finding], stream: Stream) -> tuple[Scene, list[Plane]]:
     """The body with its findings, as in `render`, and the region of each finding."""
     scene = Scene(Body(stream("body"), look.zoom, look.shift, findings))
     return scene, [_DRAW[f.name](scene, stream(f"{f.name}/{f.side}"), f) for f in findings]
@@ -189,7 +189,7 @@ def _vessels(scene: Scene, rng: np.random.Generator) -> Plane:
     return softened(plane) * np.asarray(large)
 
 
-def _expose(picture: Plane, look: Look, rng: np.random.Generator) -> NDArray[np.uint8]:
+def _expose(picture: Plane, look: Hospital, rng: np.random.Generator) -> NDArray[np.uint8]:
     """The picture as the hospital's machine records it."""
     picture = picture + rng.normal(0, 0.015)
     if look.marker:
@@ -208,7 +208,7 @@ def _expose(picture: Plane, look: Look, rng: np.random.Generator) -> NDArray[np.
     return (np.clip(picture, 0, 1) * 255).astype(np.uint8)
 
 
-def _with_marker(picture: Plane, look: Look, rng: np.random.Generator) -> Plane:
+def _with_marker(picture: Plane, look: Hospital, rng: np.random.Generator) -> Plane:
     letter = "R" if rng.random() < 0.5 else "L"
     glyph = _glyph(letter)
     edge = int(look.collimation * SIZE) + 8

@@ -28,31 +28,6 @@ class Finding(NamedTuple):
     zone: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """Exposure and field of view.
-
-    Attributes:
-        contrast: factor of the exposure curve around mid grey (1 is nominal).
-        gamma: exponent of the exposure curve; above 1 is darker.
-        brightness: added after contrast, in 0..1 of full scale.
-        noise: standard deviation of the detector noise, in 0..1 of full scale.
-        collimation: greatest width of the black borders, as a fraction of the image.
-        zoom: factor of the field of view; below 1 shows more of the body.
-        shift: greatest shift of the body, as a fraction of half the image.
-        marker: whether a side marker letter is burnt in.
-    """
-
-    contrast: float = 1.0
-    gamma: float = 1.0
-    brightness: float = 0.0
-    noise: float = 0.012
-    collimation: float = 0.0
-    zoom: float = 1.0
-    shift: float = 0.03
-    marker: bool = False
-
-
 @dataclass(frozen=True)
 class Habits:
     """How a hospital words its reports; the weights are probabilities in 0..1.
@@ -78,10 +53,8 @@ class Habits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hospital(Look):
+class Hospital:
     """How a hospital's radiographs look, what is seen in them, and how it reports.
-
-    The exposure and the field of view are the fields of `Look`.
 
     Attributes:
         name: key in `HOSPITALS`.
@@ -90,6 +63,14 @@ class Hospital(Look):
         normal: share of studies without a finding, 0..1.
         ambiguous: whether consolidation and atelectasis look alike. Which it is, the indication says: this is where
             that optional input can be seen to matter.
+        contrast: factor of the exposure curve around mid grey (1 is nominal).
+        gamma: exponent of the exposure curve; above 1 is darker.
+        brightness: added after contrast, in 0..1 of full scale.
+        noise: standard deviation of the detector noise, in 0..1 of full scale.
+        collimation: greatest width of the black borders, as a fraction of the image.
+        zoom: factor of the field of view; below 1 shows more of the body.
+        shift: greatest shift of the body, as a fraction of half the image.
+        marker: whether a side marker letter is burnt in.
     """
 
     name: str
@@ -97,6 +78,14 @@ class Hospital(Look):
     habits: Habits
     normal: float = 0.4
     ambiguous: bool = False
+    contrast: float = 1.0
+    gamma: float = 1.0
+    brightness: float = 0.0
+    noise: float = 0.012
+    collimation: float = 0.0
+    zoom: float = 1.0
+    shift: float = 0.03
+    marker: bool = False
 
 
 _COMMON = dict.fromkeys(FINDINGS, 1.0)

@@ -82,23 +82,19 @@ def verdicts(report: Report, truth: str) -> list[dict[str, Any]]:
     ]
 
 
-def phantom_accuracy(reports: Sequence[Report], truths: Sequence[str]) -> dict[str, float]:
+def phantom_estimates(reports: Sequence[Report], truths: Sequence[str], bootstrap: Bootstrap) -> dict[str, Estimate]:
     """Agreement of reports with what was drawn, as read by `read_findings`.
 
     Args:
         reports: one for each study.
         truths: the studies' `truth`, in the same order.
+        bootstrap: of these studies.
 
     Returns:
         study_accuracy: share of studies whose report asserts every drawn finding with its side and nothing else;
-        finding_precision, finding_recall: over all (finding, side) pairs; 1.0 where there is none. All in 0 to 1.
+        finding_precision, finding_recall: over all (finding, side) pairs. All in 0 to 1, with intervals; the figures by
+        the rule labels have the ending "_by_rule_labels".
     """
-    sums = _counts(reports, truths, _read, truth_findings).sum(0).astype(float)
-    return {name: round(float(np.nan_to_num(share(sums[pair]), nan=1.0)), 4) for name, pair in _FIGURES.items()}
-
-
-def phantom_estimates(reports: Sequence[Report], truths: Sequence[str], bootstrap: Bootstrap) -> dict[str, Estimate]:
-    """The same with intervals; the figures by the rule labels have the ending "_by_rule_labels"."""
     readers: dict[str, tuple[Callable[[Report], Pairs], Callable[[str], Pairs]]] = {
         "": (_read, truth_findings),
         "_by_rule_labels": (_labeled_pairs, drawn_pairs),
