@@ -1,6 +1,7 @@
 """The hand-over: what is exported works without this project, says what the adapter says, and tells what it is."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import choose_device
 from radvision_utils.evaluation.table import COLUMNS
 from radvision_utils.hand_over import export
-from radvision_utils.hand_over.export import USAGE, export_run, model_card, push_to_hub
+from radvision_utils.hand_over.export import export_run, model_card, push_to_hub
 from radvision_utils.hand_over.merge import merge_into_files
 from radvision_utils.model.base import TINY_BASE, load_adapter, load_base, load_processor
 from radvision_utils.report import Reporter
@@ -43,6 +44,12 @@ def exported(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "given"
     record = export_run(bare, folder)
     return folder, record
+
+
+@pytest.fixture(scope="module")
+def script(exported):
+    """What the model card shows of how to use the merged weights."""
+    return re.search(r"```python\n(.*?)```", (exported[0] / "README.md").read_text(), re.DOTALL)[1]
 
 
 @pytest.fixture(scope="module")
@@ -101,15 +108,15 @@ def test_merged_weights_give_the_adapters_logits_in_plain_transformers(exported,
     torch.testing.assert_close(given, tuned, rtol=0, atol=0.1)
 
 
-def test_the_dozen_lines_of_the_documents_write_the_same_report(exported, trained, whole, tmp_path):
+def test_the_dozen_lines_of_the_card_write_the_same_report(exported, script, trained, whole, tmp_path):
     study = open_prepared(trained).split("test")[0]
-    written = without_the_project(USAGE.format(side=512), exported[0] / "merged", study.image, cwd=tmp_path)
+    written = without_the_project(script, exported[0] / "merged", study.image, cwd=tmp_path)
     device = replace(choose_device(), dtype="bfloat16")  # as the script computes: in the format of the weights
     model = load_base(replace(whole, base=str(exported[0] / "merged")), device)
     collator = Collator(load_processor(trained.model, 512), trained.model)
     expected = next(Reporter(model, collator, trained, 0, device).write([study.image])).text
     assert written.strip() == expected
-    assert len(USAGE.splitlines()) <= 12
+    assert len(script.splitlines()) <= 12
 
 
 def test_the_script_prepares_a_picture_of_any_shape_as_training_did(tmp_path):
@@ -318,5 +325,5 @@ def test_the_card_tells_data_training_figures_and_what_it_is_not_for(exported, t
         assert text in card, text
 
 
-def test_the_documents_show_the_script_that_is_tested():
-    assert USAGE.format(side=512) in (project_root() / "docs" / "hand-over.md").read_text(encoding="utf-8")
+def test_the_documents_show_the_script_that_is_tested(script):
+    assert script in (project_root() / "docs" / "hand-over.md").read_text(encoding="utf-8")

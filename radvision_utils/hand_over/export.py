@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,30 +40,6 @@ from radvision_utils.training.collator import IGNORED, Collator
 from radvision_utils.training.loss import MODEL_INPUTS, to_device
 
 logger = logging.getLogger(__name__)
-
-ADAPTER_USAGE = """\
-import torch
-from peft import PeftModel
-from transformers import AutoModelForImageTextToText
-
-base = AutoModelForImageTextToText.from_pretrained("{base}", dtype=torch.bfloat16)
-model = PeftModel.from_pretrained(base, "FOLDER")  # of the adapter, or the repository of the hub
-"""
-USAGE = """\
-import sys
-from pathlib import Path
-from PIL import Image, ImageOps
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-folder, picture = sys.argv[1:]
-model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
-image = ImageOps.pad(Image.open(picture).convert("L"), ({side}, {side}), Image.Resampling.LANCZOS).convert("RGB")
-parts = [{{"type": "image", "image": image}}, {{"type": "text", "text": Path(folder, "prompt.txt").read_text()}}]
-words = processor.apply_chat_template([{{"role": "user", "content": parts}}], add_generation_prompt=True)
-inputs = processor(text=[words], images=[image], return_tensors="pt")
-print(processor.decode(model.generate(**inputs)[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-"""
-"""Reports on one PNG or JPEG with transformers, torch and pillow alone; `{side}` is the side of the run's images."""
 
 TOLERANCE = 0.1  # merged against adapter, relative to merged against base (root mean square of the logits' differences)
 _CHECKED = 2  # validation studies whose logits are compared
@@ -297,7 +273,8 @@ def model_card(profile: Profile, records: Mapping[str, Any], export: Mapping[str
         export: what `export.json` holds.
     """
     data, metrics = records["data"], records.get("evaluation")
-    stages = [records[f"stage{number}"] for number in STAGES]
+    stages: list[dict[str, Any]] = [records[f"stage{number}"] for number in STAGES]
+    stages = [{**stage, "settings": {**stage["settings"], **stage.get("chosen", {})}} for stage in stages]
     about = ModelCardData(
         license="mit" if data["kind"] == "phantom" else "other",
         language="en",
@@ -312,39 +289,17 @@ def model_card(profile: Profile, records: Mapping[str, Any], export: Mapping[str
         run=profile.run,
         disclaimer=DISCLAIMER,
         settings=profile,
-        usage=(USAGE if "check" in export else ADAPTER_USAGE).format(side=profile.data.image_size, base=export["base"]),
         source=public_name(data["source"]),
         data=data,
         counted=lambda counts: ", ".join(f"{name} {count:,}" for name, count in counts.items()),
         stages=stages,
-        training=_training(stages),
+        shown=(_SETTINGS, _LORA),
         metrics=metrics,
         scores=_scores(metrics) if metrics else "",
         used=(metrics or {}).get("image_use", {}).get("sentence", "whether the image is used was not tested"),
         export=export,
     )
     return f"{card}\n"
-
-
-def _training(stages: Sequence[Mapping[str, Any]]) -> str:
-    heads = ["stage", "settings", "steps", "validation loss, nats per token", "machine", "minutes", "peak GiB"]
-    lines = []
-    for stage in stages:
-        settings = {**stage["settings"], **stage.get("chosen", {})}
-        names = _SETTINGS if stage["component"] == "projector" else (*_SETTINGS, *_LORA)
-        first, *_, last = stage["validation_loss"] * 2
-        lines.append(
-            [
-                f"{stage['stage']} {stage['component'].replace('_', ' ')}",
-                ", ".join(f"{name} {settings[name]}" for name in names if name in settings),
-                str(stage["steps"]),
-                f"{first:.3f} to {last:.3f}",
-                f"{stage['device']}, {stage['dtype']}",
-                f"{stage['seconds'] / 60:.1f}",
-                f"{stage['peak_memory_gib']:.1f}",
-            ]
-        )
-    return markdown_table(heads, lines)
 
 
 def _scores(metrics: Mapping[str, Any]) -> str:
