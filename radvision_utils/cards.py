@@ -6,7 +6,7 @@ The dashboard draws records and never loads a model; here a run's records and it
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def predict_beautiful(
     found, cached = _find(profile, studies, position, stage)
     if evidence and not found.evidence:
         explained = _explain(profile, studies[position], found, stage)
-        found = Record.read({**found.source, "evidence": explained})
+        found = replace(found, evidence=explained)
     earlier = None if before is None else _find(profile, studies, position, before)[0]
     return ReportCard(found, image_path(found, folder.path), cached, before=earlier)
 
@@ -105,7 +105,7 @@ def compare_stages(profile: Profile, before: int, after: int, studies: int = 60,
     chosen, training = open_prepared(profile).split("validation")[:studies], training_forms(profile)
     old, new = (
         [
-            Record.read(study_prediction(profile, stage, study, index, ours, training, scores={}).to_json())
+            Record.of(study_prediction(profile, stage, study, index, ours, training, scores={}))
             for index, (study, ours) in enumerate(zip(chosen, written, strict=True))
         ]
         for stage, written in zip((before, after), write_in_stages(profile, (before, after), chosen), strict=True)
@@ -180,7 +180,7 @@ def _generate(profile: Profile, studies: Studies, position: int, stage: int) -> 
 
     study, training = studies[position], training_forms(profile)
     [written] = reporter_of(profile, stage).write([study])
-    return Record.read(study_prediction(profile, stage, study, position, written, training, scores={}).to_json())
+    return Record.of(study_prediction(profile, stage, study, position, written, training, scores={}))
 
 
 def _explain(profile: Profile, study: Study, record: Record, stage: int) -> dict[str, Any]:
@@ -203,4 +203,4 @@ def _report_on(profile: Profile, name: str, image: bytes | Path, stage: int) -> 
     shown = io.BytesIO()
     square.save(shown, "PNG")
     said = own_prediction(profile, stage, name, written, training_forms(profile))
-    return ReportCard(Record.read(said.to_json()), shown.getvalue(), cached=False)
+    return ReportCard(Record.of(said), shown.getvalue(), cached=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from radvision_utils.config import AUTO, DISCLAIMER, settings_of
@@ -32,6 +32,16 @@ VERDICTS = {
 """Each verdict and its glyph, the worst first: the texts deny each other; only the reference says so; only the
 generated report says so; both say so."""
 VERDICT_COLORS = {"contradiction": VERMILION, "missed": ORANGE, "unsupported": PURPLE, "agree": GREEN}
+# Of cards and pages.
+_PARTS = ("paper", "sunk", "ink", "muted", "line", "accent")
+LIGHT = dict(zip(_PARTS, ("#ffffff", "#f3f5f7", "#171c22", "#55606c", "#dbe0e6", "#00649c"), strict=True))
+DARK = dict(zip(_PARTS, ("#14181d", "#1b2027", "#e7ebef", "#a5afba", "#303841", "#6cbdec"), strict=True))
+WELL = {"well": "#040506", "well-ink": "#c5cdd5"}
+"""The image lies on near-black in both themes, as on a reading room's screen."""
+GLASS = "#fafbfb"  # around a radiograph that is inverted
+BAND = ("#fdf1c7", "#2b2208")  # ground and ink, in both themes
+SIGN_COLORS = {**VERDICT_COLORS, "warning": "#f0e442"}
+GLYPH_INK = "#07090b"
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -90,6 +100,16 @@ def link_to(page: Path) -> HTML:
 def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; a cell may hold anything but a bar."""
     return "".join("| " + " | ".join(line) + " |\n" for line in [heads, ["---"] * len(heads), *lines])
+
+
+def interval_bar(axes: Axes, place: float, figure: Mapping[str, Any], color: str, height: float = 0.8) -> None:
+    """A bar from 0 to a figure's value, with its interval and the value behind it; "n/a" where it is not defined."""
+    axes.barh([place], [figure["value"] or 0.0], height=height, color=color)
+    end, told = 0.0, "n/a"
+    if figure["value"] is not None:
+        end, told = figure["high"], f"{figure['value']:.2f}"
+        axes.plot([figure["low"], end], [place, place], color="black", linewidth=1.2, solid_capstyle="butt")
+    axes.text(end + 0.02, place, told, va="center", fontsize=9 if height > 0.5 else 7)
 
 
 def tidy(axes: Axes) -> None:

@@ -27,7 +27,6 @@ from radvision_utils.dashboard.ratings import (
     agreement,
     read_ratings,
     summary,
-    write_table,
 )
 from radvision_utils.dashboard.record import (
     ORDERS,
@@ -40,6 +39,7 @@ from radvision_utils.dashboard.record import (
     observations,
 )
 from radvision_utils.figures import VERDICTS
+from radvision_utils.runs import write_text
 
 WRAP = {"flex_flow": "row wrap", "align_items": "center", "width": "100%"}
 ReportOn = Callable[[str, bytes | Path, int], ReportCard]
@@ -364,9 +364,11 @@ class BlindRating(_Folded):
         ratings = read_ratings(self._path)
         if not ratings:
             return _say("Nothing has been rated yet.")
+        import pandas as pd
+
         table = self._path.with_suffix(".csv")
         try:
-            write_table(table, ratings)
+            write_text(table, pd.DataFrame(ratings).to_csv(index=False))
         except RadVisionError as error:  # a callback's error would only reach the log
             return _say(str(error))
         return render("ratings.html", rows=summary(ratings), agreement=agreement(ratings), table=table)

@@ -8,12 +8,10 @@ a theme, stands in the elements themselves, and `card.css` adds what that leaves
 from __future__ import annotations
 
 import base64
-import copy
 import difflib
 import hashlib
 import re
-import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -38,21 +36,10 @@ from radvision_utils.dashboard.record import (
 from radvision_utils.data.labels import Label
 from radvision_utils.data.reports import DEIDENTIFIED, PRIORS, Report, clean_section, drop_sentences
 from radvision_utils.evaluation.records import FLAGS
-from radvision_utils.figures import VERDICT_COLORS, VERDICTS
+from radvision_utils.figures import BAND, DARK, GLASS, GLYPH_INK, LIGHT, SIGN_COLORS, VERDICT_COLORS, VERDICTS, WELL
 from radvision_utils.runs import write_text
 
-_PARTS = ("paper", "sunk", "ink", "muted", "line", "accent")
-LIGHT = dict(zip(_PARTS, ("#ffffff", "#f3f5f7", "#171c22", "#55606c", "#dbe0e6", "#00649c"), strict=True))
-DARK = dict(zip(_PARTS, ("#14181d", "#1b2027", "#e7ebef", "#a5afba", "#303841", "#6cbdec"), strict=True))
-WELL = {"well": "#040506", "well-ink": "#c5cdd5"}
-"""The image lies on near-black in both themes, as on a reading room's screen."""
-GLASS = "#fafbfb"  # around a radiograph that is inverted
-BAND = ("#fdf1c7", "#2b2208")  # ground and ink, in both themes
-SIGN_COLORS = {**VERDICT_COLORS, "warning": "#f0e442"}
-GLYPH_INK = "#07090b"
-
 RULES = "rule-based, may be wrong"
-NO_IMAGE, EMPTY = "No image", "(empty)"
 NO_HEADINGS = "no headings in the model's text"
 STAGES = {
     0: "base, untuned",
@@ -83,7 +70,7 @@ _THUMB = 80  # pixels of a small picture, more than its 64 in the page: for scre
 _HERE = Path(__file__).parent
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader([_HERE / "templates", _HERE]),
-    autoescape=True,
+    autoescape=jinja2.select_autoescape(["html", "css"]),
     trim_blocks=True,
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
@@ -199,11 +186,11 @@ class ReportCard:
 
     def text(self) -> str:
         """The card in plain text, at most 80 columns wide but for words longer than that."""
-        return "\n".join(_text_lines(self))
+        return str(render("card.txt", card=self)).rstrip()
 
     def to_dict(self) -> dict[str, Any]:
         """The record as a JSON-like dictionary of its own, with `cached`."""
-        return {**copy.deepcopy(dict(self.record.source)), "cached": self.cached}
+        return {**self.record.to_json(), "cached": self.cached}
 
     def save(self, path: str | Path, width: int = 2400) -> Path:
         """Write the card as a standalone `.html` page, a `.png` picture or a `.pdf`; returns the path.
@@ -392,7 +379,7 @@ def stage_name(stage: int) -> str:
 
 
 def render(template: str, **values: Any) -> Markup:
-    """A template of this folder, in which every value that is not markup itself is escaped."""
+    """A template of this folder; in HTML every value that is not markup itself is escaped."""
     constants = {
         "disclaimer": DISCLAIMER,
         "rules": RULES,
@@ -524,49 +511,3 @@ def _sides(label: Label) -> str:
 
 def _worst_first(chip: Chip) -> int:
     return list(VERDICTS).index(chip.verdict)
-
-
-def _text_lines(card: ReportCard) -> Iterator[str]:
-    record = card.record
-    yield f"{card.title}, {card.image_title.lower()}" + (f" ({card.place})" if card.place else "")
-    yield from _filled("", card.band)
-    yield from _filled("Indication: ", record.indication.strip())
-    if card.tally:
-        yield "Verdict: " + ", ".join(f"{VERDICTS[verdict]} {count} {verdict}" for verdict, count in card.tally)
-    for section in (section for row in card.rows for column in row for section in column):
-        yield from ("", section.title + (f" [{section.flag}]" if section.flag else ""))
-        yield from _section_lines(section)
-    yield from _judged_lines(card)
-    yield ""
-    yield from _filled("", card.foot)
-
-
-def _section_lines(section: Section) -> Iterator[str]:
-    if not section.explained:
-        yield from _filled("  ", "".join(s.before + _signed(s) for s in section.sentences) or EMPTY)
-        return
-    for sentence in section.sentences:
-        where = [f"evidence: {sentence.map.where}"] if sentence.map else []
-        remarks = "; ".join([*sentence.remarks, *where])
-        yield from _filled("  ", _signed(sentence) + (f" ({remarks})" if remarks else ""))
-
-
-def _judged_lines(card: ReportCard) -> Iterator[str]:
-    for group in card.chip_groups:
-        yield from ("", group.title + (f" ({group.trust})" if group.trust else ""))
-        for chip in group.chips:
-            words = f"{chip.glyph} {chip.words}".strip() + (f": {chip.verdict}" if chip.verdict else "")
-            yield from _filled("  ", words + (f" ({chip.detail})" if chip.detail else ""))
-    if card.scores:
-        yield from ("", "   ".join(f"{name} {value}" for name, value in card.scores))
-        yield from _filled("", card.scores_note)
-
-
-def _signed(sentence: Sentence) -> str:
-    return f"{sentence.text} [{VERDICTS[sentence.verdict]}]" if sentence.verdict else sentence.text
-
-
-def _filled(start: str, text: str) -> Iterable[str]:
-    """Lines of at most 80 columns; the text's own line breaks are kept."""
-    for paragraph in text.splitlines():
-        yield from textwrap.wrap(paragraph, 80, initial_indent=start, subsequent_indent="  ")

@@ -6,6 +6,7 @@ are the figures that the evaluation left as SVG in its folder.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,19 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
-from xml.etree import ElementTree
 
 from markupsafe import Markup
 from PIL import Image
 
 from radvision_utils.config import RadVisionError
 from radvision_utils.dashboard import record as records
-from radvision_utils.dashboard.card import RULES, SIGN_COLORS, ReportCard, document, render, stage_name
+from radvision_utils.dashboard.card import RULES, ReportCard, document, render, stage_name
 from radvision_utils.dashboard.radiograph import jpeg_uri, open_image
 from radvision_utils.dashboard.record import AUTHORS, SECTIONS, Record, by_contradiction, image_path, most_samples
 from radvision_utils.evaluation.records import clean
 from radvision_utils.evaluation.table import COLUMNS, FACTS, capital, model_verdict
-from radvision_utils.figures import VERDICTS
+from radvision_utils.figures import DARK, LIGHT, SIGN_COLORS, VERDICTS
 from radvision_utils.runs import checked, inside, write_text
 
 _IMAGE_BYTES = 45_000  # of each of some hundred images; a page of 600 studies stays under 40 MB
@@ -46,24 +46,14 @@ CHARTS = {
     "coverage": "What does hiding sentences cost?",
 }
 """The evaluation's figures that the page shows, by the name of their files, and what each answers."""
+_INK = (
+    f"svg {{ color: {LIGHT['ink']} }} text {{ fill: currentColor }}"
+    f"@media screen and (prefers-color-scheme: dark) {{ svg {{ color: {DARK['ink']} }} }}"
+)
 JUDGES_SENTENCE = (
     "Two judges may disagree: the rules read both texts, take a consolidation for a lung opacity and ask for a side "
     "only where both texts name one; what was drawn is known with kind and side."
 )
-_SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
-_DRAWN = {"svg", "g", "path", "text", "tspan", "defs", "clipPath", "rect", "use", "pattern"}
-_LOOKS = {"style", "d", "x", "y", "width", "height", "viewBox", "transform", "clip-path", "patternUnits"}
-_KEYS = {
-    "\N{LEFTWARDS ARROW} \N{RIGHTWARDS ARROW}": "previous and next study",
-    "i": "invert the radiographs",
-    "w": "next window (gray levels) of the radiographs: lung, soft tissue, bone",
-    "p": "choose the study at hand for print; without any, print gives the overview",
-    "e": "evidence maps on the radiographs: off, faint, medium, strong; point at a sentence or tab to it",
-    "r": "hide the texts to read the radiograph first; then reveal those of the study at hand",
-    "/": "search and filter",
-    "?": "this list",
-}
-
 
 Answer = tuple[str, str, str]
 """A question that the page begins with, its answer in a few words, and the figures behind it."""
@@ -146,7 +136,6 @@ def _write(studies: Sequence[Record], counted: str, heading: str, folder: Path, 
         mapped=mapped,
         studies=[(anchor(record.uid), record.uid.strip()) for record in studies],
         cards=_cards(shown, folder),
-        keys=_KEYS,
         signs=SIGN_COLORS,
         **({"verdict": "", "answers": [], "worst": [], "table": None, "charts": [], "trust": []} | overview),
     )
@@ -302,53 +291,16 @@ def _interval(metrics: Mapping[str, Any], row: str, column: str) -> tuple[float,
     return None if low is None or high is None else (low, high)
 
 
-def _charts(folder: Path) -> list[tuple[str, str, Markup]]:
-    """The evaluation's figures that lie in its folder: name, what it answers, and the drawing."""
-    files = {name: inside(folder, f"{name}.svg") for name in CHARTS}
-    return [(name, CHARTS[name], inline_svg(path, name)) for name, path in files.items() if path]
+def _charts(folder: Path) -> list[tuple[str, str, str]]:
+    """The evaluation's figures that lie in its folder: name, what it answers, and the drawing as a data URI.
 
-
-def inline_svg(path: Path, name: str) -> Markup:
-    """A figure that matplotlib wrote as SVG, for the inside of a page.
-
-    What is drawn in black takes the color of the page's text, texts take its font, and ids begin with `name`, so that
-    no two figures share one. Nothing but drawing is let through: the file may come from a stranger.
-
-    Raises:
-        RadVisionError: the file is no SVG.
+    As an image a drawing from a stranger runs no script and loads nothing. What is drawn in black takes the color of
+    the page's text.
     """
-    try:
-        root = ElementTree.fromstring(checked(path).read_text(encoding="utf-8"))
-        if root.tag != f"{_SVG}svg":
-            raise ElementTree.ParseError(f"it is <{root.tag}>")
-    except (ElementTree.ParseError, UnicodeDecodeError) as error:
-        raise RadVisionError(f"{path} is no SVG ({error}): delete it and run the evaluation again.") from error
-    used = set(re.findall(r"#([\w-]+)", " ".join(value for each in root.iter() for value in each.attrib.values())))
-    for element in list(root.iter()):
-        for child in [child for child in element if child.tag.removeprefix(_SVG) not in _DRAWN]:
-            element.remove(child)
-    for element in root.iter():
-        element.tag, element.tail = element.tag.removeprefix(_SVG), ""
-        element.text = (element.text or "").strip() if element.tag in ("text", "tspan") else ""
-        element.attrib = _looks(element, name, used)
-    root.attrib = {
-        "viewBox": root.get("viewBox", ""),
-        "class": "chart",
-        "role": "img",
-        "aria-label": CHARTS.get(name, name),
-    }
-    return Markup(ElementTree.tostring(root, encoding="unicode", short_empty_elements=False))
-
-
-def _looks(element: ElementTree.Element, name: str, used: set[str]) -> dict[str, str]:
-    """The attributes of an element that draw, with the colors, the font and the ids of the page."""
-    looks = {key: value for key, value in element.attrib.items() if key in _LOOKS}
-    if element.get("id") in used:
-        looks["id"] = f"{name}-{element.get('id')}"
-    if re.fullmatch(r"#[\w-]+", target := element.get(_XLINK, "")):
-        looks["href"] = f"#{name}-{target[1:]}"
-    for key in looks.keys() & {"style", "clip-path"}:
-        text = re.sub(r"url\(#", f"url(#{name}-", looks[key])
-        text = re.sub(r"#000000|#666666", "currentColor", text)
-        looks[key] = re.sub(r"font: (?:\d+ )?([\d.]+px)[^;]*", r"font-size: \1", text)
-    return looks
+    found = []
+    for name, title in CHARTS.items():
+        if path := inside(folder, f"{name}.svg"):
+            svg = checked(path).read_text(encoding="utf-8", errors="replace").replace("</style>", _INK + "</style>", 1)
+            drawing = base64.b64encode(re.sub("#000000|#666666", "currentColor", svg).encode()).decode()
+            found.append((name, title, f"data:image/svg+xml;base64,{drawing}"))
+    return found

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -24,22 +24,13 @@ from matplotlib.textpath import text_to_path
 from PIL import Image
 
 from radvision_utils.config import DISCLAIMER
-from radvision_utils.dashboard.card import (
-    BAND,
-    EMPTY,
-    GLYPH_INK,
-    LIGHT,
-    NO_IMAGE,
-    SIGN_COLORS,
-    WELL,
-    Chip,
-    ReportCard,
-    Section,
-)
 from radvision_utils.dashboard.radiograph import Box, open_image, viridis, with_map
 from radvision_utils.dashboard.record import Sentence
-from radvision_utils.figures import VERDICT_COLORS, VERDICTS
+from radvision_utils.figures import BAND, GLYPH_INK, LIGHT, SIGN_COLORS, VERDICT_COLORS, VERDICTS, WELL
 from radvision_utils.runs import told_if_unwritable
+
+if TYPE_CHECKING:  # a card saves itself by this module
+    from radvision_utils.dashboard.card import Chip, ReportCard, Section
 
 WIDTH = 1152  # 16 inches of 72 points: a point is a pixel, and every width in pixels is a whole picture
 MAX_LINES = {"findings": 30, "impression": 14, "report": 46}  # of one section; they bound the picture's height
@@ -270,7 +261,7 @@ def _draw_head(pen: _Pen, card: ReportCard) -> float:
 def _draw_image(pen: _Pen, image: Image.Image | None, top: float, bottom: float, column: float) -> None:
     pen.box(0, top, column, bottom - top, WELL["well"])
     if image is None:
-        pen.text(column / 2, (top + bottom) / 2, NO_IMAGE, _BODY._replace(color=WELL["well-ink"]), "center")
+        pen.text(column / 2, (top + bottom) / 2, "No image", _BODY._replace(color=WELL["well-ink"]), "center")
         return
     width, height = (column * side / max(image.size) for side in image.size)
     pen.image(image, (column - width) / 2, top, width, height)
@@ -302,7 +293,7 @@ def _draw_column(pen: _Pen, sections: Sequence[Section], x: float, y: float, wid
         if section.sentences:
             y = _draw_flow(pen, x, y, section.sentences, _BODY, width, MAX_LINES[section.name], count=True)
         else:
-            y = _draw_text(pen, x, y, EMPTY, _BODY._replace(color=LIGHT["muted"]), width, 1)
+            y = _draw_text(pen, x, y, "(empty)", _BODY._replace(color=LIGHT["muted"]), width, 1)
     return y + 18
 
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from radvision_utils.dashboard.record import AUTHORS, Record
-from radvision_utils.runs import append_json_lines, now, read_json_lines, write_json_lines, write_text
+from radvision_utils.runs import append_json_lines, now, read_json_lines, write_json_lines
 
 SCORES = (1, 2, 3, 4, 5)  # 1: unusable, 5: as good as it gets
-
-
 ERRORS = ("no error", "finding invented", "finding missed", "wrong place", "wrong severity", "other")
 """The worst error of a report."""
 
@@ -41,20 +37,10 @@ def add_ratings(
         errors: the worst of A and of B, of `ERRORS`.
         rater: who rates.
     """
-    model, time = record.model, now()
+    shared = {"uid": record.uid, "run": record.model.run, "stage": record.model.stage}
+    shared |= {"rater": rater, "comment": comment, "time": now()}
     rated = [
-        {
-            "uid": record.uid,
-            "run": model.run,
-            "stage": model.stage,
-            "author": author,
-            "shown_as": letter,
-            "score": score,
-            "error": error,
-            "rater": rater,
-            "comment": comment,
-            "time": time,
-        }
+        {**shared, "author": author, "shown_as": letter, "score": score, "error": error}
         for letter, author, score, error in zip("AB", order, scores, errors, strict=True)
     ]
     if path.is_file() and not path.read_bytes().endswith(b"\n"):  # a crash tore the last line
@@ -65,25 +51,10 @@ def add_ratings(
 def read_ratings(path: Path) -> list[dict[str, Any]]:
     """The latest rating of each study, stage, author and rater; a line torn by a crash is left out."""
     latest: dict[tuple[str, ...], dict[str, Any]] = {}
-    shape = {"uid": str, "stage": int, "author": str, "score": int}
+    shape = {"uid": str, "stage": int, "author": str, "score": int, "error": str, "rater": str}
     for rating in read_json_lines(path, shape, torn=True) if path.is_file() else []:
-        # Earlier versions asked for neither.
-        rating = {**rating, "error": rating.get("error", ERRORS[0]), "rater": rating.get("rater", "")}
         latest[rating["uid"], str(rating["stage"]), rating["author"], rating["rater"]] = rating
     return list(latest.values())
-
-
-def write_table(path: Path, ratings: Sequence[Mapping[str, Any]]) -> None:
-    """The ratings as CSV, a rating a row.
-
-    Raises:
-        RadVisionError: it cannot be written.
-    """
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(ratings[0]), extrasaction="ignore")
-    table.writeheader()
-    table.writerows(ratings)
-    write_text(path, text.getvalue())
 
 
 def agreement(ratings: Iterable[Mapping[str, Any]]) -> dict[str, float] | None:

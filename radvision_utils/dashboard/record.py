@@ -14,8 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from radvision_utils.config import RadVisionError, load_profile
-from radvision_utils.data.labels import Label, sentences
-from radvision_utils.evaluation.records import Mention, Prediction, clean, read_as
+from radvision_utils.data.labels import sentences
+from radvision_utils.evaluation.records import (
+    Mention,
+    Prediction,
+    by_contradiction,
+    by_index,
+    by_label_f1,
+    clean,
+    read_as,
+)
 from radvision_utils.figures import VERDICTS
 from radvision_utils.runs import checked, parse_line, redo_command, text_lines
 
@@ -23,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 AUTHORS = ("generated", "reference")
 SECTIONS = ("findings", "impression")
-ASSERTED = "asserted"
 LAST_STAGE = 3  # whose reports the evaluation explains
 HIGH, MEDIUM = 0.9, 0.7  # the least probability of being right that is called high, and medium
 NOT_SUPPORTED = "not supported by occlusion"
@@ -145,37 +152,15 @@ class Sentence:
 
 @dataclass(frozen=True, kw_only=True)
 class Record(Prediction):
-    """A prediction with what `evidence.jsonl` and `confidence.jsonl` know of its report, and the JSON it was read from.
-
-    `verdicts` is None where no rules were run.
-    """
+    """A prediction with what `evidence.jsonl` and `confidence.jsonl` know of its report."""
 
     evidence: dict[str, Any] = field(default_factory=dict)
     confidence: dict[str, Any] = field(default_factory=dict)
-    source: Any = field(default=None, repr=False)
 
     @classmethod
-    def read(cls, source: Any, where: str = "this") -> Record:
-        """As of a `Prediction`."""
-        return replace(super().read(source, where), source=source)
-
-    @property
-    def verdict_pairs(self) -> list[tuple[str, str]]:
-        """Observation and verdict: by the rules where a record has those, else of a phantom's drawn findings.
-
-        Without a reference there is nothing to judge by: what the report asserts has the verdict "asserted".
-        """
-        if self.reference is None:
-            return [(name, ASSERTED) for name in self.asserted]
-        if self.verdicts is not None:
-            return list(self.verdicts.items())
-        return [(finding.name, finding.verdict) for finding in self.findings]
-
-    @property
-    def asserted(self) -> dict[str, Label]:
-        """The observations that the generated report asserts."""
-        said = self.labels.get("generated", {})
-        return {name: label for name, label in said.items() if label.status in ("present", "uncertain")}
+    def of(cls, prediction: Prediction) -> Record:
+        """A prediction of whose sentences nothing is known yet."""
+        return cls(**vars(prediction))
 
     @cached_property
     def sentences(self) -> dict[tuple[str, str], tuple[Sentence, ...]]:
@@ -293,27 +278,10 @@ def image_path(record: Record, root: Path) -> Path | None:
     return checked(path)
 
 
-def by_contradiction(record: Record) -> tuple[float, ...]:
-    """Worst first: contradictions, then what was missed or invented, then the lowest label F1."""
-    found = [verdict for _, verdict in record.verdict_pairs]
-    wrong = found.count("missed") + found.count("unsupported")
-    return (-found.count("contradiction"), -wrong, *by_label_f1(record))
-
-
-def by_label_f1(record: Record) -> tuple[float, ...]:
-    """Lowest label F1 first; studies without one last."""
-    return (record.scores.get("label_f1", 2.0), by_index(record))
-
-
 def by_gap(record: Record) -> tuple[float, ...]:
     """Where words agree most and labels least: ROUGE-L less label F1, largest first; studies without either last."""
     words, labels = record.scores.get("rouge_l"), record.scores.get("label_f1")
     return (2.0 if words is None or labels is None else labels - words, by_index(record))
-
-
-def by_index(record: Record) -> float:
-    """The order of the data."""
-    return float(record.index or 0)
 
 
 ORDERS: dict[str, Callable[[Record], Any]] = {
@@ -389,11 +357,10 @@ def _records(path: Path, sign: str = "") -> Iterator[Record]:
     for where, line in text_lines(path):
         if sign not in line:
             continue
-        source = parse_line(line, where)
-        record = Record.read(source, where)
+        record = Record.read(parse_line(line, where), where)
         if record.model.stage == LAST_STAGE and record.split == "test":
             beside = {part: entries[record.uid] for part, entries in known.items() if record.uid in entries}
-            record = Record.read({**source, **beside}, where) if beside else record
+            record = replace(record, **beside)
         yield record
 
 

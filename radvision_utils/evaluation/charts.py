@@ -14,7 +14,17 @@ from matplotlib.figure import Figure
 from radvision_utils.config import STAGE_LABELS, STAGES
 from radvision_utils.evaluation.records import Prediction
 from radvision_utils.evaluation.table import RULE_LABELS
-from radvision_utils.figures import BLUE, GRAY, VERDICT_COLORS, VERDICTS, VERMILION, new_figure, save_figure, tidy
+from radvision_utils.figures import (
+    BLUE,
+    GRAY,
+    VERDICT_COLORS,
+    VERDICTS,
+    VERMILION,
+    interval_bar,
+    new_figure,
+    save_figure,
+    tidy,
+)
 
 LAST = STAGE_LABELS[STAGES[-1]]
 
@@ -45,7 +55,12 @@ def show_ladder(metrics: Mapping[str, Any]) -> Figure:
     _bars_with_intervals(left, names, scores, colors)
     left.set(xlabel="rule-label F1 of 13 abnormal observations\n(micro, 95 % interval)", xlim=(0, 1.19))
     left.set_xticks(np.linspace(0, 1, 6))
-    _bars(right, names, [losses[name] for name in names], colors, "{:.2f}")
+    known = [losses[name] for name in names]
+    bars = right.barh(range(len(names)), [loss or 0.0 for loss in known], color=colors)
+    words = ["no model" if loss is None else f"{loss:.2f}" for loss in known]
+    right.bar_label(bars, words, padding=4, fontsize=9)
+    right.margins(x=0.18)
+    tidy(right)
     right.set(xlabel="loss (nats per report token)")
     right.tick_params(left=False)
     return figure
@@ -148,23 +163,11 @@ def _stacked(counts: Mapping[tuple[str, str], int], none: str) -> Figure:
     return figure
 
 
-def _bars(axes: Axes, names: Sequence[str], values: Sequence[float | None], colors: Sequence[str], form: str) -> None:
-    bars = axes.barh(names, [value or 0.0 for value in values], color=colors)
-    axes.bar_label(bars, [form.format(v) if v is not None else "no model" for v in values], padding=4, fontsize=9)
-    axes.margins(x=0.18)
-    tidy(axes)
-
-
 def _bars_with_intervals(
     axes: Axes, names: Sequence[str], figures: Sequence[Mapping[str, Any]], colors: Sequence[str]
 ) -> None:
     """Bars from 0 with their intervals, the value at the right end; "n/a" where it is not defined."""
-    axes.barh(names, [figure["value"] or 0.0 for figure in figures], color=colors)
-    for place, figure in enumerate(figures):
-        end = 0.0
-        if figure["value"] is not None:
-            end = figure["high"]
-            axes.plot([figure["low"], end], [place, place], color="black", linewidth=1.2, solid_capstyle="butt")
-        text = "n/a" if figure["value"] is None else f"{figure['value']:.2f}"
-        axes.text(end + 0.02, place, text, va="center", fontsize=9)
+    for place, (figure, color) in enumerate(zip(figures, colors, strict=True)):
+        interval_bar(axes, place, figure, color)
+    axes.set(yticks=range(len(names)), yticklabels=names)
     tidy(axes)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get
 
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.content import parameter_count, public_name
-from radvision_utils.data.labels import Label, compare, find_mentions, label
+from radvision_utils.data.labels import ASSERTED, Label, compare, find_mentions, label
 from radvision_utils.data.reports import (
     DEIDENTIFIED,
     PRIORS,
@@ -181,6 +181,23 @@ class Prediction:
         """The stage whose report it is."""
         return self.model.stage
 
+    @property
+    def asserted(self) -> dict[str, Label]:
+        """The observations that the generated report asserts."""
+        return {name: found for name, found in self.labels.get("generated", {}).items() if found.status in ASSERTED}
+
+    @property
+    def verdict_pairs(self) -> list[tuple[str, str]]:
+        """Observation and verdict: by the rules where a record has those, else of a phantom's drawn findings.
+
+        Without a reference there is nothing to judge by: what the report asserts has the verdict "asserted".
+        """
+        if self.reference is None:
+            return [(name, "asserted") for name in self.asserted]
+        if self.verdicts is not None:
+            return list(self.verdicts.items())
+        return [(finding.name, finding.verdict) for finding in self.findings]
+
     @classmethod
     def read(cls: type[_P], source: Any, where: str = "this") -> _P:
         """The prediction in a JSON object; its texts lose their control characters.
@@ -224,6 +241,23 @@ def read_predictions(path: Path) -> list[Prediction]:
     """
     lines = enumerate(read_json_lines(path), start=1)
     return [Prediction.read(source, f"line {number} of {path}") for number, source in lines]
+
+
+def by_index(ours: Prediction) -> float:
+    """The order of the data."""
+    return float(ours.index or 0)
+
+
+def by_label_f1(ours: Prediction) -> tuple[float, ...]:
+    """Lowest label F1 first; studies without one last."""
+    return (ours.scores.get("label_f1", 2.0), by_index(ours))
+
+
+def by_contradiction(ours: Prediction) -> tuple[float, ...]:
+    """Worst first: contradictions, then what was missed or invented, then the lowest label F1."""
+    found = [verdict for _, verdict in ours.verdict_pairs]
+    wrong = found.count("missed") + found.count("unsupported")
+    return (-found.count("contradiction"), -wrong, *by_label_f1(ours))
 
 
 def predictions_csv(predictions: Iterable[Prediction]) -> str:
@@ -282,7 +316,8 @@ def clean(value: object) -> str:
     return "" if value is None else _UNSEEN.sub(" ", str(value))
 
 
-def report_labels(report: Report) -> dict[str, Label]:
+@lru_cache(maxsize=1 << 14)  # many models write one report of many studies
+def report_labels(report: Report) -> Mapping[str, Label]:
     """The 14 labels of a report, both sections, and its line of findings if it has one, read together."""
     return label("\n\n".join(filter(None, (report.line, report.text))))
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -18,15 +17,13 @@ from PIL import Image
 from radvision_utils.evaluation.bootstrap import figure_text
 from radvision_utils.evaluation.records import read_predictions
 from radvision_utils.evidence.pointing import not_validated
-from radvision_utils.figures import BLUE, GRAY, GREEN, ORANGE, VERMILION, new_figure, save_figure, tidy
+from radvision_utils.figures import BLUE, GRAY, GREEN, ORANGE, VERMILION, interval_bar, new_figure, save_figure, tidy
 from radvision_utils.phantoms.phantom_accuracy import asserted_pairs
 from radvision_utils.runs import checked, read_json_lines
 
 _COLORS = {"occlusion": BLUE, "gradient": ORANGE, "center": GREEN, "random": GRAY}
 _COVERAGE = (("shown", "value"), ("unsupported", "value"), ("unsupported", "low"), ("unsupported", "high"))
 _SCORES = {"calibrated": BLUE, "token probability": ORANGE, "agreement of samples": GREEN}
-
-
 _LEAST = 20  # sentences of a dot
 
 
@@ -105,13 +102,13 @@ def show_pointing(metrics: Mapping[str, Any]) -> Figure:
     left, right = figure.subplots(1, 2)
     names = sorted(found["hit"], key=lambda name: found["hit"][name]["value"])
     for place, name in enumerate(names):
-        _bar(left, place, found["hit"][name], _COLORS.get(name, GRAY), 0.8)
+        interval_bar(left, place, found["hit"][name], _COLORS.get(name, GRAY))
     left.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 1.22))
     left.set(xlabel=f"peak inside the drawn region\n(share of {found['lesions']} lesions, 95 % interval)")
     findings = sorted(found["by_finding"], key=lambda name: found["counts"][name])
     for place, finding in enumerate(findings):
         for shift, name in enumerate(("random", "gradient", "occlusion")):
-            _bar(right, place + 0.27 * (shift - 1), found["by_finding"][finding][name], _COLORS[name], 0.25)
+            interval_bar(right, place + 0.27 * (shift - 1), found["by_finding"][finding][name], _COLORS[name], 0.25)
     right.set(
         yticks=range(len(findings)), yticklabels=[f"{n} ({found['counts'][n]})" for n in findings], xlim=(0, 1.22)
     )
@@ -123,12 +120,6 @@ def show_pointing(metrics: Mapping[str, Any]) -> Figure:
         axes.set_xticks(np.linspace(0, 1, 6))
         tidy(axes)
     return figure
-
-
-def _bar(axes: Axes, place: float, figure: Mapping[str, Any], color: str, height: float) -> None:
-    axes.barh([place], [figure["value"]], height=height, color=color)
-    axes.plot([figure["low"], figure["high"]], [place, place], color="black", linewidth=1, solid_capstyle="butt")
-    axes.text(figure["high"] + 0.02, place, f"{figure['value']:.2f}", va="center", fontsize=9 if height > 0.5 else 7)
 
 
 def show_curves(metrics: Mapping[str, Any]) -> Figure:

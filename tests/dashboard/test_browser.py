@@ -93,7 +93,7 @@ def judged(records, run_folder):
     verdicts = {"17": "agree", "20": "missed", "31": "contradiction"}
     changed = [
         Record.read(
-            record.source
+            record.to_json()
             | {
                 "verdicts": {"Edema": verdicts[record.uid], "Fracture": "agree"},
                 "flags": ["prior study"] if record.uid == "20" else [],

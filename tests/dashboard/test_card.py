@@ -9,17 +9,12 @@ from PIL import Image
 
 from radvision_utils.config import DISCLAIMER, RadVisionError, project_root
 from radvision_utils.dashboard.card import (
-    DARK,
     DRAWN_TITLE,
     FLAGS_TITLE,
-    GLYPH_INK,
     JUDGES,
     LABELS_TITLE,
-    LIGHT,
     NO_HEADINGS,
     RULES,
-    SIGN_COLORS,
-    WELL,
     ReportCard,
     card_style,
 )
@@ -28,7 +23,7 @@ from radvision_utils.dashboard.radiograph import View, windowed
 from radvision_utils.dashboard.record import Record, find_prediction, image_path, read_predictions
 from radvision_utils.data.labels import find_mentions, label
 from radvision_utils.evaluation.records import clean
-from radvision_utils.figures import VERDICTS
+from radvision_utils.figures import DARK, GLYPH_INK, LIGHT, SIGN_COLORS, VERDICTS, WELL
 from radvision_utils.phantoms.phantom_rows import phantom_row
 
 HOSTILE = "\"'><script>alert(1)</script></article><img src=x onerror=alert(1)> &lt;b&gt; & \x1b[31m"
@@ -219,11 +214,12 @@ def test_notebook_gets_html_and_plain_text(make_record):
 
 
 def test_dictionary_is_a_copy_with_the_origin_of_the_report(make_record):
-    record = make_record()
-    made = card_of(record, cached=False).to_dict()
-    assert made == {**record, "cached": False}
+    card = card_of(make_record(), cached=False)
+    made = card.to_dict()
+    assert made["cached"] is False
+    assert Record.read(made) == card.record
     made["generated"]["findings"] = "changed"
-    assert record["generated"]["findings"] != "changed"
+    assert card.to_dict()["generated"]["findings"] != "changed"
 
 
 def test_saved_page_stands_alone(make_record, run_folder, tmp_path, read_html):

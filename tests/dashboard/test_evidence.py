@@ -243,7 +243,7 @@ def test_the_page_offers_evidence_only_where_there_is_some(known_run, tmp_path):
     page = write_page(records, {}, known_run, tmp_path / "index.html").read_text(encoding="utf-8")
     assert '<button id="evidence"' in page
     assert '<option value="5">below 5 of 5</option>' in page
-    bare = [Record.read({**r.source, "evidence": None, "confidence": None}) for r in records]
+    bare = [Record.read({**r.to_json(), "evidence": None, "confidence": None}) for r in records]
     page = write_page(bare, {}, known_run, tmp_path / "index.html").read_text(encoding="utf-8")
     assert '<button id="evidence"' not in page
     assert 'id="least"' not in page

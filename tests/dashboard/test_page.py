@@ -1,3 +1,4 @@
+import base64
 import re
 
 import pytest
@@ -99,7 +100,7 @@ def test_image_use_and_the_worst_studies_stand_on_the_first_screen(run_folder, t
     for record in records_of(run_folder):
         bad = record.uid == "31"
         known = {"verdicts": {"Edema": "contradiction" if bad else "agree"}, "flags": ["prior study"] * bad}
-        records.append(Record.read({**record.source, **known}))
+        records.append(Record.read({**record.to_json(), **known}))
     save_figure(
         show_agreement([record for record in records if record.split == "test"]), run_folder / "evaluation/agreement"
     )
@@ -110,7 +111,7 @@ def test_image_use_and_the_worst_studies_stand_on_the_first_screen(run_folder, t
     assert "contradiction: edema" in first_screen
     assert "1 of 3 studies</p><p>disagree with the reference in some finding; 1 of them contradict it" in first_screen
     for words in ("Agreement by observation", ">Edema<", ">≠ 1<", ">✓ 2<"):
-        assert words in first_screen
+        assert words in first_screen + drawings(first_screen)
     assert "&#34;Edema&#34;, &#34;contradiction&#34;" in page
     assert '<option value="prior study">' in page
 
@@ -171,6 +172,12 @@ TRUST = {
 }
 
 
+def drawings(page):
+    """The SVG of all charts of a page."""
+    found = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)
+    return "".join(base64.b64decode(chart).decode() for chart in found)
+
+
 def written(run_folder, metrics):
     path = write_page(records_of(run_folder), metrics, run_folder, run_folder / "dashboard/index.html")
     return path.read_text(encoding="utf-8")
@@ -188,43 +195,31 @@ def test_the_page_says_how_far_maps_and_confidence_are_to_be_trusted(trusted, re
     page = written(trusted, TRUST)
     read_html(page)
     for words in ("Do maps point at the lesion?", "(share of 74 lesions, 95 % interval)", ">0.87<", "error 0.131"):
-        assert words in page
-    assert "the surest first" in page
+        assert words in page + drawings(page)
+    assert "the surest first" in drawings(page)
     assert "Maps point: &lt;yes&gt;." in page
 
 
-def test_charts_take_the_color_of_the_page_and_share_no_id(trusted, read_html):
+def test_charts_are_images_that_say_what_they_show_and_stay_small(trusted, read_html):
     save_figure(show_verdicts([]), trusted / "evaluation/verdicts")
     page = written(trusted, TRUST)
-    elements = read_html(page).elements
-    ids = [a["id"] for _, a in elements if "id" in a]
-    assert len(ids) == len(set(ids))
-    used = set(re.findall(r"url\(#([^)]+)\)", page)) | {a["href"][1:] for tag, a in elements if tag == "use"}
-    assert used
-    assert used <= set(ids)
-    charts = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
-    assert charts.count("<svg") == 4
-    assert "#000000" not in charts
-    assert "stroke: currentColor" in charts
-    assert all(len(chart) < 60_000 for chart in charts.split("</svg>"))
+    charts = [a for tag, a in read_html(page).elements if tag == "img" and a.get("class") == "chart"]
+    assert len(charts) == 4
+    assert "stroke: currentColor" in drawings(page)  # the ink of the page's theme
+    assert "#000000" not in drawings(page)
+    assert all(a["alt"] and a["src"].startswith("data:image/svg+xml") and len(a["src"]) < 120_000 for a in charts)
 
 
-def test_a_drawing_from_a_stranger_brings_nothing_but_its_drawing(run_folder, read_html):
-    figure = new_figure(3, 2)
-    figure.text(0.1, 0.5, "</svg><script>alert(1)</script>")
+def test_a_drawing_from_a_stranger_brings_no_element_into_the_page(run_folder, read_html):
     path = run_folder / "evaluation/ladder"
-    save_figure(figure, path)
+    save_figure(new_figure(3, 2), path)
     svg = path.with_suffix(".svg").read_text(encoding="utf-8")
-    bad = (
-        '<script>alert(2)</script><a href="https://x.org"><path d="M0 0" onclick="alert(3)"/></a><g onload="alert(4)"/>'
-    )
+    bad = '<script>alert(2)</script><a href="https://x.org"><path d="M0 0" onclick="alert(3)"/></a>'
     path.with_suffix(".svg").write_text(svg.replace("</svg>", f"{bad}</svg>"), encoding="utf-8")
     elements = read_html(written(run_folder, {})).elements
     assert [tag for tag, _ in elements].count("script") == 1
     assert not any(key.startswith("on") for _, attributes in elements for key in attributes)
-    path.with_suffix(".svg").write_text("<svg", encoding="utf-8")
-    with pytest.raises(RadVisionError, match=r"ladder\.svg is no SVG"):
-        written(run_folder, {})
+    assert {"svg", "path"}.isdisjoint(tag for tag, _ in elements)
 
 
 def test_maps_that_nothing_drawn_could_validate_are_called_so(run_folder):
@@ -234,13 +229,14 @@ def test_maps_that_nothing_drawn_could_validate_are_called_so(run_folder):
 
 
 def test_a_run_without_figures_has_a_page_without_charts(run_folder):
-    assert "<svg" not in written(run_folder, METRICS)
+    assert "svg" not in written(run_folder, METRICS)
 
 
 def test_every_disagreement_counts_as_wrong_not_the_contradictions_alone(run_folder):
     verdicts = {"17": "missed", "20": "contradiction", "31": "agree"}
     records = [
-        Record.read({**r.source, "verdicts": {"Edema": verdicts.get(r.uid, "agree")}}) for r in records_of(run_folder)
+        Record.read({**r.to_json(), "verdicts": {"Edema": verdicts.get(r.uid, "agree")}})
+        for r in records_of(run_folder)
     ]
     page = write_page(records, {}, run_folder, run_folder / "x.html").read_text(encoding="utf-8")
     assert "2 of 3 studies</p><p>disagree with the reference in some finding; 1 of them contradict it" in page
@@ -248,8 +244,8 @@ def test_every_disagreement_counts_as_wrong_not_the_contradictions_alone(run_fol
 
 def test_the_page_of_a_model_of_drawings_begins_with_saying_so(run_folder):
     def drawn(record):
-        model = {**record.source["model"], "phantoms": True, "parameters": 1_595_840}
-        return Record.read({**record.source, "model": model})
+        model = {**record.to_json()["model"], "phantoms": True, "parameters": 1_595_840}
+        return Record.read({**record.to_json(), "model": model})
 
     page = write_page(map(drawn, records_of(run_folder)), METRICS, run_folder, run_folder / "x.html").read_text()
     assert "Drawn phantoms, no patients, a model of 1.6 million parameters." in page[: page.index('class="answers"')]
