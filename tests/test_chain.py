@@ -125,6 +125,6 @@ def test_real_radiographs_go_through_preparation_all_stages_and_reports(open_i, 
         assert train_stage(profile, stage).record["steps"] == 2
     result = evaluate(profile)
     assert result.metrics["n"] == len(dataset.split("test")) > 0
-    assert "study_accuracy" not in result.table[0]
+    assert "study_accuracy" not in result.metrics["table"][0]
     card = predict_beautiful(index=0, run="open-i", output_root=str(tmp_path))
     assert card.record.reference.findings == dataset.split("test")[0].reference.findings

@@ -20,7 +20,7 @@ from radvision_utils.data.studies import SPLITS, open_prepared
 from radvision_utils.environment import choose_device, forget_peak_memory, open_room, process_rank, versions
 from radvision_utils.evaluation import image_use
 from radvision_utils.evaluation.baselines import NEAREST, RANDOM, ROWS, blind_reports, neighbor_reports
-from radvision_utils.evaluation.bootstrap import RESAMPLES, rounded
+from radvision_utils.evaluation.bootstrap import rounded
 from radvision_utils.evaluation.charts import save_figures
 from radvision_utils.evaluation.label_scores import mesh_agreement
 from radvision_utils.evaluation.records import (
@@ -35,13 +35,11 @@ from radvision_utils.evaluation.records import (
 )
 from radvision_utils.evaluation.table import (
     CARD_PROTOCOL,
-    CONVENTIONS,
     ScoredRow,
     Scorer,
-    add_meteor,
     differences,
+    figures_of,
     page,
-    scoring_versions,
     table_rows,
 )
 from radvision_utils.evaluation.text_metrics import r2gen_vocabulary
@@ -79,12 +77,6 @@ class EvaluationResult:
     def predictions(self) -> list[Prediction]:
         """The lines of `predictions.jsonl`."""
         return read_predictions(self.folder / "predictions.jsonl")
-
-    @property
-    def table(self) -> list[dict[str, Any]]:
-        """The headline table, a dictionary a row."""
-        rows: list[dict[str, Any]] = self.metrics["table"]
-        return rows
 
 
 def evaluate(
@@ -202,18 +194,13 @@ class _Evaluation:
         return {"verdict": word, "sentence": sentence}
 
     def _metrics(self, scored: Mapping[str, ScoredRow]) -> dict[str, Any]:
-        rows = {name: row.to_json() for name, row in scored.items()}
-        add_meteor(rows, {name: row.reports for name, row in scored.items()}, self.scorer)
-        last = STAGE_LABELS[LAST]
+        figures, last = figures_of(scored, self.scorer), STAGE_LABELS[LAST]
         return {
             "key": fingerprint(self.made),
             "made_from": self.made,
             "split": self.split,
-            "n": len(self.studies),
-            "seed": self.seed,
-            "resamples": RESAMPLES,
-            "versions": {**versions(), **scoring_versions()},
-            "conventions": CONVENTIONS,
+            **figures,
+            "versions": {**versions(), **figures["versions"]},
             "baselines": {
                 row: {
                     "what": what,
@@ -221,8 +208,6 @@ class _Evaluation:
                 }
                 for row, what in ROWS.items()
             },
-            "rows": rows,
-            "table": table_rows(rows),
             "differences": {last: differences(scored, last)},
             "image_use": self._image_use(scored[last], last),
             "labeler": self._labeler(),

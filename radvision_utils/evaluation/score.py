@@ -18,9 +18,8 @@ from radvision_utils.data.cells import check_columns, csv_columns, csv_lines, gi
 from radvision_utils.data.labels import label
 from radvision_utils.data.reports import Report, is_english, parse_report
 from radvision_utils.data.studies import Study, open_prepared
-from radvision_utils.evaluation.bootstrap import RESAMPLES
 from radvision_utils.evaluation.records import check_texts
-from radvision_utils.evaluation.table import CONVENTIONS, Scorer, add_meteor, page, scoring_versions, table_rows
+from radvision_utils.evaluation.table import Scorer, figures_of, page
 from radvision_utils.evaluation.text_metrics import r2gen_vocabulary
 from radvision_utils.figures import markdown_table
 from radvision_utils.runs import RunFolder, of_shape, read_json, text_lines
@@ -67,18 +66,7 @@ def score_file(
     known = r2gen_vocabulary(training) if training else None
     scorer = Scorer(references, SEED, truths=truths or None, known=known)
     scored = {name: scorer.score(given) for name, given in reports.items()}
-    rows = {name: row.to_json() for name, row in scored.items()}
-    add_meteor(rows, reports, scorer)
-    metrics: dict[str, Any] = {
-        "predictions": path.name,
-        "n": len(references),
-        "seed": SEED,
-        "resamples": RESAMPLES,
-        "versions": scoring_versions(),
-        "conventions": CONVENTIONS,
-        "rows": rows,
-        "table": table_rows(rows),
-    }
+    metrics: dict[str, Any] = {"predictions": path.name, **figures_of(scored, scorer)}
     told = page(path.name, metrics, scored)
     if clinical is not None:
         metrics["clinical"] = {name: clinical(given, references) for name, given in reports.items()}

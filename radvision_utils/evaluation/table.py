@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from radvision_utils.config import STAGE_LABELS, STAGES, EvaluationSettings, Profile
-from radvision_utils.data.labels import ABNORMAL, Label, compare, mesh_labels, says_nothing
+from radvision_utils.data.labels import ABNORMAL, compare, mesh_labels, says_nothing
 from radvision_utils.data.reports import Report
 from radvision_utils.environment import open_room
 from radvision_utils.evaluation.baselines import NEAREST
-from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate, figure_text, rounded
+from radvision_utils.evaluation.bootstrap import RESAMPLES, Bootstrap, Estimate, figure_text, rounded
 from radvision_utils.evaluation.label_scores import (
     FEW,
     LabelMatrix,
@@ -149,11 +149,10 @@ class Scorer:
         mesh: Sequence[str] = (),
         known: Set[str] | None = None,
     ) -> None:
-        self.references, self.truths, self.known = list(references), truths, known
+        self.references, self.seed, self.truths, self.known = list(references), seed, truths, known
         self.bootstrap = Bootstrap(len(references), seed)
         self.training = frozenset(normal_form(report) for report in training)
-        self.labels = _labels(references)
-        self.matrix = LabelMatrix.of(self.labels, _silent(references))
+        self.matrix = _matrix(references)
         self.annotated = np.array([bool(text) and text != "No Indexing" for text in mesh], bool)
         said = np.array([[name in mesh_labels(text) for name in ABNORMAL] for text in mesh], bool)
         self.by_people = (
@@ -162,8 +161,7 @@ class Scorer:
 
     def score(self, reports: Sequence[Report]) -> ScoredRow:
         """All scores of a row, one report for each study."""
-        labels = _labels(reports)
-        matrix = LabelMatrix.of(labels, _silent(reports))
+        matrix = _matrix(reports)
         texts = {protocol: score_texts(reports, self.references, protocol, self.known) for protocol in PROTOCOLS}
         estimates = {RULE_LABELS: label_scores(matrix, self.matrix, self.bootstrap)}
         estimates |= {protocol: text_estimates(scores, self.bootstrap) for protocol, scores in texts.items()}
@@ -172,17 +170,16 @@ class Scorer:
             estimates[DRAWN] = self.against_drawn(reports, self.truths)
         facts = {
             **variety(reports),
-            "without_observation": sum(not _observations(found) for found in labels),
+            "without_observation": sum(not _observations(report) for report in reports),
             "flags": self._count_flags(reports),
-            "verdicts": _count_verdicts(labels, self.labels),
+            "verdicts": _count_verdicts(reports, self.references),
             "observations": observation_scores(matrix, self.matrix, self.bootstrap),
             "confusion": confusion(matrix, self.matrix),
         }
         if self.by_people is not None:
             facts["mesh_f1"] = rounded(micro_f1(matrix, self.by_people, self.bootstrap, self.annotated).value)
         if any(report.line for report in reports):
-            texts_alone = [report_labels(replace(report, line="")) for report in reports]
-            bare = LabelMatrix.of(texts_alone, _silent(reports))
+            bare = _matrix([replace(report, line="") for report in reports])
             facts["text_f1"] = rounded(micro_f1(bare, self.matrix, self.bootstrap).value)
         return ScoredRow(list(reports), matrix, estimates, texts, facts)
 
@@ -229,36 +226,25 @@ def _repeated(words: Sequence[str]) -> float:
     return 1 - len(set(fours)) / len(fours) if fours else 0.0
 
 
-def _observations(labels: Mapping[str, Label]) -> list[str]:
+def _observations(report: Report) -> list[str]:
     """The abnormal observations of which a report speaks, be it to deny them."""
+    labels = report_labels(report)
     return [name for name in ABNORMAL if labels[name].status != "not mentioned"]
 
 
-def _labels(reports: Sequence[Report]) -> list[dict[str, Label]]:
-    """Of each report; what is said again is read once."""
-    known = {report: report_labels(report) for report in dict.fromkeys(reports)}
-    return [known[report] for report in reports]
+def _matrix(reports: Sequence[Report]) -> LabelMatrix:
+    silent = {report: says_nothing(f"{report.findings} {report.impression}") for report in dict.fromkeys(reports)}
+    return LabelMatrix.of([report_labels(report) for report in reports], [silent[report] for report in reports])
 
 
-def _silent(reports: Sequence[Report]) -> list[bool]:
-    known = {report: says_nothing(f"{report.findings} {report.impression}") for report in dict.fromkeys(reports)}
-    return [known[report] for report in reports]
-
-
-def _count_verdicts(generated: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def _count_verdicts(generated: Sequence[Report], references: Sequence[Report]) -> dict[str, int]:
     counts = Counter(
         verdict
-        for ours, true in zip(generated, reference, strict=True)
-        for name, verdict in compare(ours, true).items()
+        for ours, true in zip(generated, references, strict=True)
+        for name, verdict in compare(report_labels(ours), report_labels(true)).items()
         if name != "No Finding"  # a normal study called abnormal, or the reverse, shows in the findings already
     )
     return {name: counts[name] for name in VERDICTS}
-
-
-def scoring_versions() -> dict[str, str]:
-    """Versions of what the scores depend on; no torch."""
-    found = {name: importlib.metadata.version(name) for name in ("numpy", "pycocoevalcap")}
-    return {"python": platform.python_version(), **found}
 
 
 def table_rows(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -323,13 +309,31 @@ def headline_table(scored: Mapping[str, ScoredRow], rows: Mapping[str, Mapping[s
     return markdown_table(["reports by", *(c.heading for c in columns), *facts.values()], lines)
 
 
-def add_meteor(rows: Mapping[str, dict[str, Any]], reports: Mapping[str, Sequence[Report]], scorer: Scorer) -> None:
-    """Puts METEOR into every row and protocol of `metrics.json`, in place; `NEEDS_JAVA` where there is none."""
+def figures_of(scored: Mapping[str, ScoredRow], scorer: Scorer) -> dict[str, Any]:
+    """What `metrics.json` says of rows, whoever wrote their reports."""
+    rows = {name: row.to_json() for name, row in scored.items()}
+    _add_meteor(rows, scored, scorer)
+    return {
+        "n": len(scorer.references),
+        "seed": scorer.seed,
+        "resamples": RESAMPLES,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("numpy", "pycocoevalcap")},
+        },
+        "conventions": CONVENTIONS,
+        "rows": rows,
+        "table": table_rows(rows),
+    }
+
+
+def _add_meteor(rows: Mapping[str, dict[str, Any]], scored: Mapping[str, ScoredRow], scorer: Scorer) -> None:
+    """Puts METEOR into every row and protocol, in place; `NEEDS_JAVA` where there is none."""
     places = [(row, protocol) for row in rows for protocol in PROTOCOLS]
-    references = scorer.references
-    values = meteor_scores([text_pairs(reports[row], references, protocol, scorer.known) for row, protocol in places])
+    true, known = scorer.references, scorer.known
+    values = meteor_scores([text_pairs(scored[row].reports, true, protocol, known) for row, protocol in places])
     for (row, protocol), value in zip(places, values, strict=True):
-        figure: dict[str, Any] = {"value": value, "low": None, "high": None, "n": len(references)}
+        figure: dict[str, Any] = {"value": value, "low": None, "high": None, "n": len(true)}
         rows[row][protocol]["meteor"] = figure if value is not None else figure | {"note": NEEDS_JAVA}
 
 

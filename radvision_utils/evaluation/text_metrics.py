@@ -240,16 +240,11 @@ def meteor_scores(sets: Sequence[Sequence[tuple[str, str]]]) -> list[float | Non
         return [None] * len(sets)
     try:
         scorer = Meteor()
-        return [_meteor(scorer, pairs) for pairs in sets]
+        plain = [[(_without_bars(ours), _without_bars(true)) for ours, true in pairs] for pairs in sets]
+        return [float(scorer.compute_score(*_by_study(pairs))[0]) for pairs in plain]
     except (OSError, ValueError) as error:  # Java is there, but METEOR's answer is no number: too little memory, say
         logger.warning("METEOR is left out: Java is installed, but its METEOR did not answer (%s)", error)
         return [None] * len(sets)
-
-
-def _meteor(scorer: Meteor, pairs: Sequence[tuple[str, str]]) -> float:
-    plain = [(_without_bars(ours), _without_bars(true)) for ours, true in pairs]
-    score, _ = scorer.compute_score(*_by_study(plain))
-    return float(score)
 
 
 def _without_bars(text: str) -> str:

@@ -37,7 +37,7 @@ def result(trained):
 
 
 def test_the_table_has_the_rows_that_keep_it_honest(result):
-    assert [row["row"] for row in result.table] == ROWS
+    assert [row["row"] for row in result.metrics["table"]] == ROWS
     assert list(result.metrics["rows"]) == ROWS
 
 
@@ -223,7 +223,7 @@ def test_the_figures_draw_a_row_each(result):
 def test_rows_that_are_not_asked_for_appear_nowhere_and_are_named_with_their_command(trained):
     ends = dataclasses.replace(trained, evaluation=EvaluationSettings(stages="ends", evidence=0))
     few = evaluate(ends, split="validation", force=True)
-    models = [row["row"] for row in few.table if row["row"].startswith(("base", "after"))]
+    models = [row["row"] for row in few.metrics["table"] if row["row"].startswith(("base", "after"))]
     assert models == ["base, untuned", "after stage 3"]
     assert {ours.stage for ours in few.predictions} == {0, 3}
     assert "after stage 1" not in (few.folder / "table.md").read_text()
