@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,6 @@ from radvision_utils.evaluation.writing import write_reports
 from radvision_utils.evidence.passage import Part, parts_of, token_places
 from radvision_utils.phantoms.phantom_accuracy import Pairs, asserted_pairs, common_name, drawn_pairs
 from radvision_utils.report import Reporter, Sampling, reporter_of
-from radvision_utils.runs import fingerprint
 
 TEMPERATURE = 1.0  # the model's own distribution
 CALIBRATED = 200  # validation studies at most: few sentences are wrong, and only these teach what to doubt
@@ -97,34 +95,21 @@ class JudgedSentence:
         return [self.log_probability, (self.agreement or 0) / samples, float(asserts)]
 
 
-def add_confidence(
-    metrics: dict[str, Any], predictions: Sequence[Prediction], profile: Profile, folder: Path, samples: int
-) -> list[dict[str, Any]] | None:
-    """Samples reports of the last stage and puts the section `confidence` into `metrics`, in place.
+def confidence_of(
+    profile: Profile, metrics: Mapping[str, Any], predictions: Sequence[Prediction], samples: int, kept: Path
+) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """Samples reports of the last stage, `samples` for each study and for at most `CALIBRATED` validation studies.
 
-    Args:
-        metrics: of a finished evaluation.
-        predictions: of its last stage.
-        profile: the run's settings.
-        folder: of that evaluation.
-        samples: reports to draw for each study, and for at most `CALIBRATED` validation studies.
-
-    Returns:
-        The lines of `confidence.jsonl`; None where the same was computed before.
+    Arguments and results are those of `study_maps.evidence_of`.
 
     Raises:
         RadVisionError: called in several processes.
     """
-    key = fingerprint([metrics["key"], metrics["hash"], samples, TEMPERATURE, CALIBRATED])
-    if metrics.get("confidence", {}).get("key") == key and (folder / "confidence.jsonl").is_file():
-        return None
     if process_count() > 1:
         raise RadVisionError("confidence is computed by one process: run `evaluate --samples` again without torchrun.")
-    started = time.perf_counter()
     dataset = open_prepared(profile)
     reporter = reporter_of(profile, STAGES[-1])
     forget_peak_memory(reporter.device)
-    kept = folder / f"confidence.{key}"
     validation = list(dataset.split("validation"))
     validation = [validation[i] for i in sample(len(validation), profile.seed)[:CALIBRATED]]
     greedy = [w.report for w in write_reports(reporter, validation, kept / "validation")]
@@ -134,9 +119,7 @@ def add_confidence(
     own = {ours.uid: ours.generated for ours in predictions}
     judged = judge_sentences(reporter, studies, [own[study.uid] for study in studies], samples, kept)
     shown = [dataclasses.replace(study, report=own[study.uid]) for study in studies]
-    metrics.setdefault("memory", {})["samples"] = open_room("planning.judging").reports_beside(reporter, shown)
-    metrics["confidence"] = {
-        "key": key,
+    section = {
         "samples": samples,
         "temperature": TEMPERATURE,
         "calibrated_on": {"split": "validation", "studies": len(validation), **(model.to_json() if model else {})},
@@ -148,9 +131,9 @@ def add_confidence(
             Bootstrap(len(studies), profile.seed),
             [_truth(study) for study in studies],
         ),
-        "seconds": round(time.perf_counter() - started, 1),
     }
-    return _lines(studies, judged, model, samples)
+    memory = open_room("planning.judging").reports_beside(reporter, shown)
+    return _lines(studies, judged, model, samples), section, {"samples": memory}
 
 
 def judge_sentences(

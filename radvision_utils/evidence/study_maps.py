@@ -23,9 +23,9 @@ from radvision_utils.config import STAGES, Profile
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import forget_peak_memory, open_room
 from radvision_utils.evaluation.bootstrap import Bootstrap, figure_text, rounded
-from radvision_utils.evaluation.records import Prediction, read_predictions
+from radvision_utils.evaluation.records import Prediction, by_contradiction, read_predictions
+from radvision_utils.evidence import confidence
 from radvision_utils.evidence.audit import audit_figures, audit_passage, regions_of
-from radvision_utils.evidence.confidence import add_confidence
 from radvision_utils.evidence.evidence_figures import save_evidence_figures
 from radvision_utils.evidence.explain import PartEvidence, explain_passage, occlusion_maps, open_passage
 from radvision_utils.evidence.passage import Neutral, Passage, learn_neutral
@@ -79,11 +79,20 @@ def add_to_evaluation(profile: Profile, step: str, evidence: int, samples: int) 
     """
     folder = RunFolder.of(profile).path / step
     predictions = [ours for ours in read_predictions(folder / "predictions.jsonl") if ours.stage == STAGES[-1]]
-    for add, name, asked in ((add_confidence, "confidence", samples), (add_evidence, "evidence", evidence)):
+    for name, asked, make, settings in (
+        ("confidence", samples, confidence.confidence_of, [confidence.TEMPERATURE, confidence.CALIBRATED]),
+        ("evidence", evidence, evidence_of, [VALIDATED]),
+    ):
         metrics = read_json(folder / "metrics.json", {"key": str, "hash": str, "split": str})
-        lines = add(metrics, predictions, profile, folder, asked) if asked else None
-        if lines is not None:
-            _publish_with(profile, step, metrics, name, lines)
+        key = fingerprint([metrics["key"], metrics["hash"], asked, *settings])
+        known = metrics.get(name, {}).get("key") == key and (folder / f"{name}.jsonl").is_file()
+        if known or not asked:
+            continue
+        started = time.perf_counter()
+        lines, section, memory = make(profile, metrics, predictions, asked, folder / f"{name}.{key}")
+        metrics[name] = {"key": key, **section, "seconds": round(time.perf_counter() - started, 1)}
+        metrics["memory"] = metrics.get("memory", {}) | memory
+        _publish_with(profile, step, metrics, name, lines)
 
 
 def _publish_with(
@@ -112,17 +121,6 @@ def with_sentences(page: str, metrics: dict[str, Any]) -> str:
     page = re.sub(rf"{_HEADING}\n.*?(?={_NEXT})", "", page, flags=re.DOTALL)
     lines = [f"- {metrics[name]['sentence']}.\n" for name in ("evidence", "confidence") if name in metrics]
     return page.replace(_NEXT, f"{_HEADING}\n\n{''.join(lines)}\n{_NEXT}", 1)
-
-
-def worst_first(predictions: Iterable[Prediction]) -> list[Prediction]:
-    """Reports by contradictions, then by what was missed or invented, then by the lowest label F1."""
-
-    def badness(ours: Prediction) -> tuple[float, ...]:
-        found = list((ours.verdicts or {}).values())
-        wrong = found.count("missed") + found.count("unsupported")
-        return (-found.count("contradiction"), -wrong, ours.scores["label_f1"], ours.index or 0)
-
-    return sorted(predictions, key=badness)
 
 
 def evidence_record(uid: str, parts: Sequence[PartEvidence], seconds: float) -> dict[str, Any]:
@@ -173,34 +171,26 @@ def rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> fl
     return float(pd.DataFrame({"one": one.ravel(), "other": other.ravel()}).corr("spearman").loc["one", "other"])
 
 
-def add_evidence(
-    metrics: dict[str, Any], predictions: Sequence[Prediction], profile: Profile, folder: Path, count: int
-) -> list[dict[str, Any]] | None:
-    """Explains the reports of the last stage and puts the section `evidence` into `metrics`, in place.
+def evidence_of(
+    profile: Profile, metrics: Mapping[str, Any], predictions: Sequence[Prediction], count: int, kept: Path
+) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """Explains the reports of the last stage.
 
     Args:
+        profile: the run's settings.
         metrics: of a finished evaluation.
         predictions: of its last stage.
-        profile: the run's settings.
-        folder: of that evaluation.
         count: how many studies to explain, the worst first; phantoms drawn by lot come on top.
+        kept: where lines are kept, so that an interrupted call goes on.
 
     Returns:
-        The lines of `evidence.jsonl`; None where the same maps were made before.
+        The lines of `evidence.jsonl`, what `metrics.json` says of them, and its memory, planned and measured.
     """
-    key = fingerprint([metrics["key"], metrics["hash"], count, VALIDATED])
-    if metrics.get("evidence", {}).get("key") == key and (folder / "evidence.jsonl").is_file():
-        return None
-    started = time.perf_counter()
     work = _Work(profile, metrics["split"], predictions, count)
-    lines, figures = work.run(folder / f"evidence.{key}.jsonl")
-    seconds = round(time.perf_counter() - started, 1)
+    lines, figures = work.run(kept.with_name(f"{kept.name}.jsonl"))
     told = [_sentence(figures, not_validated(metrics)), figures.get("audit", {}).get("sentence", "")]
     figures["sentence"] = "; ".join(filter(None, told))
-    if work.memory:
-        metrics.setdefault("memory", {})["maps"] = work.memory
-    metrics["evidence"] = {"key": key, "asked": count, "studies": len(lines), "seconds": seconds, **figures}
-    return lines
+    return lines, {"asked": count, "studies": len(lines), **figures}, {"maps": work.memory} if work.memory else {}
 
 
 class _Work:
@@ -215,7 +205,7 @@ class _Work:
         drawn = [uid for uid, study in self.studies.items() if study.truth and json.loads(study.truth)["findings"]]
         lot = np.random.default_rng(profile.seed).permutation(len(drawn))[:VALIDATED]
         self.judged = [drawn[i] for i in sorted(lot)]
-        worst = [ours.uid for ours in worst_first(predictions)[:count]]
+        worst = [ours.uid for ours in sorted(predictions, key=by_contradiction)[:count]]
         self.chosen = list(dict.fromkeys([*worst, *self.judged]))
         self.lesions: list[Pointed] = []
         self.audited = self.judged or self.chosen  # whose sentences are audited

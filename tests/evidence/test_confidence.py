@@ -7,6 +7,7 @@ import pytest
 
 from radvision_utils import evaluate
 from radvision_utils.evaluation.bootstrap import Bootstrap
+from radvision_utils.evaluation.records import by_contradiction
 from radvision_utils.evidence import confidence, study_maps
 from radvision_utils.evidence.confidence import (
     JudgedSentence,
@@ -164,7 +165,7 @@ def test_every_sentence_of_every_study_has_a_confidence_or_none_to_have(result):
 def test_maps_are_written_for_the_worst_studies_and_join_with_their_reports(result):
     own = {r.uid: r for r in result.predictions if r.stage == 3}
     lines = read_json_lines(result.folder / "evidence.jsonl")
-    assert [line["uid"] for line in lines[:2]] == [r.uid for r in study_maps.worst_first(own.values())[:2]]
+    assert [line["uid"] for line in lines[:2]] == [r.uid for r in sorted(own.values(), key=by_contradiction)[:2]]
     for line in lines:
         for sentence in line["sentences"]:
             assert sentence["text"] in getattr(own[line["uid"]].generated, sentence["section"])

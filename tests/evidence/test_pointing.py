@@ -7,7 +7,7 @@ import pytest
 
 from radvision_utils import Report
 from radvision_utils.evaluation.bootstrap import Bootstrap
-from radvision_utils.evaluation.records import Model, Prediction
+from radvision_utils.evaluation.records import Model, Prediction, by_contradiction
 from radvision_utils.evidence.pointing import (
     Pointed,
     area,
@@ -19,7 +19,7 @@ from radvision_utils.evidence.pointing import (
     inside_cells,
     pointing_figures,
 )
-from radvision_utils.evidence.study_maps import rank_correlation, side_consistent, worst_first
+from radvision_utils.evidence.study_maps import rank_correlation, side_consistent
 from radvision_utils.phantoms.phantom_rows import draw, drawn_regions, phantom_row
 
 
@@ -136,7 +136,7 @@ def test_the_worst_study_comes_first():
             uid=uid,
             index=0,
             generated=Report(),
-            reference=None,
+            reference=Report(),
             verdicts=found,
             scores={"label_f1": f1},
             model=Model("tiny", 3, "tiny"),
@@ -147,4 +147,4 @@ def test_the_worst_study_comes_first():
         record("wrong", ["missed", "missed"], 0.0),
         record("worst", ["contradiction"]),
     ]
-    assert [r.uid for r in worst_first(records)] == ["worst", "wrong", "right"]
+    assert [r.uid for r in sorted(records, key=by_contradiction)] == ["worst", "wrong", "right"]
