@@ -193,24 +193,23 @@ def _run(options: argparse.Namespace) -> None:
     from radvision_utils.pipeline import continue_run, run_notebooks
 
     profile, overrides = profile_of(options), parse_settings(options.set)
+    run = RunFolder.of(profile)
     require_locks()
-    require_writable(RunFolder.of(profile).path / "run.log")
+    require_writable(run.log)
     if options.first == 1 and not options.continue_from and not is_current(profile, "data"):
         open_source(profile.data.source, profile.data, profile.seed)  # what it lacks is told before a kernel starts
     device = choose_device()
     require_device(profile.model, device)
     if options.continue_from:
-        continue_run(RunFolder.of(profile), options.continue_from)
+        continue_run(run, options.continue_from)
     cost = open_room("planning.tables").cost_here(profile, device.title)
-    print(f"Profile {profile.name}, run {profile.run}, on {device.title}{cost}")
-    print(f"Log        {RunFolder.of(profile).log}", flush=True)
+    print(f"Profile {profile.name}, run {profile.run}, on {device.title}{cost}\nLog        {run.log}", flush=True)
     if profile.name == "tiny-real" and profile.model.base == "tiny":
-        base = open_room("bases.build").base_for_source(profile, RunFolder.of(profile).path / "base")
-        overrides["model.base"] = str(base)
-        profile = replace(profile, model=replace(profile.model, base=str(base)))
-    folder = run_notebooks(profile, overrides, options.first, options.force)
-    print(result_lines(folder.record("evaluation") or {}))
-    print(f"Dashboard  {(folder.dashboard / 'index.html').resolve().as_uri()}\nThe rest   {folder.path}\n{DISCLAIMER}")
+        overrides["model.base"] = str(open_room("bases.build").base_for_source(profile, run.path / "base"))
+        profile = replace(profile, model=replace(profile.model, base=overrides["model.base"]))
+    run_notebooks(profile, overrides, options.first, options.force)
+    print(result_lines(run.record("evaluation") or {}))
+    print(f"Dashboard  {(run.dashboard / 'index.html').resolve().as_uri()}\nThe rest   {run.path}\n{DISCLAIMER}")
 
 
 def _train(options: argparse.Namespace) -> None:

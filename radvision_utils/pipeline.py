@@ -188,7 +188,8 @@ def _execute(step: str, executed: Path, parameters: Mapping[str, Any], profile: 
     executed.parent.mkdir(parents=True, exist_ok=True)
     partial = executed.with_suffix(".partial.ipynb")  # a copy that ends before its last cell must not pass for whole
     try:
-        with _environment({"RADVISION_HEADLESS": "1", FORCE_VARIABLE: step if force else ""}):
+        # Plain lines instead of bars that nobody sees move, and what is forced.
+        with environment_variables({"RADVISION_HEADLESS": "1", FORCE_VARIABLE: step if force else ""}):
             papermill.execute_notebook(
                 str(notebook_path(step)),
                 str(partial),
@@ -217,8 +218,8 @@ def _execute(step: str, executed: Path, parameters: Mapping[str, Any], profile: 
 
 
 @contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """A kernel started meanwhile inherits it: plain lines instead of bars that nobody sees move, and what is forced."""
+def environment_variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment, which a process started meanwhile inherits, and put them back."""
     before = {name: os.environ.pop(name, None) for name in values}
     os.environ.update(values)
     try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import shutil
 import statistics
 import subprocess
@@ -17,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +40,7 @@ from radvision_utils.figures import markdown_table
 from radvision_utils.hand_over.export import check_merge
 from radvision_utils.hand_over.merge import merge_into_files
 from radvision_utils.model.base import attach_adapter, is_adapter, load_base, load_processor, save_adapter
-from radvision_utils.pipeline import run_notebooks, training_command
+from radvision_utils.pipeline import environment_variables, run_notebooks, training_command
 from radvision_utils.report import reporter_of
 from radvision_utils.runs import RunFolder, first_line, now, read_json, read_json_lines, write_json, write_text
 from radvision_utils.training.collator import Collator
@@ -128,7 +127,7 @@ def gpu_check(
                     Part("Qwen2.5-VL-3B", partial(_apart, _tied, profile, shape, bool(cards))),
                     Part("two processes", partial(_two_processes, profile, len(cards)), "stage 3"),
                 ]
-            with _environment({DTYPE_VARIABLE: dtype, "RADVISION_GIB": gib}):
+            with environment_variables({DTYPE_VARIABLE: dtype, "RADVISION_GIB": gib}):
                 ran = run_parts(parts, f"{dtype}, {gib} GiB" if gib else dtype, started + 60 * minutes)
             checks += ran
             run = RunFolder.of(profile)
@@ -238,18 +237,6 @@ def _formats(device: Device, cards: Sequence[float]) -> list[tuple[str, str]]:
         return [("float32", "")]
     small = ("float16", T4_GIB if cards[0] > float(T4_GIB) else "")
     return [small, ("bfloat16", "")] if device.dtype == "bfloat16" else [small]
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables as new processes find them."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _chain(profile: Profile, settings: Figures) -> list[Part]:

@@ -74,19 +74,23 @@ def judging_table(parts: Sequence[JudgingPart]) -> list[dict[str, str]]:
 
 def total_table(plans: Sequence[StagePlan], parts: Sequence[JudgingPart]) -> list[dict[str, str]]:
     """Training and what is asked for of judging, together: the fullest moment, and the time."""
+    return [
+        {"in all": name, "GiB": _number(gib), "time likely": _time(hours), "at most": _time(most)}
+        for name, (gib, hours, most) in _totals(plans, parts).items()
+    ]
+
+
+def _totals(plans: Sequence[StagePlan], parts: Sequence[JudgingPart]) -> dict[str, tuple[float, float, float]]:
+    """GiB, hours likely and hours at most."""
     asked = [part for part in parts if not part.setting]
     training, judging = (max(part.memory.total for part in those) for those in (plans, asked))
     hours, likely = sum(plan.hours for plan in plans), sum(part.hours for part in asked)
     at_most = sum(part.hours_at_most for part in asked)
-    rows = [
-        ("training", training, hours, hours),
-        ("judging", judging, likely, at_most),
-        ("the whole run", max(training, judging), hours + likely, hours + at_most),
-    ]
-    return [
-        {"in all": name, "GiB": _number(gib), "time likely": _time(hours), "at most": _time(most)}
-        for name, gib, hours, most in rows
-    ]
+    return {
+        "training": (training, hours, hours),
+        "judging": (judging, likely, at_most),
+        "the whole run": (max(training, judging), hours + likely, hours + at_most),
+    }
 
 
 def choices(profile: Profile, device: Device) -> dict[str, str]:
@@ -114,9 +118,7 @@ def _time(hours: float) -> str:
 
 def cost_line(profile: Profile, card: Card) -> str:
     """What a whole run costs, in a line: time, memory, disk, and on a card that Kaggle lends the share of its week."""
-    plans, parts = plan_run(profile, card), [part for part in plan_judging(profile, card) if not part.setting]
-    hours = sum(plan.hours for plan in plans) + sum(part.hours for part in parts)
-    gib = max(*(plan.memory.total for plan in plans), *(part.memory.total for part in parts))
+    gib, hours, _ = _totals(plan_run(profile, card), plan_judging(profile, card))["the whole run"]
     disk = sum(disk_gib(read_shape(profile.model), profile).values())
     line = f"{_time(hours)}, {gib:.1f} of {card.usable_gib:.1f} GiB, {disk:.0f} GiB of disk"
     if re.search("T4|P100", card.title):
