@@ -23,6 +23,8 @@ from radvision_utils.environment import open_room
 from radvision_utils.evaluation.records import own_prediction, study_prediction, training_forms
 from radvision_utils.runs import RunFolder, is_current
 
+_SHOWN = 2  # cards of studies that a stage changed
+
 
 def predict_beautiful(
     index: int = 5,
@@ -87,7 +89,7 @@ class StageChanges:
         return {"text/html": f"<p>{escape(self.sentence)}</p>{shown}", "text/plain": text}
 
 
-def compare_stages(profile: Profile, before: int, after: int, studies: int = 60, show: int = 2) -> StageChanges:
+def compare_stages(profile: Profile, before: int, after: int, studies: int = 60) -> StageChanges:
     """Reports of two stages on the first validation studies: counts, and cards of the studies that changed most.
 
     Args:
@@ -95,7 +97,6 @@ def compare_stages(profile: Profile, before: int, after: int, studies: int = 60,
         before: the earlier stage; 0 is the untuned base.
         after: the later one.
         studies: to write reports on, in both stages.
-        show: cards at most.
 
     Raises:
         RadVisionError: data or a stage is missing, unfinished or made with other settings.
@@ -124,7 +125,7 @@ def compare_stages(profile: Profile, before: int, after: int, studies: int = 60,
         f"Of {len(chosen)} validation studies {gained} gained a true finding and {lost} lost one; {dropped} dropped a "
         f"false one and {invented} gained one."
     )
-    most = sorted((n for n in range(len(chosen)) if changes[n]), key=lambda n: -len(changes[n]))[:show]
+    most = sorted((n for n in range(len(chosen)) if changes[n]), key=lambda n: -len(changes[n]))[:_SHOWN]
     root = RunFolder.of(profile).path
     return StageChanges(
         sentence, [ReportCard(new[n], image_path(new[n], root), cached=False, before=old[n]) for n in most]

@@ -41,7 +41,7 @@ from radvision_utils.environment import choose_device, seed_everything, versions
 from radvision_utils.evaluation.bootstrap import Bootstrap
 from radvision_utils.model.base import TINY_BASE, count_parameters, load_base, load_processor
 from radvision_utils.model.faster import patch_embedding_by_matmul
-from radvision_utils.phantoms.phantom_accuracy import phantom_estimates
+from radvision_utils.phantoms.phantom_reports import phantom_estimates
 from radvision_utils.report import Reporter
 from radvision_utils.runs import fingerprint, read_json, require_writable, write_json, write_text
 from radvision_utils.training.collator import Collator
@@ -51,6 +51,7 @@ from radvision_utils.training.trainer import ReportTrainer, StageLog
 logger = logging.getLogger(__name__)
 
 SEED = 20260101  # of hospital A's studies and the first weights; no run of the notebooks draws these studies
+STUDIES, EPOCHS = 9000, 8.0  # drawn, of which 80 % train; passes over them
 VOCABULARY = 1024
 IMAGE_SIDE = 224  # pixels after the processor; 8 x 8 patches of 28, merged 2 x 2 to 16 visual tokens
 _CARD = Path(__file__).with_name("base_card.md")
@@ -65,13 +66,11 @@ SPECIAL_TOKENS = (
 )
 
 
-def build_base(folder: Path = TINY_BASE, studies: int = 9000, epochs: float = 8.0) -> dict[str, Any]:
+def build_base(folder: Path) -> dict[str, Any]:
     """Draw hospital A, train, save 16-bit weights with tokenizer, processor and model card, and measure.
 
     Args:
         folder: where the base goes; replaced when the new one is complete.
-        studies: phantoms drawn; 80 % train.
-        epochs: passes over them.
 
     Returns:
         What the model card says, as figures.
@@ -79,7 +78,7 @@ def build_base(folder: Path = TINY_BASE, studies: int = 9000, epochs: float = 8.
     _require_place(folder)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="radvision-base-") as scratch:
-        ours = _profile("A", SEED, studies, scratch)
+        ours = _profile("A", SEED, STUDIES, scratch)
         dataset = prepare_dataset(ours)
         seed_everything(SEED)
         tokenizer = train_tokenizer(_texts(dataset))
@@ -87,14 +86,14 @@ def build_base(folder: Path = TINY_BASE, studies: int = 9000, epochs: float = 8.
         processor = build_processor(tokenizer, patch=28, pixels=pixels)
         model = build_model(tokenizer, SEED)
         collator = Collator(processor, ours.model)
-        _train(model, collator, dataset, Path(scratch), epochs)
+        _train(model, collator, dataset, Path(scratch), EPOCHS)
         _save(model, processor, folder)
         trained = time.perf_counter() - started
 
     figures = {
         "parameters": count_parameters(model),
-        "studies": studies,
-        "epochs": epochs,
+        "studies": STUDIES,
+        "epochs": EPOCHS,
         "seconds": round(trained),
         **measure_base(folder),
     }
@@ -102,7 +101,7 @@ def build_base(folder: Path = TINY_BASE, studies: int = 9000, epochs: float = 8.
     return figures
 
 
-def base_for_source(profile: Profile, folder: Path, epochs: float = 8.0) -> Path:
+def base_for_source(profile: Profile, folder: Path, epochs: float = EPOCHS) -> Path:
     """The profile's base, its language model and embeddings trained further on the reports of the training split.
 
     A phantom base knows a few hundred words and spells all others. So it gets a tokenizer of these reports, and an
@@ -259,10 +258,14 @@ def _measure(profile: Profile) -> dict[str, float]:
     reporter = Reporter(model, collator, profile, 0, device)
     reports = [written.report for written in reporter.write([study.image for study in studies])]
     right = phantom_estimates(reports, [str(study.truth) for study in studies], Bootstrap(len(studies), SEED))
-    return {"test_studies": len(studies), "loss": round(loss, 4), **{name: round(e.value, 4) for name, e in right.items()}}
+    return {
+        "test_studies": len(studies),
+        "loss": round(loss, 4),
+        **{name: round(e.value, 4) for name, e in right.items()},
+    }
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> Qwen2Tokenizer:
+def train_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
     """A byte-level BPE in Qwen's manner (Qwen's own pre-tokenizer and special tokens), learned from `texts`."""
     learner = Tokenizer(models.BPE())
     learner.normalizer = normalizers.NFC()
@@ -274,7 +277,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> Qwen2
     )
     learner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary - len(SPECIAL_TOKENS),
+        vocab_size=VOCABULARY - len(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

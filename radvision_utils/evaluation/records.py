@@ -441,7 +441,7 @@ def study_prediction(
     """
     said = own_prediction(profile, stage, study.uid, written, training)
     ours, true = report_labels(written.report), report_labels(study.reference)
-    drawn = open_room("phantoms.phantom_accuracy").verdicts(written.report, study.truth) if study.truth else []
+    drawn = open_room("phantoms.phantom_reports").verdicts(written.report, study.truth) if study.truth else []
     return dataclasses.replace(
         said,
         split=study.split,

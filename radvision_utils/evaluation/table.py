@@ -185,7 +185,7 @@ class Scorer:
 
     def against_drawn(self, reports: Sequence[Report], truths: Sequence[str]) -> dict[str, Estimate]:
         """How right reports on phantoms are, by what was drawn."""
-        room = open_room("phantoms.phantom_accuracy")
+        room = open_room("phantoms.phantom_reports")
         found: dict[str, Estimate] = room.phantom_estimates(reports, truths, self.bootstrap)
         return found
 

@@ -29,7 +29,7 @@ from radvision_utils.evaluation.image_use import sample
 from radvision_utils.evaluation.records import Prediction
 from radvision_utils.evaluation.writing import write_reports
 from radvision_utils.evidence.passage import Part, parts_of, token_places
-from radvision_utils.phantoms.phantom_accuracy import Pairs, asserted_pairs, common_name, drawn_pairs
+from radvision_utils.phantoms.phantom_reports import Pairs, asserted_pairs, common_name, drawn_pairs
 from radvision_utils.report import Reporter, Sampling, reporter_of
 
 TEMPERATURE = 1.0  # the model's own distribution

@@ -18,13 +18,14 @@ from radvision_utils.evaluation.bootstrap import figure_text
 from radvision_utils.evaluation.records import read_predictions
 from radvision_utils.evidence.pointing import not_validated
 from radvision_utils.figures import BLUE, GRAY, GREEN, ORANGE, VERMILION, interval_bar, new_figure, save_figure, tidy
-from radvision_utils.phantoms.phantom_accuracy import asserted_pairs
+from radvision_utils.phantoms.phantom_reports import asserted_pairs
 from radvision_utils.runs import checked, read_json_lines
 
 _COLORS = {"occlusion": BLUE, "gradient": ORANGE, "center": GREEN, "random": GRAY}
 _COVERAGE = (("shown", "value"), ("unsupported", "value"), ("unsupported", "low"), ("unsupported", "high"))
 _SCORES = {"calibrated": BLUE, "token probability": ORANGE, "agreement of samples": GREEN}
 _LEAST = 20  # sentences of a dot
+_SHOWN = 3  # studies with maps
 
 
 def save_evidence_figures(metrics: Mapping[str, Any], folder: Path) -> None:
@@ -38,15 +39,14 @@ def save_evidence_figures(metrics: Mapping[str, Any], folder: Path) -> None:
         save_figure(figure, folder / name)
 
 
-def show_maps(folder: Path, count: int = 3) -> Figure:
+def show_maps(folder: Path) -> Figure:
     """Radiograph, gradient map and occlusion map of a supported sentence of each of the first explained studies.
 
     Args:
         folder: of an evaluation, with `evidence.jsonl` and `predictions.jsonl`.
-        count: studies to show.
     """
     predictions = {ours.uid: ours for ours in read_predictions(folder / "predictions.jsonl")}
-    found = _supported(read_json_lines(folder / "evidence.jsonl"))[:count]
+    found = _supported(read_json_lines(folder / "evidence.jsonl"))[:_SHOWN]
     figure = new_figure(8.4, 2.45 * max(len(found), 1) + 0.3)
     if not found:
         return _say(figure, "no sentence has a supported map")

@@ -25,13 +25,14 @@ from radvision_utils.environment import forget_peak_memory, open_room
 from radvision_utils.evaluation.bootstrap import Bootstrap, figure_text, rounded
 from radvision_utils.evaluation.records import Prediction, by_contradiction, read_predictions
 from radvision_utils.evidence import confidence
-from radvision_utils.evidence.audit import audit_figures, audit_passage, regions_of
 from radvision_utils.evidence.evidence_figures import save_evidence_figures
 from radvision_utils.evidence.explain import PartEvidence, explain_passage, occlusion_maps, open_passage
 from radvision_utils.evidence.passage import Neutral, Passage, learn_neutral
 from radvision_utils.evidence.pointing import (
     Inside,
     Pointed,
+    audit_figures,
+    audit_passage,
     center_map,
     curve_masks,
     energy_inside,
@@ -40,8 +41,9 @@ from radvision_utils.evidence.pointing import (
     inside_cells,
     not_validated,
     pointing_figures,
+    regions_of,
 )
-from radvision_utils.phantoms.phantom_accuracy import asserted_pairs, read_findings
+from radvision_utils.phantoms.phantom_reports import asserted_pairs, read_findings
 from radvision_utils.phantoms.phantom_rows import drawn_regions
 from radvision_utils.progress import show_progress
 from radvision_utils.report import Reporter, reporter_of

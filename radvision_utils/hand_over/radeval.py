@@ -55,20 +55,17 @@ def environment() -> Path:
     return python
 
 
-def radeval_scores(
-    generated: Sequence[Report], references: Sequence[Report], python: Path | None = None
-) -> dict[str, float]:
+def radeval_scores(generated: Sequence[Report], references: Sequence[Report]) -> dict[str, float]:
     """The figures of `FIGURES` for reports against references, findings and impression as one text.
 
     Args:
         generated: reports to score.
         references: in the same order.
-        python: that has `radeval`; that of `environment` if left out.
 
     Raises:
         RadVisionError: there is no such environment, or RadEval failed; the sentence has its last line.
     """
-    python = python or environment()
+    python = environment()
     texts = [[f"{report.findings} {report.impression}".strip() for report in some] for some in (references, generated)]
     with tempfile.TemporaryDirectory(prefix="radvision-radeval-") as scratch:
         task, answer = Path(scratch, "task.json"), Path(scratch, "answer.json")

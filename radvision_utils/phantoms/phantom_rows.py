@@ -17,8 +17,8 @@ from PIL import Image
 from radvision_utils.data.images import cores, in_processes
 from radvision_utils.phantoms.drawing import Stream, draw_findings, render
 from radvision_utils.phantoms.hospitals import FINDINGS, HOSPITALS, Finding, Hospital
+from radvision_utils.phantoms.phantom_reports import soil, write_report
 from radvision_utils.phantoms.scene import box_of, strong_part
-from radvision_utils.phantoms.wording import soil, write_report
 
 _CHUNK = 16  # studies that a process draws at a time
 _ONE_PER_SIDE = ("pleural effusion", "pneumothorax", "consolidation", "atelectasis", "nodule")

@@ -5,7 +5,8 @@ import pytest
 
 from radvision_utils import Report
 from radvision_utils.evaluation.bootstrap import Bootstrap
-from radvision_utils.evidence.audit import (
+from radvision_utils.evidence.explain import learn_neutral, open_passage
+from radvision_utils.evidence.pointing import (
     CHANGES,
     CHECKED,
     audit_figures,
@@ -15,7 +16,6 @@ from radvision_utils.evidence.audit import (
     own_region,
     regions_of,
 )
-from radvision_utils.evidence.explain import learn_neutral, open_passage
 from radvision_utils.report import reporter_of
 
 REPORT = Report("The lungs are clear. There is a left pleural effusion.", "Left-sided effusion.")

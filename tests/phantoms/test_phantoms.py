@@ -10,9 +10,8 @@ from PIL import Image, UnidentifiedImageError
 
 from radvision_utils.phantoms import phantom_rows as phantom
 from radvision_utils.phantoms.hospitals import FINDINGS, HOSPITALS
-from radvision_utils.phantoms.phantom_accuracy import read_findings, truth_findings
+from radvision_utils.phantoms.phantom_reports import read_findings, soil, truth_findings, write_report
 from radvision_utils.phantoms.phantom_rows import draw, phantom_row, phantom_rows
-from radvision_utils.phantoms.wording import soil, write_report
 
 COLUMNS = {
     "uid": int,

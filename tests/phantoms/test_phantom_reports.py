@@ -4,7 +4,7 @@ import json
 
 from radvision_utils import Report
 from radvision_utils.evaluation.bootstrap import Bootstrap
-from radvision_utils.phantoms.phantom_accuracy import phantom_estimates, verdicts
+from radvision_utils.phantoms.phantom_reports import phantom_estimates, verdicts
 
 TRUTH = json.dumps({"findings": [{"name": "pleural effusion", "side": "left"}, {"name": "cardiomegaly", "side": None}]})
 
