@@ -89,10 +89,14 @@ class JudgedSentence:
     agreement: int | None
     right: bool | None
 
+    @property
+    def asserts(self) -> bool:
+        """Whether it asserts a finding."""
+        return self.claims is not None and bool(self.claims.asserted)
+
     def features(self, samples: int) -> list[float]:
         """What confidence is calibrated from: log-probability, share of samples, whether it asserts a finding."""
-        asserts = self.claims is not None and bool(self.claims.asserted)
-        return [self.log_probability, (self.agreement or 0) / samples, float(asserts)]
+        return [self.log_probability, (self.agreement or 0) / samples, float(self.asserts)]
 
 
 def confidence_of(
@@ -242,7 +246,7 @@ def _figures(
             for group, some in {"all sentences": right | True, "asserting sentences": features[:, 2] > 0}.items()
             if some.any()
         }
-    asserting = [s for s in judged if _asserts(s)] if model else []
+    asserting = [s for s in judged if s.asserts] if model else []
     sure = model.probabilities(_table(asserting, samples)[0]) if model and asserting else np.empty(0)
     curve = coverage_curve(asserting, sure, truths, bootstrap)
     chosen = selected(known, judged, samples, truths, bootstrap)
@@ -311,7 +315,7 @@ def selected(
     One half of the validation studies calibrates, the other chooses: a threshold chosen on what was fitted is too low.
     """
     halves = [[s for s in known if s.study % 2 == half] for half in (0, 1)]
-    choosing, tested = ([s for s in sentences if _asserts(s)] for sentences in (halves[1], judged))
+    choosing, tested = ([s for s in sentences if s.asserts] for sentences in (halves[1], judged))
     if not (halves[0] and choosing and tested):
         return {}
     model = fit_logistic(*_table(halves[0], samples))
@@ -324,10 +328,6 @@ def selected(
         "chosen_on": len(choosing),
         **shown_figures(tested, shown, truths, bootstrap),
     }
-
-
-def _asserts(sentence: JudgedSentence) -> bool:
-    return sentence.claims is not None and bool(sentence.claims.asserted)
 
 
 @dataclass(frozen=True)

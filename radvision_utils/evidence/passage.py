@@ -107,8 +107,8 @@ class Layout:
         line: how many of them are prompt and report.
         places: (L,) the place in the prompt and report that each has or takes.
         sees: (L, L) bool.
-        predicted_at, target, owner: (T,) where each scored token is predicted, which it is, and of which part.
-        sign: (T,) 1 for the part's own tokens, -1 for those of its neutral sentence.
+        scored: T tokens, of each the place where it is predicted, which it is, the number of its part, and 1 for a
+            part's own or -1 for one of its neutral sentence.
         parts: those that have tokens; training would have cut off the others.
         contrasts: their neutral sentences; "" for none.
     """
@@ -117,10 +117,7 @@ class Layout:
     line: int
     places: list[int]
     sees: Kept
-    predicted_at: list[int]
-    target: list[int]
-    owner: list[int]
-    sign: list[float]
+    scored: list[tuple[int, int, int, float]]
     parts: tuple[Part, ...]
     contrasts: tuple[str, ...]
 
@@ -160,18 +157,8 @@ def lay_out(
     sees = np.tri(len(ids), dtype=bool)
     for begin, length, start in branches:
         sees[begin : begin + length, start:begin] = False
-    return Layout(
-        ids,
-        line,
-        places,
-        sees,
-        predicted_at=[at for at, *_ in scored],
-        target=[token for _, token, *_ in scored],
-        owner=[number for *_, number, _ in scored],
-        sign=[sign for *_, sign in scored],
-        parts=tuple(part for part, _ in kept),
-        contrasts=tuple(contrast for _, contrast in kept),
-    )
+    shown, neutral = tuple(part for part, _ in kept), tuple(contrast for _, contrast in kept)
+    return Layout(ids, line, places, sees, scored, shown, neutral)
 
 
 def token_places(collator: Collator, report: Report, parts: Sequence[Part]) -> list[list[int]]:
@@ -209,10 +196,9 @@ class Passage:
         self._is_image = self._ids == reporter.collator.processor.image_token_id
         self._sees = torch.tensor(layout.sees, device=device)[None, None]
         self._positions = self._rotary_positions()
-        self._at, self._target, self._owner = (
-            torch.tensor(column, device=device) for column in (layout.predicted_at, layout.target, layout.owner)
+        self._at, self._target, self._owner, self._sign = (
+            torch.tensor(column, device=device) for column in zip(*layout.scored, strict=True)
         )
-        self._sign = torch.tensor(layout.sign, device=device)
 
     def _rotary_positions(self) -> torch.Tensor:
         line, merge = self.layout.line, self.reporter.collator.processor.image_processor.merge_size

@@ -252,7 +252,7 @@ class _Work:
         parts: tuple[PartEvidence, ...] = ()
         if passage is not None:
             behind = len(passage.layout.ids) - len(reporter.prompt(self.studies[uid]))
-            self.longest = max(self.longest, (behind, len(passage.layout.target)))
+            self.longest = max(self.longest, (behind, len(passage.layout.scored)))
             parts = explain_passage(passage)
         line = evidence_record(uid, parts, time.perf_counter() - started)
         if passage is not None and uid in self.judged:
