@@ -44,39 +44,39 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="radvision", description=about, epilog=DISCLAIMER, formatter_class=plain)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
 
-    def verb(act: Callable[[argparse.Namespace], None], about: str, example: str) -> argparse.ArgumentParser:
+    def verb(
+        act: Callable[[argparse.Namespace], None], about: str, example: str, *shared: argparse.ArgumentParser
+    ) -> argparse.ArgumentParser:
         name = act.__name__.strip("_").replace("_", "-")
         example = f"radvision {name} {example}".strip()
-        added = verbs.add_parser(name, help=f"{about}\n  {example}", description=about, epilog=f"Example: {example}")
+        told = {"help": f"{about}\n  {example}", "description": about, "epilog": f"Example: {example}"}
+        added = verbs.add_parser(name, parents=shared, **told)
         added.set_defaults(act=act)
         return added
 
-    run = verb(_run, "prepare, train three stages, evaluate: the six notebooks in order", "--profile tiny")
+    root = _option("--output-root", default="", metavar="DIR", help="default: outputs/ of the project")
+    changes = _option("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, e.g. stage3.epochs=2")
+    finished = _option("--run", default="tiny", metavar="NAME", help="folder below outputs/")
+    made = _option("--run", default="", metavar="NAME", help="folder below outputs/ (default: the profile's name)")
+    made.add_argument("--source", default="", help="phantom, a hub id, parquet, or a folder of images with tables")
+    made.add_argument("--force", action="store_true", help="also what is finished and unchanged")
+    whole = (_profile_name("tiny"), made, changes, root)
+
+    run = verb(_run, "prepare, train three stages, evaluate: the six notebooks in order", "--profile tiny", *whole)
     run.add_argument("--from", type=int, default=1, dest="first", metavar="N", help="begin with notebook N (1 to 6)")
     run.add_argument(
         "--continue-from", type=Path, default=None, metavar="DIR", help="go on with a run that lies there, read only"
     )
-    train = verb(_train, "one stage without its notebook; also under `accelerate launch`", "--stage 1")
+    train = verb(_train, "one stage without its notebook; also under `accelerate launch`", "--stage 1", *whole)
     train.add_argument("--stage", type=int, required=True, choices=STAGES)
-    for made in (run, train):
-        _profile_name(made, "tiny")
-        made.add_argument(
-            "--run", default="", metavar="NAME", help="folder below outputs/ (default: the profile's name)"
-        )
-        made.add_argument("--source", default="", help="phantom, a hub id, parquet, or a folder of images with tables")
-        _changes(made)
-        made.add_argument("--force", action="store_true", help="also what is finished and unchanged")
-        _output_root(made)
 
-    predict = verb(_predict, "report on radiographs of your own (PNG, JPEG, DICOM)", "radiograph.png --run tiny")
+    predict = verb(_predict, "report on radiographs of your own (PNG, JPEG, DICOM)", "radiograph.png --run tiny", root)
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER|CSV")
     predict.add_argument("--to", type=Path, default=None, metavar="DIR", help="write JSONL and a page there, resumable")
     predict.add_argument("--stage", type=int, default=3, choices=(0, 1, 2, 3), help="0: the untuned base")
     predict.add_argument("--run", default="", metavar="NAME", help="whose model (default: the only run's)")
-    _output_root(predict)
 
-    judge = verb(_evaluate, "write and score the reports of a split", "--run tiny --split validation")
-    _run_name(judge)
+    judge = verb(_evaluate, "write and score the reports of a split", "--run tiny --split validation", finished, root)
     judge.add_argument("--split", default="test", metavar="SPLIT", help="train, validation or test (default)")
     judge.add_argument("--force", action="store_true", help="also where nothing has changed")
     judge.add_argument(
@@ -84,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     judge.add_argument("--samples", type=_count, default=0, metavar="K", help="confidence of sentences, from K reports")
 
-    score = verb(_score, "score predictions of any system; needs no torch", "outputs/tiny/evaluation/predictions.jsonl")
+    file = "outputs/tiny/evaluation/predictions.jsonl"
+    score = verb(_score, "score predictions of any system; needs no torch", file, root)
     kinds = "predictions.jsonl, a CSV: uid, prediction, reference, or a file of ReXrank or MedEvalKit"
     score.add_argument("predictions", type=Path, help=kinds)
     score.add_argument("--run", default="", metavar="NAME", help="compare with the references of this run's split")
@@ -94,18 +95,16 @@ def _parser() -> argparse.ArgumentParser:
     models = "also CheXbert, RadGraph, RadCliQ and RaTEScore by radeval 2.x, in an environment of its own"
     score.add_argument("--with", dest="models", default="", choices=["radeval"], help=models)
     score.add_argument("--json", type=Path, default=None, metavar="FILE", help="write all figures there")
-    _output_root(score)
 
-    plan = verb(_plan, "memory, hours and disk of the whole run on a card, by arithmetic", "--gpu t4")
-    _profile_name(plan, "lingshu-7b")
+    about = "memory, hours and disk of the whole run on a card, by arithmetic"
+    plan = verb(_plan, about, "--gpu t4", _profile_name("lingshu-7b"), changes)
     cards = "t4 (default), 't4 x2', p100, l4, 3090, 4090, a10g, l40s, a100 or h100"
     plan.add_argument("--gpu", default="t4", metavar="CARD", help=cards)
     plan.add_argument(
         "--gib", type=float, default=None, metavar="N", help="instead: any card, with N GiB that torch can use"
     )
-    _changes(plan)
 
-    _profile_name(verb(_settings, "all settings with their values and meaning", "--profile lingshu-7b"), "tiny")
+    verb(_settings, "all settings with their values and meaning", "--profile lingshu-7b", _profile_name("tiny"))
 
     label = verb(_label, "the 14 finding labels of a text, by this project's rules", '"Small left effusion."')
     label.add_argument("text", nargs="?", default="", help="a report or a sentence of one")
@@ -121,18 +120,17 @@ def _parser() -> argparse.ArgumentParser:
     constant.add_argument("files", type=Path, nargs="+", help=published)
     constant.add_argument("--to", type=Path, default=None, metavar="CSV", help="write it there, as score reads it")
 
-    export = verb(_export, "adapter, merged 16-bit weights and model card in a folder", "--run tiny --to handover")
-    _run_name(export)
+    about = "adapter, merged 16-bit weights and model card in a folder"
+    export = verb(_export, about, "--run tiny --to handover", finished, root)
     export.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new folder")
     export.add_argument("--push-to-hub", default="", metavar="REPO", help="also upload, private if REPO is new")
     parts = export.add_mutually_exclusive_group()
     parts.add_argument("--adapter-only", action="store_true", help="without merged weights; so with --push-to-hub")
     parts.add_argument("--merged", action="store_true", help="with merged weights, also with --push-to-hub")
 
-    check = verb(_gpu_check, "the 7B with random weights on this card: 10 minutes, no download", "")
+    check = verb(_gpu_check, "the 7B with random weights on this card: 10 minutes, no download", "", root)
     check.add_argument("--source", default="phantom", help="as for run (default: phantom)")
     check.add_argument("--minutes", type=float, default=10.0, metavar="N", help="begin no part later (default: 10)")
-    _output_root(check)
 
     base = verb(_build_base, "train the embedded tiny base anew (minutes on a CPU)", "--to my-base")
     base.add_argument(
@@ -148,24 +146,16 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _profile_name(parser: argparse.ArgumentParser, usual: str) -> None:
+def _option(name: str, **how: Any) -> argparse.ArgumentParser:
+    """An option that verbs share."""
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument(name, **how)
+    return parent
+
+
+def _profile_name(usual: str) -> argparse.ArgumentParser:
     known = f"{', '.join(PROFILES)} (default: {usual})"
-    parser.add_argument("--profile", default=usual, metavar="NAME", help=known)
-
-
-def _changes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, e.g. stage3.epochs=2"
-    )
-
-
-def _run_name(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", default="tiny", metavar="NAME", help="folder below outputs/")
-    _output_root(parser)
-
-
-def _output_root(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output-root", default="", metavar="DIR", help="default: outputs/ of the project")
+    return _option("--profile", default=usual, metavar="NAME", help=known)
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:
