@@ -316,8 +316,7 @@ def clean(value: object) -> str:
     return "" if value is None else _UNSEEN.sub(" ", str(value))
 
 
-@lru_cache(maxsize=1 << 14)  # many models write one report of many studies
-def report_labels(report: Report) -> Mapping[str, Label]:
+def report_labels(report: Report) -> dict[str, Label]:
     """The 14 labels of a report, both sections, and its line of findings if it has one, read together."""
     return label("\n\n".join(filter(None, (report.line, report.text))))
 

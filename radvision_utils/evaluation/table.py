@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from radvision_utils.config import STAGE_LABELS, STAGES, EvaluationSettings, Profile
-from radvision_utils.data.labels import ABNORMAL, compare, mesh_labels, says_nothing
+from radvision_utils.data.labels import ABNORMAL, Label, compare, mesh_labels, says_nothing
 from radvision_utils.data.reports import Report
 from radvision_utils.environment import open_room
 from radvision_utils.evaluation.baselines import NEAREST
@@ -152,7 +152,7 @@ class Scorer:
         self.references, self.seed, self.truths, self.known = list(references), seed, truths, known
         self.bootstrap = Bootstrap(len(references), seed)
         self.training = frozenset(normal_form(report) for report in training)
-        self.matrix = _matrix(references)
+        self.labels, self.matrix = _labeled(references)
         self.annotated = np.array([bool(text) and text != "No Indexing" for text in mesh], bool)
         said = np.array([[name in mesh_labels(text) for name in ABNORMAL] for text in mesh], bool)
         self.by_people = (
@@ -161,7 +161,7 @@ class Scorer:
 
     def score(self, reports: Sequence[Report]) -> ScoredRow:
         """All scores of a row, one report for each study."""
-        matrix = _matrix(reports)
+        labels, matrix = _labeled(reports)
         texts = {protocol: score_texts(reports, self.references, protocol, self.known) for protocol in PROTOCOLS}
         estimates = {RULE_LABELS: label_scores(matrix, self.matrix, self.bootstrap)}
         estimates |= {protocol: text_estimates(scores, self.bootstrap) for protocol, scores in texts.items()}
@@ -170,16 +170,16 @@ class Scorer:
             estimates[DRAWN] = self.against_drawn(reports, self.truths)
         facts = {
             **variety(reports),
-            "without_observation": sum(not _observations(report) for report in reports),
+            "without_observation": sum(not _observations(found) for found in labels),
             "flags": self._count_flags(reports),
-            "verdicts": _count_verdicts(reports, self.references),
+            "verdicts": _count_verdicts(labels, self.labels),
             "observations": observation_scores(matrix, self.matrix, self.bootstrap),
             "confusion": confusion(matrix, self.matrix),
         }
         if self.by_people is not None:
             facts["mesh_f1"] = rounded(micro_f1(matrix, self.by_people, self.bootstrap, self.annotated).value)
         if any(report.line for report in reports):
-            bare = _matrix([replace(report, line="") for report in reports])
+            _, bare = _labeled([replace(report, line="") for report in reports])
             facts["text_f1"] = rounded(micro_f1(bare, self.matrix, self.bootstrap).value)
         return ScoredRow(list(reports), matrix, estimates, texts, facts)
 
@@ -226,22 +226,23 @@ def _repeated(words: Sequence[str]) -> float:
     return 1 - len(set(fours)) / len(fours) if fours else 0.0
 
 
-def _observations(report: Report) -> list[str]:
+def _observations(labels: Mapping[str, Label]) -> list[str]:
     """The abnormal observations of which a report speaks, be it to deny them."""
-    labels = report_labels(report)
     return [name for name in ABNORMAL if labels[name].status != "not mentioned"]
 
 
-def _matrix(reports: Sequence[Report]) -> LabelMatrix:
-    silent = {report: says_nothing(f"{report.findings} {report.impression}") for report in dict.fromkeys(reports)}
-    return LabelMatrix.of([report_labels(report) for report in reports], [silent[report] for report in reports])
+def _labeled(reports: Sequence[Report]) -> tuple[list[dict[str, Label]], LabelMatrix]:
+    """The labels of each report and their matrix; what is said again is read once."""
+    known = {r: (report_labels(r), says_nothing(f"{r.findings} {r.impression}")) for r in dict.fromkeys(reports)}
+    labels, silent = zip(*(known[report] for report in reports), strict=True)
+    return list(labels), LabelMatrix.of(labels, silent)
 
 
-def _count_verdicts(generated: Sequence[Report], references: Sequence[Report]) -> dict[str, int]:
+def _count_verdicts(generated: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     counts = Counter(
         verdict
-        for ours, true in zip(generated, references, strict=True)
-        for name, verdict in compare(report_labels(ours), report_labels(true)).items()
+        for ours, true in zip(generated, reference, strict=True)
+        for name, verdict in compare(ours, true).items()
         if name != "No Finding"  # a normal study called abnormal, or the reverse, shows in the findings already
     )
     return {name: counts[name] for name in VERDICTS}
