@@ -37,10 +37,10 @@ def add_ratings(
         errors: the worst of A and of B, of `ERRORS`.
         rater: who rates.
     """
-    shared = {"uid": record.uid, "run": record.model.run, "stage": record.model.stage}
-    shared |= {"rater": rater, "comment": comment, "time": now()}
+    study = {"uid": record.uid, "run": record.model.run, "stage": record.model.stage}
+    told = {"rater": rater, "comment": comment, "time": now()}
     rated = [
-        {**shared, "author": author, "shown_as": letter, "score": score, "error": error}
+        {**study, "author": author, "shown_as": letter, "score": score, "error": error, **told}
         for letter, author, score, error in zip("AB", order, scores, errors, strict=True)
     ]
     if path.is_file() and not path.read_bytes().endswith(b"\n"):  # a crash tore the last line
