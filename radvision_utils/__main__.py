@@ -45,12 +45,12 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
 
     def verb(
-        act: Callable[[argparse.Namespace], None], about: str, example: str, *shared: argparse.ArgumentParser
+        act: Callable[[argparse.Namespace], None], about: str, example: str, *shared: _Parser
     ) -> argparse.ArgumentParser:
         name = act.__name__.strip("_").replace("_", "-")
         example = f"radvision {name} {example}".strip()
-        told = {"help": f"{about}\n  {example}", "description": about, "epilog": f"Example: {example}"}
-        added = verbs.add_parser(name, parents=shared, **told)
+        told = f"{about}\n  {example}"
+        added = verbs.add_parser(name, parents=shared, help=told, description=about, epilog=f"Example: {example}")
         added.set_defaults(act=act)
         return added
 
@@ -146,14 +146,14 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _option(name: str, **how: Any) -> argparse.ArgumentParser:
+def _option(name: str, **how: Any) -> _Parser:
     """An option that verbs share."""
-    parent = argparse.ArgumentParser(add_help=False)
+    parent = _Parser(add_help=False)
     parent.add_argument(name, **how)
     return parent
 
 
-def _profile_name(usual: str) -> argparse.ArgumentParser:
+def _profile_name(usual: str) -> _Parser:
     known = f"{', '.join(PROFILES)} (default: {usual})"
     return _option("--profile", default=usual, metavar="NAME", help=known)
 

@@ -359,7 +359,9 @@ def _records(path: Path, sign: str = "") -> Iterator[Record]:
             continue
         record = Record.read(parse_line(line, where), where)
         if record.model.stage == LAST_STAGE and record.split == "test":
-            beside = {part: entries[record.uid] for part, entries in known.items() if record.uid in entries}
+            beside: dict[str, Any] = {
+                part: entries[record.uid] for part, entries in known.items() if record.uid in entries
+            }
             record = replace(record, **beside)
         yield record
 
