@@ -145,7 +145,7 @@ class StageSettings:
     # Language model layers under gradient checkpointing; null: all; 0: none, also in the vision encoder; auto: what the
     # card's memory asks for.
     checkpointed_layers: int | None = _setting("auto", low=0, auto=True)
-    # Decoder and vision encoder train as compiled code; auto: on a card, where a stage is long enough to earn it.
+    # Decoder and vision encoder train as compiled code; auto: on a card with bfloat16, where a stage earns it.
     compile: str = _setting("auto", choices=("auto", "always", "never"))
     cache_features: bool = True  # stages 2 and 3: compute the frozen vision encoder once for each image, on disk
     save_steps: int = _setting(100, low=1)  # optimizer steps between checkpoints

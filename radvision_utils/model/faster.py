@@ -160,7 +160,8 @@ def compiled_layers(model: PeftModel, backend: str = "inductor") -> Iterator[Non
     Args:
         backend: of `torch.compile`. What it cannot do is raised by the first pass.
     """
-    decoder = model.get_base_model().get_decoder().layers
+    base: Any = model.get_base_model()
+    decoder = base.get_decoder().layers
     blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m not in decoder]
     training = [block for block in blocks if any(p.requires_grad for p in block.parameters())]
     layers: list[Any] = [*decoder[:-1], *training]

@@ -328,7 +328,8 @@ class _Fit:
         """Within, the layers train as compiled code where that is asked for or pays, and where it works."""
         step = settings.micro_batch * settings.accumulation
         passes = min(settings.epochs * len(train), step * (settings.max_steps or math.inf)) / settings.micro_batch
-        able = self.device.kind == "cuda" and process_count() == 1
+        # A card of the T4's age computes for seconds at a micro-batch, and does not wait for Python.
+        able = self.device.kind == "cuda" and self.device.dtype == "bfloat16" and process_count() == 1
         if settings.compile == "auto" and able and passes < _EARNED:
             logger.info("stage %d: %d micro-batches would not earn compiled layers", self.stage.number, passes)
         if settings.compile == "never" or (settings.compile == "auto" and not (able and passes >= _EARNED)):

@@ -178,7 +178,9 @@ class ReportTrainer(GuardedTrainer):
     ) -> None:
         args._n_gpu = min(args.n_gpu, 1)  # several cards in one process would mean DataParallel; use accelerate launch
         self.abnormal, self.label_weight, self.measured = abnormal, label_weight, measured
-        self.waiting, self._source, self._coming = waiting, None, None
+        self.waiting = waiting
+        self._source: Any = None
+        self._coming: Any = None
         super().__init__(model=model, args=args, data_collator=collator, **options)
         # The loss below is already divided by the tokens of the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
