@@ -261,8 +261,8 @@ class _Fit:
                 loss = mean_report_loss(model, collator, held_out, settings.micro_batch * 2, self.device.autocast)
                 return loss, begin_report(model, collator, held_out[0], self.device.autocast)
 
-        size = settings.step_size
-        log = StageLog(work / "log.jsonl", f"stage {stage.number}", size, validate, settings.eval_steps)
+        step = stage.settings.step_size
+        log = StageLog(work / "log.jsonl", f"stage {stage.number}", step, validate, settings.eval_steps)
         budget = TimeBudget(settings.max_minutes, self.watch.started)
         seed, data, labels = stage.profile.seed + stage.number, stage.profile.data, collator.labels or {}
         share = data.abnormal_share
