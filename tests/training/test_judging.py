@@ -148,7 +148,7 @@ def test_planned_memory_of_maps_is_that_of_live_tensors(batch, reporter, dataset
     prompt = len(reporter.prompt(study))
     lengths = Lengths(16, prompt - 16, len(layout.ids) - prompt)
     step = JudgingStep.of(read_shape(reporter.profile.model), reporter.profile, lengths, batch, ON_CPU)
-    planned = step.maps(len(layout.target))
+    planned = step.maps(len(layout.scored))
     assert_planned(planned, reporter.model, 0, lambda: explain_passage(passage))
     assert planned.moment == ("gradient" if batch == 1 else "occlusion")
 
