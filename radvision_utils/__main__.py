@@ -186,7 +186,7 @@ def _run(options: argparse.Namespace) -> None:
     run = RunFolder.of(profile)
     require_locks()
     require_writable(run.log)
-    if options.first == 1 and not options.continue_from and not is_current(profile, "data"):
+    if options.first == 1 and not options.continue_from and (options.force or not is_current(profile, "data")):
         open_source(profile.data.source, profile.data, profile.seed)  # what it lacks is told before a kernel starts
     device = choose_device()
     require_device(profile.model, device)

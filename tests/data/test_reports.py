@@ -160,6 +160,11 @@ def test_a_word_in_quotes_or_brackets_is_no_report_of_its_own(quoted):
     assert parse_report(f"A {quoted} is seen.").findings.startswith("A ")
 
 
+@pytest.mark.parametrize("text", ["Findings in the left lung: opacity.", "Findings (left lung): opacity."])
+def test_where_something_is_seen_is_no_part_of_a_heading(text):
+    assert "left lung" in parse_report(f"{text}\nImpression: Normal.").findings
+
+
 def test_a_text_without_headings_is_kept_whole():
     assert parse_report("The findings are\nsubtle.") == Report("The findings are subtle.", "", headed=False)
     assert parse_report("") == Report("", "", headed=False)
