@@ -78,16 +78,8 @@ FORCE_VARIABLE = "RADVISION_FORCE"
 _MANY = 200  # files in a folder
 _LONG = 60  # characters of a setting that stands in a sentence
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_CLOSED: tuple[int, ...] = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-)
-_CLOSED += (errno.ELOOP,)
+_CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+_CLOSED |= {errno.ENAMETOOLONG, errno.ELOOP}
 # safetensors and torch report a failed write as errors of their own; only their words tell.
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing")
 
