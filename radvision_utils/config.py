@@ -187,11 +187,11 @@ class GenerationSettings:
 
     batch_size: int = _setting(32, low=1, auto=True)  # reports that are written together; auto: as many as fit
     max_new_tokens: int = _setting(256, low=1)  # a longer report is cut there
-    # With model.summary: the line of findings as the model writes it, or chosen by thresholds that validation sets.
+    # With model.summary: the line of findings as the model writes it, or by their probabilities, fitted on validation.
     findings: str = _setting("written", choices=("written", "scored"))
     # How much of what the mean training image makes likely is taken off while words are chosen; 0: nothing.
     contrast: float = _setting(0.0, low=0.0, high=1.0)
-    # At most this share of the findings chosen by thresholds is unsupported on validation; null: as F1 is highest.
+    # At most this share of the findings said so is unsupported on validation; null: as the highest F1 is expected.
     unsupported: float | None = _setting(None, low=0.0, high=1.0)
 
 
@@ -279,6 +279,7 @@ PROFILES: dict[str, Profile] = {
             checkpointed_layers=0,
             weight_decay=0.05,
             warmup_ratio=0.1,
+            eval_steps=400,  # labels alone are learned: the report loss says nothing of it
         ),
         stage2=_tiny(SeeingSettings, learning_rate=1e-3, epochs=2.0, batch=16, checkpointed_layers=0),
         stage3=_tiny(StageSettings, learning_rate=2e-3, epochs=6.0, batch=16, checkpointed_layers=0),

@@ -1,11 +1,12 @@
 """Two ways of writing that are not greedy: findings by thresholds, and words by what an image adds to the mean image.
 
 Greedy writing takes the likeliest line of findings, which on mostly normal studies is nearly always "No key finding.".
-With thresholds, chosen once on validation studies and kept in the run, as much is said as pays.
+With limits to its probabilities, fitted once on validation studies and kept in the run, as much is said as pays.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections import Counter
@@ -33,10 +34,12 @@ logger = logging.getLogger(__name__)
 
 _MEAN_OF = 200  # training images
 SETS = 24  # of findings at most, the commonest of the training reports
-# Of a finding's frequency in training: how often it is said.
-_MULTIPLES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
-_MOST = 0.6  # of the studies at most
+_TEMPERATURES = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 5.0, 10.0)
+_LIMITS = np.arange(0.05, 0.5, 0.01)  # a finding that is likelier is said
+_STEP = 0.04  # of the side, a third of the tiny model's patch
+_VIEWS = tuple(itertools.product((-_STEP, 0, _STEP), repeat=2))
 Findings = tuple[str, ...]
+Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,10 @@ class LineChoice:
         ]
 
 
-def finding_chances(
-    reporter: Any, images: Sequence[Any], sets: Sequence[Findings]
-) -> tuple[list[str], NDArray[np.float64]]:
+def finding_chances(reporter: Any, images: Sequence[Any], sets: Sequence[Findings]) -> tuple[list[str], Numbers]:
     """Probability of each finding as the model's first line has it, among these sets: names, and (n, findings)."""
-    scores = np.concatenate(list(reporter.in_batches(images, lambda batch: _line_scores(reporter, batch, sets))))
+    found = reporter.in_batches(images, lambda some: _line_scores(reporter, some, _seen(reporter, some), sets))
+    scores = np.concatenate(list(found))
     shares = np.exp(scores - scores.max(1, keepdims=True))
     names = sorted({name for chosen in sets for name in chosen})
     holds = np.array([[name in chosen for name in names] for chosen in sets], float)
@@ -79,7 +81,7 @@ def thresholds(reporter: Any) -> LineChoice:
     """
     profile, run = reporter.profile, RunFolder.of(reporter.profile)
     path, stage = run.thresholds(reporter.stage), require(profile, f"stage{reporter.stage}")
-    key = fingerprint([stage["hash"], profile.generation.unsupported])
+    key = fingerprint([stage["hash"], profile.generation.unsupported, _STEP])
     if not path.is_file() or read_json(path, {"key": str})["key"] != key:
         data = open_prepared(profile)
         train, validation = (list(data.split(name)) for name in ("train", "validation"))
@@ -92,13 +94,28 @@ def thresholds(reporter: Any) -> LineChoice:
     return LineChoice([tuple(chosen) for chosen in found["sets"]], found["thresholds"])
 
 
+def _seen(reporter: Any, images: Sequence[Any]) -> torch.Tensor:
+    """(images, V, D) visual tokens, mean of nine views a step apart.
+
+    What a patch shows depends on where its edges lie. A model taught by few studies has not learned that it must not.
+    """
+    squares = [reporter.prepare(image) for image in images]
+    views = (reporter.visual_tokens([moved(square, *view) for square in squares]) for view in _VIEWS)
+    return torch.stack(list(views)).mean(0)
+
+
+def moved(image: Image.Image, right: float, down: float) -> Image.Image:
+    """The image moved by shares of its sides, with black behind it."""
+    by = (1, 0, -right * image.width, 0, 1, -down * image.height)
+    return image.transform(image.size, Image.Transform.AFFINE, by)
+
+
 @torch.inference_mode()
-def _line_scores(reporter: Any, images: Sequence[Any], sets: Sequence[Findings]) -> NDArray[np.float64]:
-    """(images, sets) log probability of each set's line as the beginning of the report."""
+def _line_scores(reporter: Any, images: Sequence[Any], seen: torch.Tensor, sets: Sequence[Findings]) -> Numbers:
+    """(images, sets) log probability of each set's line as the beginning of the report on these visual tokens."""
     collator, inner = reporter.collator, reporter.core.model
     lines = [collator.beginning(line_of_findings(chosen)) for chosen in sets]
-    seen = reporter.visual_tokens(images)
-    found: list[NDArray[np.float64]] = []
+    found: list[Numbers] = []
     for image, tokens in zip(images, seen, strict=True):
         batch = collator.rows([reporter.prompt(image)] * len(lines), lines)
         grid = collator.grid(len(lines))
@@ -118,16 +135,13 @@ def _line_scores(reporter: Any, images: Sequence[Any], sets: Sequence[Findings])
 def calibrate(
     reporter: Any, training: Sequence[Study], validation: Sequence[Study], unsupported: float | None
 ) -> tuple[LineChoice, dict[str, Any]]:
-    """The choice that earns the highest micro F1 of findings on validation studies.
-
-    Each finding is said where the model gives it the highest probability, as often as in the training reports times one
-    factor for all findings; a finding that does not raise F1 is left out.
+    """The choice that earns the highest micro F1 of findings that can be expected.
 
     Args:
         unsupported: at most this share of what is said may be unsupported by the validation reports; None: no limit.
 
     Returns:
-        The choice, and what it rests on: factor, F1 and share of unsupported findings on validation.
+        The choice, and what it rests on, with F1 and share of unsupported findings on validation.
     """
     said = [asserted(s.reference.text) for s in training]
     true = [asserted(s.reference.text) for s in validation]
@@ -135,26 +149,62 @@ def calibrate(
     names, chances = finding_chances(reporter, list(validation), sets)
     common = np.array([sum(name in found for found in said) / len(said) for name in names])
     truth = np.array([[name in found for name in names] for found in true])
-    positives = sum(len(found) for found in true)
-    best: tuple[float, dict[str, Any], dict[str, float]] = (-1.0, {}, {})
-    for multiple in _MULTIPLES:
-        limits = [np.quantile(chances[:, k], 1 - min(_MOST, multiple * common[k])) for k in range(len(names))]
-        hits = chances > np.array(limits)
-        right, all_said = (hits & truth).sum(0), hits.sum(0)
-        kept: list[int] = []
-        for k in np.argsort(-right / np.maximum(all_said, 1)):
-            if _f1(right, all_said, [*kept, k], positives) > _f1(right, all_said, kept, positives):
-                kept.append(int(k))
-        wrong = 1 - right[kept].sum() / max(all_said[kept].sum(), 1)
-        score = _f1(right, all_said, kept, positives)
-        if score > best[0] and (unsupported is None or wrong <= unsupported):
-            facts = {"factor": multiple, "f1": round(score, 4), "unsupported": round(float(wrong), 4)}
-            best = score, facts, {names[k]: float(limits[k]) for k in kept}
-    return LineChoice(sets, best[2]), {**best[1], "studies": len(validation)}
+    limits, facts = limits_of(chances, truth, common, unsupported)
+    chosen = {name: float(limit) for name, limit in zip(names, limits, strict=True) if limit < 1}
+    return LineChoice(sets, chosen), {**facts, "studies": len(true)}
 
 
-def _f1(right: NDArray[Any], said: NDArray[Any], kept: Sequence[int], positives: int) -> float:
-    return float(2 * right[list(kept)].sum() / max(said[list(kept)].sum() + positives, 1))
+def limits_of(
+    chances: Numbers, truth: NDArray[np.bool_], common: Numbers, unsupported: float | None = None
+) -> tuple[Numbers, dict[str, float]]:
+    """Above which probability each finding is to be said.
+
+    A model taught by few studies is too sure, and of batches with many abnormal ones says too much. So the log odds are
+    divided by the one temperature that fits best, and shifted until the mean of each finding is its frequency. Then one
+    limit for all findings gives the highest F1 that these probabilities expect (Lipton et al. 2014, arXiv:1402.1892).
+    What each finding earns on its few positives has no say: that would mostly be luck.
+
+    Args:
+        chances: (n, K) probabilities.
+        truth: (n, K) what is so.
+        common: (K,) how often each finding is in the training reports.
+        unsupported: as of `calibrate`.
+
+    Returns:
+        (K,) limits, infinite if none keeps to `unsupported`; temperature, limit, and F1 and share of unsupported
+        findings on these studies.
+    """
+    odds = _log_odds(chances.clip(1e-9, 1 - 1e-9))
+    fits = {t: _probability(odds / t + _shifts(odds / t, common)) for t in _TEMPERATURES}
+    temperature = max(fits, key=lambda t: float(np.log(np.where(truth, fits[t], 1 - fits[t])).sum()))
+    fitted, best, limits, facts = fits[temperature], -1.0, np.full(len(common), np.inf), {}
+    for limit in _LIMITS:
+        hits = fitted > limit
+        right, said = (hits & truth).sum(), max(hits.sum(), 1)
+        wrong, expected = (hits & ~truth).sum() / said, fitted[hits].sum() / (said + fitted.sum())
+        if expected > best and (unsupported is None or wrong <= unsupported):
+            best, f1 = expected, 2 * right / (said + truth.sum())
+            limits = _probability((_log_odds(limit) - _shifts(odds / temperature, common)) * temperature)
+            facts = {"temperature": temperature, "limit": limit, "f1": f1, "unsupported": wrong}
+    return limits, {name: round(float(value), 4) for name, value in facts.items()}
+
+
+def _shifts(odds: Numbers, common: Numbers) -> Numbers:
+    """What is to be added to each finding's log odds for its mean probability to be `common`; by bisection."""
+    low, high = np.full(len(common), -50.0), np.full(len(common), 50.0)
+    for _ in range(50):
+        middle = (low + high) / 2
+        much = _probability(odds + middle).mean(0) > common
+        low, high = np.where(much, low, middle), np.where(much, middle, high)
+    return low
+
+
+def _probability(odds: Numbers) -> Numbers:
+    return 1 / (1 + np.exp(-odds))
+
+
+def _log_odds(share: Numbers) -> Numbers:
+    return np.log(share) - np.log1p(-share)
 
 
 def nothing_in_particular(reporter: Any) -> Image.Image:

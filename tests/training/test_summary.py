@@ -5,15 +5,17 @@ import math
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from radvision_utils import RadVisionError, Report, load_profile, train_stage
 from radvision_utils.data.labels import ABNORMAL, asserted, label
 from radvision_utils.data.reports import format_report, line_of_findings, parse_report
-from radvision_utils.decoding import LineChoice, calibrate
+from radvision_utils.decoding import LineChoice, calibrate, limits_of, moved
 from radvision_utils.evaluation.records import Model, Prediction, normal_form, report_labels
 from radvision_utils.evaluation.table import Scorer
 from radvision_utils.model.base import load_processor
@@ -117,7 +119,7 @@ def test_chosen_findings_begin_the_report_and_their_thresholds_stay_in_the_run(s
     images = [study.image for study in dataset.split("test")[:5]]
     reporter = reporter_of(scored, 3)
     kept = RunFolder.of(scored).thresholds(3)
-    assert set(read_json(kept)) >= {"key", "f1", "factor", "unsupported", "sets", "thresholds", "studies"}
+    assert set(read_json(kept)) >= {"key", "f1", "temperature", "limit", "unsupported", "sets", "thresholds", "studies"}
     written = list(reporter.write(images))
     assert [each.report.line for each in written] == reporter.choice.lines(reporter, images)
     before = kept.stat().st_mtime_ns
@@ -142,11 +144,36 @@ def test_a_limit_on_unsupported_findings_is_kept_on_validation(summarized, datas
     assert strict["unsupported"] <= free["unsupported"]
 
 
+def test_limits_do_not_hang_on_how_sure_a_model_is_or_how_much_it_says():
+    random = np.random.default_rng(0)
+    odds = random.normal(-2.5, 2.0, (400, 3))
+    truth = random.random(odds.shape) < 1 / (1 + np.exp(-odds / 1.25))
+    sure, surer = 1 / (1 + np.exp(-odds)), 1 / (1 + np.exp(-2 * odds - 1))
+    limits, facts = limits_of(sure, truth, truth.mean(0))
+    others, other_facts = limits_of(surer, truth, truth.mean(0))
+    assert ((sure > limits) == (surer > others)).all()
+    assert other_facts == {**facts, "temperature": 2 * facts["temperature"]}
+
+
+def test_a_finding_that_a_model_does_not_tell_is_said_of_no_one():
+    random = np.random.default_rng(0)
+    truth = random.random((400, 2)) < [0.3, 0.05]
+    chances = np.stack([np.where(truth[:, 0], 0.8, 0.1), random.uniform(0.04, 0.06, 400)], 1)
+    limits, _ = limits_of(chances, truth, truth.mean(0))
+    assert ((chances > limits) == np.stack([truth[:, 0], np.zeros(400, bool)], 1)).all()
+    assert np.isinf(limits_of(np.full((9, 1), 0.5), np.zeros((9, 1), bool), np.array([0.9]), 0.5)[0]).all()
+
+
+def test_a_moved_image_goes_right_and_down_with_black_behind_it():
+    image = moved(Image.new("L", (100, 100), 200), 0.1, 0.2)
+    assert image.getbbox() == (10, 20, 100, 100)
+
+
 def test_a_line_is_scored_as_the_loss_scores_it(summarized, dataset):
     from radvision_utils.decoding import _line_scores
 
     reporter, study = reporter_of(summarized, 3), dataset.split("test")[0]
-    [scores] = _line_scores(reporter, [study], [(), ("Cardiomegaly",)])
+    [scores] = _line_scores(reporter, [study], reporter.visual_tokens([study]), [(), ("Cardiomegaly",)])
     line = reporter.collator.beginning("Cardiomegaly.")
     batch = reporter.collator.rows([reporter.prompt(study)], [line])
     pixels = reporter.collator.prompts([study.image])
