@@ -36,7 +36,9 @@ _MEAN_OF = 200  # training images
 SETS = 24  # of findings at most, the commonest of the training reports
 _TEMPERATURES = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 5.0, 10.0)
 _LIMITS = np.arange(0.05, 0.5, 0.01)  # a finding that is likelier is said
-_STEP = 0.04  # of the side, a third of the tiny model's patch
+# What a patch shows depends on where its edges lie; a model taught by few studies has not learned that it must not. So
+# chances rest on nine views, a third of the tiny model's patch apart.
+_STEP = 0.04  # of the side
 _VIEWS = tuple(itertools.product((-_STEP, 0, _STEP), repeat=2))
 Findings = tuple[str, ...]
 Numbers = NDArray[np.float64]
@@ -65,7 +67,7 @@ class LineChoice:
 
 def finding_chances(reporter: Any, images: Sequence[Any], sets: Sequence[Findings]) -> tuple[list[str], Numbers]:
     """Probability of each finding as the model's first line has it, among these sets: names, and (n, findings)."""
-    found = reporter.in_batches(images, lambda some: _line_scores(reporter, some, _seen(reporter, some), sets))
+    found = reporter.in_batches(images, lambda some: _line_scores(reporter, some, sets, _VIEWS))
     scores = np.concatenate(list(found))
     shares = np.exp(scores - scores.max(1, keepdims=True))
     names = sorted({name for chosen in sets for name in chosen})
@@ -94,16 +96,6 @@ def thresholds(reporter: Any) -> LineChoice:
     return LineChoice([tuple(chosen) for chosen in found["sets"]], found["thresholds"])
 
 
-def _seen(reporter: Any, images: Sequence[Any]) -> torch.Tensor:
-    """(images, V, D) visual tokens, mean of nine views a step apart.
-
-    What a patch shows depends on where its edges lie. A model taught by few studies has not learned that it must not.
-    """
-    squares = [reporter.prepare(image) for image in images]
-    views = (reporter.visual_tokens([moved(square, *view) for square in squares]) for view in _VIEWS)
-    return torch.stack(list(views)).mean(0)
-
-
 def moved(image: Image.Image, right: float, down: float) -> Image.Image:
     """The image moved by shares of its sides, with black behind it."""
     by = (1, 0, -right * image.width, 0, 1, -down * image.height)
@@ -111,10 +103,13 @@ def moved(image: Image.Image, right: float, down: float) -> Image.Image:
 
 
 @torch.inference_mode()
-def _line_scores(reporter: Any, images: Sequence[Any], seen: torch.Tensor, sets: Sequence[Findings]) -> Numbers:
-    """(images, sets) log probability of each set's line as the beginning of the report on these visual tokens."""
+def _line_scores(
+    reporter: Any, images: Sequence[Any], sets: Sequence[Findings], views: Sequence[tuple[float, float]]
+) -> Numbers:
+    """(images, sets) log probability of each set's line as the beginning of the report."""
     collator, inner = reporter.collator, reporter.core.model
     lines = [collator.beginning(line_of_findings(chosen)) for chosen in sets]
+    seen = reporter.visual_tokens(images, views)
     found: list[Numbers] = []
     for image, tokens in zip(images, seen, strict=True):
         batch = collator.rows([reporter.prompt(image)] * len(lines), lines)
@@ -203,7 +198,7 @@ def _probability(odds: Numbers) -> Numbers:
     return 1 / (1 + np.exp(-odds))
 
 
-def _log_odds(share: Numbers) -> Numbers:
+def _log_odds(share: Any) -> Any:
     return np.log(share) - np.log1p(-share)
 
 

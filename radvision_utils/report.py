@@ -26,7 +26,7 @@ from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.data.images import letterbox, load_image, load_square
 from radvision_utils.data.reports import Report, format_report, line_of_findings, parse_report
 from radvision_utils.data.studies import Study
-from radvision_utils.decoding import Contrast, LineChoice, nothing_in_particular, thresholds
+from radvision_utils.decoding import Contrast, LineChoice, moved, nothing_in_particular, thresholds
 from radvision_utils.environment import Device, choose_device, open_room
 from radvision_utils.model.base import (
     compute_device,
@@ -220,15 +220,23 @@ class Reporter:
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     @torch.no_grad()
-    def visual_tokens(self, images: Sequence[ImageLike]) -> torch.Tensor:
-        """(n, V, D) what the projector gives the language model for each image, float32.
+    def visual_tokens(
+        self, images: Sequence[ImageLike], views: Sequence[tuple[float, float]] = ((0.0, 0.0),)
+    ) -> torch.Tensor:
+        """(n, V, D) what the projector gives the language model for each image, float32, mean of the views.
 
         The tokens lie row by row: the encoder works in windows, and puts its tokens back in order before it ends.
+        A view is the image moved right and down by shares of its sides.
         """
-        inputs = to_device(self.collator.prompts([self.prepare(image) for image in images]), compute_device(self.core))
-        with self.device.autocast():
-            found = self.core.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
-        return torch.stack(list(found)).float().view(len(images), -1, found[0].shape[-1])
+        squares, tokens = [self.prepare(image) for image in images], []
+        for view in views:
+            shown = self.collator.prompts([moved(square, *view) for square in squares])
+            inputs = to_device(shown, compute_device(self.core))
+            with self.device.autocast():
+                found = self.core.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
+            tokens.append(torch.stack(list(found.pooler_output)).float())
+        mean = torch.stack(tokens).mean(0)
+        return mean.view(len(images), -1, mean.shape[-1])
 
     def prepare(self, image: ImageLike) -> Image.Image:
         """An image as the model was trained on them: read, gray, letterboxed to `data.image_size`.

@@ -169,11 +169,19 @@ def test_a_moved_image_goes_right_and_down_with_black_behind_it():
     assert image.getbbox() == (10, 20, 100, 100)
 
 
+def test_an_image_without_anything_has_a_line_too(summarized, dataset, tmp_path):
+    Image.new("L", (512, 512)).save(tmp_path / "black.png")
+    black = replace(dataset.split("test")[0], image=tmp_path / "black.png")
+    reporter = reporter_of(summarized, 3)
+    assert LineChoice([(), ("Cardiomegaly",)], {"Cardiomegaly": -1.0}).lines(reporter, [black]) == ["Cardiomegaly."]
+    assert torch.equal(reporter.visual_tokens([black], [(0.5, 0.5)]), reporter.visual_tokens([black]))
+
+
 def test_a_line_is_scored_as_the_loss_scores_it(summarized, dataset):
     from radvision_utils.decoding import _line_scores
 
     reporter, study = reporter_of(summarized, 3), dataset.split("test")[0]
-    [scores] = _line_scores(reporter, [study], reporter.visual_tokens([study]), [(), ("Cardiomegaly",)])
+    [scores] = _line_scores(reporter, [study], [(), ("Cardiomegaly",)], [(0.0, 0.0)])
     line = reporter.collator.beginning("Cardiomegaly.")
     batch = reporter.collator.rows([reporter.prompt(study)], [line])
     pixels = reporter.collator.prompts([study.image])
