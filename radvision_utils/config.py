@@ -107,7 +107,8 @@ class DataSettings:
     deidentified: str = _setting("drop", choices=("drop", "keep"))  # sentences with XXXX in training targets
     priors: str = _setting("drop", choices=("drop", "keep"))  # sentences that refer to earlier studies
     workers: int = _setting(0, low=0)  # processes for preparation; 0: one a core
-    augment: bool = False  # stage 1 sees images turned, scaled, moved, brighter or darker by chance; never mirrored
+    # Training sees images turned, scaled, moved, brighter or darker by chance, never mirrored; no features are kept.
+    augment: bool = False
     abnormal_share: float | None = _setting(None, low=0.0, high=1.0)  # share of abnormal studies shown; null: as is
 
 

@@ -370,7 +370,7 @@ def made_from(profile: Profile, step: str) -> dict[str, Any]:
     names = [f"{step}.{name}" for name in settings_of(stage.settings) if name not in hidden]
     # The one adapter is shaped at stage 1, by the ranks of both its LoRA components.
     names += ["stage3.lora_rank", "stage3.lora_alpha"] if stage.number == 1 else []
-    names += ["data.abnormal_share", *(["data.augment"] if stage.number == 1 else [])]
+    names += ["data.abnormal_share", "data.augment"]
     made |= seed | settings_of(profile.model, "model.") | {name: settings[name] for name in names}
     made[f"{step}.micro_batch x {step}.accumulation"] = stage.settings.step_size
     return made

@@ -343,7 +343,7 @@ def disk_gib(shape: Shape, profile: Profile) -> dict[str, float]:
         "base model from the hub": 0 if embedded else 2 * shape.parameters,
         "prepared studies": sum(counts.values()) * profile.data.image_size**2 * _BYTES_PER_PIXEL,
         "features of the frozen vision encoder": cached * features
-        if profile.stage2.cache_features or profile.stage3.cache_features
+        if (profile.stage2.cache_features or profile.stage3.cache_features) and not profile.data.augment
         else 0,
         # Two are kept, and the oldest goes when the next is written: what trains, and its 8-bit optimizer state.
         "checkpoints of a stage while it trains": 3 * (4 + 2 + 8 / 256) * trained,

@@ -68,7 +68,7 @@ class StagePlan:
 
         Features are not cached where the stage would not see every study (`features.py`).
         """
-        cached = self.stage > 1 and self.settings.cache_features
+        cached = self.stage > 1 and self.settings.cache_features and not self.profile.data.augment
         cached = cached and self.samples >= study_counts(self.profile)["train"]
         return Step(self.shape, self.profile, self.stage, longest(self.profile), cached, copied=self.copied)
 
@@ -271,6 +271,8 @@ def _changes(plan: StagePlan) -> Iterator[dict[str, Any]]:
     steps: list[dict[str, Any]] = []
     if plan.stage > 1 and not settings.cache_features:
         steps.append({f"{name}.cache_features": True})
+    if plan.stage > 1 and plan.profile.data.augment:
+        steps.append({"data.augment": False})
     if plan.profile.model.quantization != "nf4":
         steps.append({"model.quantization": "nf4"})
     if plan.step.layers < plan.shape.language.depth:

@@ -1,4 +1,4 @@
-"""Images that vary by chance while stage 1 trains (`data.augment`): few studies then teach more than themselves."""
+"""Images that vary by chance while stages train (`data.augment`): few studies then teach more than themselves."""
 
 from __future__ import annotations
 

@@ -101,7 +101,8 @@ def stage_features(
 ) -> Features | None:
     """The features for a stage whose vision encoder is frozen, None where they are not wanted or would not pay.
 
-    They pay where the stage sees every study at least once; a trial of a few steps computes what it needs as it goes.
+    They pay where the stage sees every study at least once, each time the same; a trial of a few steps computes what it
+    needs as it goes.
 
     Args:
         ledger: of the model's weights, as `weight_ledger` gives it.
@@ -112,7 +113,8 @@ def stage_features(
     profile, settings, train = stage.profile, stage.settings, dataset.split("train")
     steps = settings.max_steps or math.inf
     seen = min(settings.epochs * len(train), steps * settings.step_size)
-    if stage.component == "vision_encoder" or not settings.cache_features or seen < len(train):
+    kept = settings.cache_features and not profile.data.augment and seen >= len(train)
+    if stage.component == "vision_encoder" or not kept:
         return None
     # Validation as far as either stage measures it: both read the same file.
     measured = max(profile.stage2.validation_studies, profile.stage3.validation_studies)

@@ -269,7 +269,7 @@ class _Fit:
         trainer = ReportTrainer(
             model=model,
             args=training_arguments(settings, self.device, work / "checkpoints", seed),
-            collator=collator.augmenting(Augmentation(seed)) if data.augment and stage.number == 1 else collator,
+            collator=collator.augmenting(Augmentation(seed)) if data.augment else collator,
             abnormal=None if share is None else ([shows_finding(labels[s.uid]) for s in train], share),
             label_weight=stage.label_weight,
             measured=lambda: log.validation_losses[-1],

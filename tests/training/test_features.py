@@ -154,6 +154,15 @@ def test_a_trial_of_a_few_steps_and_stage_1_compute_what_they_need_as_they_go(mo
     assert stage_features(model, Stage(whole, 1), dataset, collator, ledger) is None
 
 
+def test_of_images_that_change_by_chance_nothing_is_kept(model, collator, dataset, small_profile):
+    changing = replace(
+        small_profile,
+        data=replace(small_profile.data, augment=True),
+        stage2=replace(small_profile.stage2, max_steps=None, epochs=1.0),
+    )
+    assert stage_features(model, Stage(changing, 2), dataset, collator, weight_ledger(model)) is None
+
+
 def copy_of(profile, folder, cache):
     """Data and stage 1 of a run in another folder, with whole epochs of stages 2 and 3 to train."""
     settings = {"max_steps": None, "epochs": 1.0, "cache_features": cache}
@@ -183,3 +192,4 @@ def test_stages_2_and_3_end_with_the_same_weights_with_and_without_and_share_one
             torch.testing.assert_close(weights[0][name], weights[1][name], rtol=0, atol=2e-3, msg=name)
     assert is_current(plain, "stage3")
     assert is_current(replace(plain, stage3=replace(plain.stage3, cache_features=True)), "stage3")
+    assert not is_current(replace(plain, data=replace(plain.data, augment=True)), "stage3")

@@ -330,6 +330,7 @@ def test_what_saves_memory_saves_it_in_the_plan():
     ("settings", "gib", "first"),
     [
         ({"stage3.cache_features": False}, 9.0, "stage3.cache_features=true"),
+        ({"data.augment": True}, 9.0, "data.augment=false"),
         ({"model.quantization": "none"}, 12.0, "model.quantization=nf4"),
         ({"stage3.checkpointed_layers": 0}, 14.56, "stage3.checkpointed_layers=null"),
         ({"stage3.micro_batch": 16, "stage3.accumulation": 1}, 10.0, "stage3.micro_batch=8 and stage3.accumulation=2"),
