@@ -6,7 +6,6 @@ With limits to its probabilities, fitted once on validation studies and kept in 
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections import Counter
@@ -39,7 +38,7 @@ _LIMITS = np.arange(0.05, 0.5, 0.01)  # a finding that is likelier is said
 # What a patch shows depends on where its edges lie; a model taught by few studies has not learned that it must not. So
 # chances rest on nine views, a third of the tiny model's patch apart.
 _STEP = 0.04  # of the side
-_VIEWS = tuple(itertools.product((-_STEP, 0, _STEP), repeat=2))
+_VIEWS = [(right, down) for right in (-_STEP, 0, _STEP) for down in (-_STEP, 0, _STEP)]
 Findings = tuple[str, ...]
 Numbers = NDArray[np.float64]
 
