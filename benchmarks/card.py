@@ -70,7 +70,7 @@ from radvision_utils.runs import (
 from radvision_utils.training import train
 from radvision_utils.training.collator import Collator
 
-LIGER, UNSLOTH, WRITING = "TRL + Liger", "Unsloth", "writing"
+COMPILED, LIGER, UNSLOTH, WRITING = "RadVision, compiled", "TRL + Liger", "Unsloth", "writing"
 STEPS, STEP = 2, 16  # optimizer steps, the first to warm up, and their studies, unless a micro-batch has more
 STUDIES = 2 * STEP  # of an epoch: features of the frozen encoder are computed once and read, as in a run
 SIZES = (4, 8, 16, 32)
@@ -96,21 +96,28 @@ Row = dict[str, Any]
 Train = Callable[[Profile, int, Any], float]
 
 
+def _ours_compiled(profile: Profile, stage: int, turns: Any) -> float:
+    settings: Any = {f"stage{stage}": replace(profile.stage(stage), compile="always")}
+    return ours(replace(profile, **settings), stage, turns)
+
+
 def _trl_with_liger(profile: Profile, stage: int, turns: Any) -> float:
     return trl_sft(profile, stage, turns, use_liger_kernel=True)
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Who trains, what it takes, and its own micro-batch where that is documented to be another than `SIZES`."""
+    """Who trains, what it takes, and its own micro-batches beside `SIZES` (None: the planner's), or alone."""
 
     train: Train
     needs: tuple[str, ...] = ()
-    own: tuple[int, ...] = ()
+    own: tuple[int | None, ...] = ()
+    alone: bool = False
 
 
 CONTENDERS = {
     OURS: Contender(ours),
+    COMPILED: Contender(_ours_compiled, own=(None,), alone=True),  # it takes a minute or two to compile
     PLAIN: Contender(plain_loop, own=(1,)),
     TRAINER: Contender(trainer_as_it_comes),
     TRL: Contender(trl_sft, ("trl",)),
@@ -146,7 +153,9 @@ def measure_card(
     whole = make_profile(folder, STUDIES, "card", **{"generation.max_new_tokens": 64, **stages, **changes})
     prepare_dataset(whole, progress=lambda *_: None)
     jobs = [(form, name, 3) for form in formats for name in (*CONTENDERS, WRITING)]
-    jobs += [(form, name, 1) for form in formats for name in CONTENDERS if name != OURS]  # if there is time
+    jobs += [
+        (form, name, 1) for form in formats for name in CONTENDERS if name not in (OURS, COMPILED)
+    ]  # if there is time
     rows: list[Row] = []
     for (dtype, gib), name, stage in jobs:
         mine = replace(whole, run=dtype)
@@ -191,7 +200,7 @@ def run_job(job: Path) -> None:
             append_json_lines(job.with_suffix(".jsonl"), {**about, **row})
         return
     contender, stage = CONTENDERS[name], asked["stage"]
-    runs: list[tuple[int, int | None]] = [(stage, size) for size in (*contender.own, *asked["sizes"])]
+    runs = [(stage, size) for size in (*contender.own, *(() if contender.alone else asked["sizes"]))]
     if name == OURS:  # its stages 1 and 2 make what all others begin stage 3 with
         runs = [(1, None), (2, None), (3, None), *runs]
     best = 0.0

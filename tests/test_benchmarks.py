@@ -260,6 +260,13 @@ def test_on_a_card_the_command_measures_the_card_alone(tmp_path, monkeypatch, ca
     assert {path.name for path in tmp_path.iterdir()} == {"CARD.json", "CARD.md"}
 
 
+def test_ours_is_measured_as_compiled_code_too(monkeypatch):
+    asked = []
+    monkeypatch.setattr(card, "ours", lambda profile, stage, _: asked.append(profile.stage(stage).compile) or 2.0)
+    assert card.CONTENDERS[card.COMPILED].train(load_profile(), 3, None) == 2.0
+    assert asked == ["always"]
+
+
 def test_who_lacks_a_library_or_time_is_left_out_of_a_card_with_the_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(card.importlib.util, "find_spec", lambda name: name != "liger_kernel")
     left_out = card._in_a_process(tmp_path / "job.json", card.LIGER, {}, seconds=9)
