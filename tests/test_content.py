@@ -48,7 +48,7 @@ def prepared(source, tmp_path):
 
 @pytest.fixture
 def nothing_is_prepared(monkeypatch):
-    monkeypatch.setattr(prepare, "_prepare_anew", lambda *_: pytest.fail("it is prepared again"))
+    monkeypatch.setattr(prepare, "_prepare_aside", lambda *_: pytest.fail("it is prepared again"))
 
 
 @pytest.mark.parametrize("place", ["there/studies.parquet", "there/other name.parquet"])
