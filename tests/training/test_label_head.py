@@ -76,7 +76,7 @@ def test_smaller_micro_batches_make_the_same_steps_with_labels(teach):
 
 
 def test_the_projector_can_be_taught_from_kept_features(teach, small_profile):
-    profile, _ = teach()
+    profile, _ = teach(data={"abnormal_share": 0.75})
     profile = replace(profile, stage2=replace(small_profile.stage2, label_weight=1.0, max_steps=None, epochs=1.0))
     record = train_stage(profile, 2).record
     assert record["moved"] == ["projector.adapter"]
