@@ -134,7 +134,7 @@ class StageSettings:
     epochs: float = _setting(1.0, low=0.0)  # how often each training study is shown
     max_steps: int | None = _setting(None, low=1)  # optimizer steps; ends before `epochs` if reached
     batch: int = _setting(16, low=1)  # studies of an optimizer step, unless both of the next two are numbers
-    micro_batch: int = _setting("auto", low=1, auto=True)  # studies that go through the model together; auto: that fit
+    micro_batch: int = _setting("auto", low=1, high=1024, auto=True)  # studies at a time in the model; auto: that fit
     accumulation: int = _setting("auto", low=1, auto=True)  # micro-batches of an optimizer step; auto: what is left
     warmup_ratio: float = _setting(0.05, low=0.0, high=1.0)  # share of the steps in which the learning rate rises
     # How the learning rate goes on after the warm-up.
