@@ -186,10 +186,10 @@ def _run(options: argparse.Namespace) -> None:
     run = RunFolder.of(profile)
     require_locks()
     require_writable(run.log)
-    if options.first == 1 and not options.continue_from and (options.force or not is_current(profile, "data")):
-        open_source(profile.data.source, profile.data, profile.seed)  # what it lacks is told before a kernel starts
     device = choose_device()
     require_device(profile.model, device)
+    if options.first == 1 and not options.continue_from and (options.force or not is_current(profile, "data")):
+        open_source(profile.data.source, profile.data, profile.seed)  # what it lacks is told before a kernel starts
     if options.continue_from:
         continue_run(run, options.continue_from)
     cost = open_room("planning.tables").cost_here(profile, device.title)

@@ -105,7 +105,7 @@ def another(name, value):
     """A valid value of a setting that is not the one it has."""
     choices = {"hospital": "A", "required": "either", "deidentified": "keep", "priors": "keep", "quantization": "none"}
     choices |= {"stages": "ends", "schedule": "linear", "optimizer": "adamw_torch", "train": "full"}
-    choices |= {"findings": "scored"}
+    choices |= {"findings": "scored", "compile": "always", "micro_batch": 3, "accumulation": 3}
     if isinstance(value, bool):
         return not value
     if isinstance(value, str):

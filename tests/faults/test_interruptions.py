@@ -288,7 +288,7 @@ class TestChangedSettings:
         monkeypatch.setattr(trainer, "_train", reached)
         kept = set()
         other = {"schedule": "linear", "optimizer": "adamw_torch", "cache_features": False, "train": "full"}
-        other["report_to"] = "tensorboard"
+        other |= {"report_to": "tensorboard", "compile": "always"}
         for name, value in settings_of(begun.stage1).items():
             stage = replace(begun.stage1, **{name: other[name] if name in other else (value or 0) + 1})
             with pytest.raises((Trains, RadVisionError)) as told:
