@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -180,7 +181,7 @@ def _run(options: argparse.Namespace) -> None:
     from radvision_utils.data.sources import open_source
     from radvision_utils.environment import choose_device, require_device
     from radvision_utils.evaluation.table import result_lines
-    from radvision_utils.pipeline import continue_run, run_notebooks
+    from radvision_utils.pipeline import continue_run, kept_log, run_notebooks
 
     profile, overrides = profile_of(options), parse_settings(options.set)
     run = RunFolder.of(profile)
@@ -195,7 +196,10 @@ def _run(options: argparse.Namespace) -> None:
     cost = open_room("planning.tables").cost_here(profile, device.title)
     print(f"Profile {profile.name}, run {profile.run}, on {device.title}{cost}\nLog        {run.log}", flush=True)
     if profile.name == "tiny-real" and profile.model.base == "tiny":
-        overrides["model.base"] = str(open_room("bases.build").base_for_source(profile, run.path / "base"))
+        started = time.perf_counter()
+        with kept_log(run.log, "radvision_utils"):
+            overrides["model.base"] = str(open_room("bases.build").base_for_source(profile, run.path / "base"))
+        print(f"0 of 6  a base that knows the reports {(time.perf_counter() - started) / 60:5.1f} min", flush=True)
         profile = replace(profile, model=replace(profile.model, base=overrides["model.base"]))
     run_notebooks(profile, overrides, options.first, options.force)
     print(result_lines(run.record("evaluation") or {}))

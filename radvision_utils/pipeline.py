@@ -74,7 +74,7 @@ def run_notebooks(
         if not force and executed.is_file() and _is_shown(profile, step):
             logger.info("%s  finished and unchanged, skipped", told)
             continue
-        with told_if_unwritable(folder.path), _kept_log(folder.log):
+        with told_if_unwritable(folder.path), kept_log(folder.log):
             if step.startswith("stage") and (processes := training_processes(profile, step, force)) > 1:
                 _train_together(profile, step, processes, force)
                 again = False
@@ -245,10 +245,16 @@ class _LatestLine(logging.Handler):
 
 
 @contextmanager
-def _kept_log(path: Path) -> Iterator[None]:
-    """Append what papermill says, notebooks and all, to a file; where somebody watches, show its latest line."""
+def kept_log(path: Path, name: str = "papermill") -> Iterator[None]:
+    """Append what papermill says, notebooks and all, to a file; where somebody watches, show its latest line.
+
+    Args:
+        path: the file.
+        name: another logger, to append what that says.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    log = logging.getLogger("papermill")
+    log = logging.getLogger(name)
+    before = log.handlers, log.propagate
     handlers = [_LogFile(path, encoding="utf-8"), *([_LatestLine()] if sys.stderr.isatty() else [])]
     level, log.handlers, log.propagate = log.level, handlers, False
     log.setLevel(logging.INFO)
@@ -257,7 +263,7 @@ def _kept_log(path: Path) -> Iterator[None]:
     finally:
         for handler in handlers:
             handler.close()
-        log.handlers, log.propagate = [], True
+        log.handlers, log.propagate = before
         log.setLevel(level)
         if len(handlers) > 1:
             print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -116,7 +116,7 @@ def test_maps_or_samples_asked_for_later_run_the_last_notebook_alone(profile, ha
 def test_what_notebooks_say_is_kept_in_a_file_and_not_shown(tmp_path, capsys):
     papermill, file = logging.getLogger("papermill"), tmp_path / "run" / "run.log"
     for said in ("first", "second"):
-        with pipeline._kept_log(file):
+        with pipeline.kept_log(file):
             papermill.info(said)
     assert file.read_text(encoding="utf-8") == "first\nsecond\n"
     assert "".join(capsys.readouterr()) == ""
@@ -126,7 +126,16 @@ def test_what_notebooks_say_is_kept_in_a_file_and_not_shown(tmp_path, capsys):
 
 def test_somebody_who_watches_sees_the_latest_line_in_one_place(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pipeline.sys.stderr, "isatty", lambda: True, raising=False)
-    with pipeline._kept_log(tmp_path / "run.log"):
+    with pipeline.kept_log(tmp_path / "run.log"):
         logging.getLogger("papermill").info("loss 2.1\nloss 2.0 \x1b[31m in step 7\n")
     start = "\r\x1b[K"
     assert capsys.readouterr().err == f"{start}loss 2.0 [31m in step 7{start}"
+
+
+def test_what_a_base_says_while_it_is_made_is_kept_beside_them(tmp_path, monkeypatch):
+    ours, shown = logging.getLogger("radvision_utils"), logging.NullHandler()
+    monkeypatch.setattr(ours, "handlers", [shown])
+    with pipeline.kept_log(tmp_path / "run.log", ours.name):
+        logging.getLogger("radvision_utils.bases.build").info("base: step 1")
+    assert (tmp_path / "run.log").read_text(encoding="utf-8") == "base: step 1\n"
+    assert ours.handlers == [shown]
