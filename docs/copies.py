@@ -36,8 +36,7 @@ def write_copies(run: RunFolder, to: Path) -> int:
     Raises:
         RadVisionError: a notebook was not executed, or the notebooks are larger than `MOST_BYTES`.
     """
-    shutil.rmtree(to / "notebooks", ignore_errors=True)
-    (to / "notebooks").mkdir(parents=True)
+    copies = {}
     for name in NOTEBOOKS.values():
         executed = run.notebooks / f"{name}.ipynb"
         if not executed.is_file():
@@ -46,7 +45,11 @@ def write_copies(run: RunFolder, to: Path) -> int:
             )
         notebook = nbformat.read(executed, as_version=4)
         slim(notebook, run)
-        nbformat.write(notebook, to / "notebooks" / executed.name)
+        copies[executed.name] = notebook
+    shutil.rmtree(to / "notebooks", ignore_errors=True)
+    (to / "notebooks").mkdir(parents=True)
+    for file, notebook in copies.items():
+        nbformat.write(notebook, to / "notebooks" / file)
     shown = [record for record in read_predictions(run.predictions) if (record.index or 0) < STUDIES]
     write_page(shown, run.record("evaluation") or {}, run.path, to / "dashboard" / "index.html")
     size = sum(path.stat().st_size for path in (to / "notebooks").iterdir())
