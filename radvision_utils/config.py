@@ -165,6 +165,10 @@ class StageSettings:
         split = self.micro_batch, self.accumulation
         return self.batch if AUTO in split else math.prod(split)
 
+    def shown(self, studies: int) -> float:
+        """Studies that the stage shows, each as often as it comes, where there are so many to train on."""
+        return min(self.epochs * studies, (self.max_steps or math.inf) * self.step_size)
+
 
 @dataclass(frozen=True)
 class SeeingSettings(StageSettings):

@@ -58,9 +58,7 @@ class StagePlan:
     @cached_property
     def samples(self) -> int:
         """Studies that it trains on, each as often as it comes; what a frozen encoder costs once is not in it."""
-        settings = self.settings
-        samples = round(settings.epochs * study_counts(self.profile)["train"])
-        return min(samples, settings.max_steps * settings.step_size) if settings.max_steps else samples
+        return round(self.settings.shown(study_counts(self.profile)["train"]))
 
     @cached_property
     def step(self) -> Step:

@@ -7,7 +7,6 @@ is kept is what enters the projector; that costs a thousandth of a step and is c
 from __future__ import annotations
 
 import logging
-import math
 import os
 import shutil
 import time
@@ -111,9 +110,7 @@ def stage_features(
         RadVisionError: the disk has no room for them.
     """
     profile, settings, train = stage.profile, stage.settings, dataset.split("train")
-    steps = settings.max_steps or math.inf
-    seen = min(settings.epochs * len(train), steps * settings.step_size)
-    kept = settings.cache_features and not profile.data.augment and seen >= len(train)
+    kept = settings.cache_features and not profile.data.augment and settings.shown(len(train)) >= len(train)
     if stage.component == "vision_encoder" or not kept:
         return None
     # Validation as far as either stage measures it: both read the same file.

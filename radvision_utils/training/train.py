@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -326,13 +325,13 @@ class _Fit:
     @contextmanager
     def _compiled(self, settings: StageSettings, train: Sequence[Any]) -> Iterator[None]:
         """Within, the layers train as compiled code where that is asked for or pays, and where it works."""
-        step = settings.micro_batch * settings.accumulation
-        passes = min(settings.epochs * len(train), step * (settings.max_steps or math.inf)) / settings.micro_batch
+        passes = settings.shown(len(train)) / settings.micro_batch
         # A card of the T4's age computes for seconds at a micro-batch, and does not wait for Python.
         able = self.device.kind == "cuda" and self.device.dtype == "bfloat16" and process_count() == 1
-        if settings.compile == "auto" and able and passes < _EARNED:
+        earned = passes >= _EARNED
+        if settings.compile == "auto" and able and not earned:
             logger.info("stage %d: %d micro-batches would not earn compiled layers", self.stage.number, passes)
-        if settings.compile == "never" or (settings.compile == "auto" and not (able and passes >= _EARNED)):
+        if not (settings.compile == "always" or (settings.compile == "auto" and able and earned)):
             yield
             return
         with ExitStack() as compiled, self.watch.part("compile"):
