@@ -14,6 +14,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+try:
+    from hypothesis import settings
+except ImportError:
+    pass
+else:  # Everyone's tests try the same inputs; `pytest tests/fuzz --hypothesis-profile=default` tries new ones.
+    settings.register_profile("same", derandomize=True)
+    settings.load_profile("same")
+
 OPEN_I = Path(__file__).resolve().parents[2] / "shared" / "data" / "open-i"
 SMALL = {
     "data.phantoms": 72,

@@ -54,10 +54,12 @@ _NAMES = rf"{_FINDINGS}|{_IMPRESSION}|(?<!clinical\s)diagnos[ie]s"
 _SECTION_TAG = re.compile(rf"""<(/?)(?:\w+\s[^<>]{{0,40}}=["'])?({_NAMES})\b[^<>]{{0,99}}>""", re.IGNORECASE)
 _BLOCK_TAG = re.compile(r"</?(?:p|br|hr|div|ul|ol|li|h[1-6]|tr|t[dh]|pre)(?:\s[^<>]{0,500})?/?>", re.IGNORECASE)
 _BOLD_TAG = re.compile(r"</?(?:b|strong|em|u|i)>", re.IGNORECASE)
-_OF_WHAT = (  # "Findings (PA view):", but not "Findings (left lung):", of which a word would be lost
-    r"(?:(?:the|this|chest|frontal|pa|ap|lateral|views?|provided|given|x-?ray|radiographs?|image|cxr|film|study|summary"
-    r"|exam(?:ination)?)[\ /-]{0,2}){1,5}"
+_WHAT = (
+    "(?:chest|frontal|pa|ap|lateral|views?|provided|given|x-?ray|radiographs?|image|cxr|film|study|summary"
+    "|exam(?:ination)?)"
 )
+# "Findings (PA view):", but not "Findings (left lung):", of which a word would be lost.
+_OF_WHAT = rf"(?:(?:the|this)\s)?(?:{_WHAT}[\ /-]{{0,2}}){{0,4}}{_WHAT}"
 # A word for a section, with the marks around it that may make it a heading.
 _CANDIDATE = re.compile(
     rf"""(?P<before>(?:^(?:\d{{1,2}}|[A-H]|[IVX]{{1,4}})[.)]\s)?[*_#"'`~=|(\[\]{{}}>\s\u2022\u00ab\u201c-]{{0,9}})
@@ -65,7 +67,7 @@ _CANDIDATE = re.compile(
     (?:(?:key|main|final|overall|clinical|diagnostic|imag(?:e|ing)|radiograph(?:ic|y)|radiolog(?:ic|ical|y)|chest|x-ray
     |provisional|primary|section|report|generated|predicted)[\ _]){{0,2}}
     (?P<name>{_NAMES})(?:\s?(?:and|&|/)\s?(?:(?P<second>{_NAMES})|recommendations?))?(?:\s(?:section|text))?
-    (?:\s?\((?:s|{_OF_WHAT})\)(?=\W)|\s\d{{1,2}}(?=\s?:)|(?P<of>\s(?:of|in|on|from)\s{_OF_WHAT})(?=:))?
+    (?:\s?\((?:s|{_OF_WHAT})\)(?=[\W_])|\s\d{{1,2}}(?=\s?:)|(?P<of>\s(?:of|in|on|from)\s{_OF_WHAT}))?
     (?![^\W_]) (?P<after>[*_#"'`~=|)\[\]{{}}>\ :;.\u2192\u2022\u2013\u2014\u00bb\u201d-]{{0,9}}\n?)""",
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
@@ -423,7 +425,7 @@ def _is_heading(found: re.Match[str]) -> bool:
     if marked and after.strip(" \n.\"'") and not after.startswith((" -", "-")):
         return starts_line or "(" not in before  # "**Findings**", "[FINDINGS]"
     if starts_line and (after.endswith("\n") or found.end() == len(text)):
-        return capital or marked or not near.strip() or (near.strip()[-1] in ".!?" and after.endswith("\n"))
+        return capital or marked or not near.strip() or (near.strip()[-1] in ".!?:" and after.endswith("\n"))
     if starts_line and after.startswith((" - ", " \u2013 ", " \u2014 ", "\u2014", "; ", " | ")):
         return True
     goes_on = re.match(r"[A-Z](?:[a-z]|\s)|\d", text[found.end() : found.end() + 2])  # "FINDINGS The lungs are clear."
