@@ -1,4 +1,9 @@
-"""How our own cost grows: with the image's resolution, the micro-batch, and the number of studies. All measured."""
+"""How our own cost grows: with the image's resolution, the micro-batch, and the number of studies.
+
+    python -m benchmarks.growth
+
+prints the 7B's growth, by the planner's arithmetic; `python -m benchmarks` measures the model in small.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +27,11 @@ from benchmarks.shares import tflop
 from radvision_utils.config import Profile, load_profile
 from radvision_utils.data.prepare import prepare_dataset
 from radvision_utils.environment import choose_device
+from radvision_utils.figures import markdown_table
 from radvision_utils.model.base import load_base, load_processor
 from radvision_utils.phantoms.phantom_rows import phantom_row
+from radvision_utils.planning.cost import open_card, read_shape
+from radvision_utils.planning.plan import StagePlan, plan_run
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.features import open_features
 from radvision_utils.training.train import train_stage
@@ -130,3 +138,53 @@ def _studies(count: int) -> Iterator[dict[str, Any]]:
         Image.fromarray(moved).save(buffer, "JPEG", quality=90)
         texts = {name: str(row[name]) for name in ("findings", "impression")}
         yield {"uid": f"study-{number}", **texts, "img_frontal": buffer.getvalue()}
+
+
+def by_arithmetic() -> list[tuple[str, list[Row]]]:
+    """The 7B by plan: with the micro-batch on an H100, with the resolution on a T4, with the number of T4s."""
+
+    def planned(gpu: str, stage: int, **settings: Any) -> StagePlan:
+        profile = load_profile("lingshu-7b", settings)
+        return StagePlan(read_shape(profile.model), profile, stage, open_card(gpu))
+
+    sizes, sides, counts = (1, 2, 4, 8, 16, 32), (224, 336, 448, 504, 672, 1008), (1, 2, 4, 8)
+    batch, resolution, cards = [], [], []
+    for size in sizes:
+        split = {"stage3.micro_batch": size, "stage3.accumulation": max(sizes) // size, "stage3.batch": max(sizes)}
+        row = {"studies at once": str(size)}
+        for told, layers in (("every layer checkpointed", None), ("none", 0)):
+            plan = planned("h100", 3, **split, **{"stage3.checkpointed_layers": layers})
+            speed = size / plan.usual.seconds(plan.card)
+            row |= {f"GiB, {told}": f"{plan.memory.total:.1f}", f"studies/s, {told}": f"{speed:.1f}"}
+        batch.append(row)
+    for side in sides:
+        tokens = (side // 28) ** 2
+        row = {"pixels a side": str(side), "visual tokens": str(tokens)}
+        for stage in (1, 3):
+            one = {"micro_batch": 1, "accumulation": 16, "checkpointed_layers": None}
+            changes = {f"stage{stage}.{name}": value for name, value in one.items()}
+            plan = planned("t4", stage, **changes, **{"data.image_size": side, "model.visual_tokens": tokens})
+            row |= {
+                f"GiB, stage {stage}": f"{plan.memory.total:.1f}",
+                f"TFLOP, stage {stage}": f"{plan.usual.tflop():.1f}",
+            }
+        resolution.append(row)
+    for count in counts:
+        hours = [plan.hours for plan in plan_run(load_profile("lingshu-7b"), replace(open_card("t4"), count=count))]
+        told = {f"stage {stage}, min": f"{60 * each:.0f}" for stage, each in enumerate(hours, 1)}
+        cards.append({"T4s": str(count), **told})
+    return [
+        ("stage 3 on an H100, by the studies that are computed at once", batch),
+        ("one study at a time, every layer checkpointed, by resolution", resolution),
+        ("the profile's epochs on Open-I by the number of T4s", cards),
+    ]
+
+
+def main() -> None:
+    """Print the 7B's growth by arithmetic."""
+    for title, rows in by_arithmetic():
+        print(f"\n{title}\n\n{markdown_table([*rows[0]], [list(row.values()) for row in rows])}")
+
+
+if __name__ == "__main__":
+    main()
