@@ -335,10 +335,14 @@ def _processor_of_today(folder: Path) -> Iterator[Path]:
         yield Path(copy)
 
 
+# Saved by some with what they last called it with; what is handed in says how it lies.
+_OF_A_CALL = {"input_data_format", "data_format", "return_tensors", "device"}
+
+
 def _image_processor_of_today(values: Any) -> Any:
     if not isinstance(values, dict):
         return values
-    values = {key: _image_processor_of_today(value) for key, value in values.items()}
+    values = {key: _image_processor_of_today(value) for key, value in values.items() if key not in _OF_A_CALL}
     if str(values.get("image_processor_type")).startswith("Qwen2_5_VLImageProcessor"):
         values["image_processor_type"] = "Qwen2VLImageProcessor"
     size = values.get("size")

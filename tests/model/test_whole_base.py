@@ -187,6 +187,15 @@ def test_a_processor_of_any_release_gives_the_same_pixels(folder, kind, size, al
     assert torch.equal(torch.as_tensor(before["pixel_values"]), torch.as_tensor(after["pixel_values"]))
 
 
+@pytest.mark.parametrize("value", ["channels_last", "cuda", None, 7])
+def test_what_a_processor_was_once_called_with_changes_nothing(folder, value):
+    names = ["input_data_format", "data_format", "return_tensors", "device"]
+    edit(folder / "processor_config.json", lambda values: values["image_processor"].update(dict.fromkeys(names, value)))
+    image = torch.randint(0, 256, (3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    before, after = (load_processor(of(path), 512).image_processor([image]) for path in (TINY_BASE, folder))
+    assert torch.equal(torch.as_tensor(before["pixel_values"]), torch.as_tensor(after["pixel_values"]))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
