@@ -188,8 +188,8 @@ def hosted_notebook() -> str:
 def unmet() -> dict[str, str]:
     """What pyproject.toml asks for and is older here, or is not here (""): `{"peft>=0.18": "0.17.1"}`.
 
-    Of the extra `dicom` only what is here counts. Where the package is installed without its project, pip has seen to
-    all of it.
+    Of the extras `dicom` and `hosts` only what is here counts. Where the package is installed without its project, pip
+    has seen to all of it.
     """
     file = Path(__file__).resolve().parents[1] / "pyproject.toml"
     text = file.read_text(encoding="utf-8") if file.is_file() else ""

@@ -54,6 +54,15 @@ def test_every_floor_of_the_project_is_asked_for(monkeypatch):
     assert names <= {re.split("[>=]=", requirement)[0] for requirement in asked}
 
 
+@pytest.mark.parametrize("name", ["torchao", "pydicom"])
+def test_what_nothing_needs_may_be_missing_but_not_too_old(monkeypatch, name):
+    found = {}
+    monkeypatch.setattr(environment, "_version", lambda asked: found.get(asked, "999"))
+    for version, lacking in (("", []), ("0.10.0", [name]), ("99", [])):
+        found[name] = version
+        assert [re.split("[>=]=", asked)[0] for asked in environment.unmet()] == lacking
+
+
 @pytest.mark.parametrize("version", ["2.6", "2.6.0+cu124", "2.10.1", "3", "2.6.0a0+ecf3bae40a.nv25.01"])
 def test_a_build_of_the_floor_or_later_is_new_enough(monkeypatch, version):
     monkeypatch.setattr(environment, "_version", lambda name: version if name == "torch" else "999")
