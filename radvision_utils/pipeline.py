@@ -189,7 +189,8 @@ def _execute(step: str, executed: Path, parameters: Mapping[str, Any], profile: 
     partial = executed.with_suffix(".partial.ipynb")  # a copy that ends before its last cell must not pass for whole
     try:
         # Plain lines instead of bars that nobody sees move, and what is forced.
-        with environment_variables({"RADVISION_HEADLESS": "1", FORCE_VARIABLE: step if force else ""}):
+        quiet = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # a page of a debugger's warnings, from Colab's ipykernel
+        with environment_variables({"RADVISION_HEADLESS": "1", FORCE_VARIABLE: step if force else "", **quiet}):
             papermill.execute_notebook(
                 str(notebook_path(step)),
                 str(partial),

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 # Several tests may share the cores; threads that wait for each other by spinning make that many times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,6 +40,12 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish():
     """What is imported by now stays: the garbage collection before each load of a model need not look at it again."""
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def old_torch() -> bool:
+    """Whether this is the torch of constraints-floor.txt, which rounds, compiles and keeps a little otherwise."""
+    return tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9)
 
 
 @pytest.fixture(autouse=True)

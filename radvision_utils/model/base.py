@@ -194,10 +194,11 @@ def load_base(settings: ModelSettings, device: Device, shard: bool = False) -> P
             ignore_mismatched_sizes=True,  # transformers' own error does not name them
         )
         misfits = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
-        for name, module in model.named_modules():  # of 4-bit layers the report does not know the shape
-            packed = getattr(getattr(module, "weight", None), "quant_state", None)
-            if packed is not None and tuple(packed.shape) != (module.out_features, module.in_features):
-                misfits.add(f"{name}.weight")
+        with torch.device("meta"):
+            shapes = {n: t.shape for n, t in type(model)(model.config).named_parameters(remove_duplicate=False)}
+        for name, tensor in model.named_parameters():  # where there is quantization the report does not know the shape
+            if getattr(tensor, "quant_state", tensor).shape != shapes[name]:
+                misfits.add(name)
         _require_whole(f"the base model {path}", report["missing_keys"], report["unexpected_keys"], misfits)
     for module in model.modules():
         # On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first evaluation forward, and the next

@@ -43,7 +43,7 @@ def model_of(profile, stage):
 
 
 @pytest.mark.parametrize(("number", "checkpointed"), [(1, None), (2, 0), (3, None)])
-def test_losses_and_gradients_are_those_of_layers_as_they_are(small_profile, batches, number, checkpointed):
+def test_losses_and_gradients_are_those_of_layers_as_they_are(small_profile, batches, number, checkpointed, old_torch):
     stage = Stage(small_profile, number)
     model, autocast = model_of(small_profile, stage), choose_device().autocast
     checkpoint_layers(model, stage, checkpointed)
@@ -54,5 +54,5 @@ def test_losses_and_gradients_are_those_of_layers_as_they_are(small_profile, bat
         compiled = counter.frame_count
         found += losses_and_gradients(model, batches[1:], autocast)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert compiled == counter.frame_count > 0  # nothing anew for batches of other sizes
+    assert 0 < compiled <= counter.frame_count <= compiled + old_torch  # nothing anew for batches of other sizes
     assert torch.equal(losses_and_gradients(model, batches[:1], autocast)[0][0], expected[0][0])

@@ -78,7 +78,11 @@ def assert_planned(planned, model, inputs, work):
         ),
     ],
 )
-def test_planned_memory_of_writing_is_that_of_live_tensors(moment, vision, text, bits, tmp_path, monkeypatch):
+def test_planned_memory_of_writing_is_that_of_live_tensors(
+    moment, vision, text, bits, tmp_path, monkeypatch, old_torch
+):
+    if old_torch and bits == 16:
+        pytest.skip("on a CPU this torch computes 16 bits in other steps than a card and today's torch")
     torch.manual_seed(0)
     config = copy.deepcopy(MIDDLE)
     config["vision_config"] |= vision
