@@ -152,19 +152,21 @@ def measure_card(
     stages = {f"stage{n}.{name}": value for n in (1, 2, 3) for name, value in _TRAINING.items()}
     whole = make_profile(folder, STUDIES, "card", **{"generation.max_new_tokens": 64, **stages, **changes})
     prepare_dataset(whole, progress=lambda *_: None)
-    jobs = [(form, name, 3) for form in formats for name in (*CONTENDERS, WRITING)]
-    jobs += [
-        (form, name, 1) for form in formats for name in CONTENDERS if name not in (OURS, COMPILED)
-    ]  # if there is time
+    peers = [name for name in CONTENDERS if name != OURS]
+    jobs = [(form, name, 3) for name in (OURS, WRITING, *peers) for form in formats]
+    first = len(jobs)
+    jobs += [(form, name, 1) for name in peers if name != COMPILED for form in formats]  # if there is time
     rows: list[Row] = []
-    for (dtype, gib), name, stage in jobs:
+    for number, ((dtype, gib), name, stage) in enumerate(jobs):
         mine = replace(whole, run=dtype)
         if not RunFolder.of(mine).path.is_dir():
             shutil.copytree(RunFolder.of(whole).path, RunFolder.of(mine).path)
         about = {"format": f"{dtype}, {gib} GiB" if gib else dtype, "contender": name, "stage": stage}
         job = folder / f"{dtype}-{name}-{stage}.json"
         write_json(job, {**about, "profile": mine.to_dict(), "sizes": list(sizes)})
-        note = _in_a_process(job, name, {DTYPE_VARIABLE: dtype, MEMORY_VARIABLE: gib}, ends - time.monotonic())
+        # At most twice a fair share, or the first format would leave no time for the second.
+        seconds = (ends - time.monotonic()) * min(1.0, 2 / max(1, first - number))
+        note = _in_a_process(job, name, {DTYPE_VARIABLE: dtype, MEMORY_VARIABLE: gib}, seconds)
         found = job.with_suffix(".jsonl")
         rows += read_json_lines(found, torn=True) if found.is_file() else []
         rows += [{**about, "note": note}] if note else []

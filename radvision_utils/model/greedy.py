@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -80,6 +81,8 @@ class _Table:
     round to its beginning, so a place may be filled anew at any step.
     """
 
+    graphs = True  # until CUDA takes none: it is not asked again
+
     def __init__(self, core: Any, places: int, room: int, longest: int, autocast: Callable[[], Any]) -> None:
         self.core, self.room, self.ring, self.autocast = core, room, max(longest - 1, 1), autocast
         self.device = device = compute_device(core)
@@ -114,8 +117,10 @@ class _Table:
 
     def step(self) -> list[int]:
         """The next token in every place, also where the text has ended."""
-        if self.steps == 1 and self.device.type == "cuda":  # what is done once only was done by the first step
+        # What is done once only was done by the first step.
+        if self.steps == 1 and self.device.type == "cuda" and _Table.graphs:
             self.graph = _captured(self._step)
+            _Table.graphs = self.graph is not None
         if self.graph is None:
             self._step()
         else:
@@ -157,13 +162,20 @@ class _Table:
 
 def _captured(step: Callable[[], None]) -> Any:
     """The step as one launch, without taking it; None where that fails."""
-    graph = torch.cuda.CUDAGraph()
+    graph, pool, stream = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
     try:
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        # Thread-local: another thread may be making the next micro-batches.
+        with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
             step()
     except RuntimeError as error:
+        torch.cuda.set_stream(stream)  # torch stays in the stream of a capture that failed
         if is_out_of_memory(error):
             raise
+        # Before 2.12 torch also goes on as if it captured, and neither empties its cache nor draws numbers for dropout.
+        with suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+        with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
+            pass
         logger.warning("writing goes on kernel by kernel, since CUDA took no graph of a step: %s", first_line(error))
         return None
     return graph

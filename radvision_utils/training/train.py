@@ -157,7 +157,8 @@ def _train(stage: Stage, watch: Stopwatch, model: PeftModel | None) -> None:
         collator.features = features = stage_features(model, stage, dataset, collator, before)
 
     # Train, in micro-batches that fit the memory.
-    fit, memory = _Fit(stage, device, model, collator, dataset, watch, plan.copied), MemoryBudget(stage)
+    pace = plan.usual.seconds(plan.card)
+    fit, memory = _Fit(stage, device, model, collator, dataset, watch, plan.copied, pace), MemoryBudget(stage)
     with features_for_pixels(model) if features else nullcontext(), taught_by_labels(stage, model, collator, dataset):
         facts = train_in_memory(memory, model, fit.attempt)
 
@@ -229,9 +230,9 @@ def _publish(stage: Stage, facts: dict[str, Any], device: Device, watch: Stopwat
     stage.run.publish(profile, stage.step)
 
 
-# Micro-batches of a stage from which compiling should pay. Not measured: to compile the whole 7B for writing took 76 to
-# 90 s on an H100, and a micro-batch of 4 in stage 3 waits 0.38 of its 0.67 s for Python.
-_EARNED = 300
+# Minutes of steps, by plan, from which compiling should pay. Not measured: it should take about one (76 to 90 s for the
+# whole 7B in writing, on an H100), and spare a tenth where 16 studies at a time keep the card at work; more at 4.
+_EARNED = 10
 
 
 @dataclass(frozen=True)
@@ -245,6 +246,7 @@ class _Fit:
     dataset: PreparedDataset
     watch: Stopwatch
     copied: bool  # 4-bit weights are kept a second time in 16 bits
+    seconds: float  # of a micro-batch by plan; NaN: not known
 
     def attempt(self, split: Split) -> dict[str, Any]:
         """Train, with the loss on validation studies before, at each epoch's end and after; what there is to record."""
@@ -325,12 +327,12 @@ class _Fit:
     @contextmanager
     def _compiled(self, settings: StageSettings, train: Sequence[Any]) -> Iterator[None]:
         """Within, the layers train as compiled code where that is asked for or pays, and where it works."""
-        passes = settings.shown(len(train)) / settings.micro_batch
+        minutes = settings.shown(len(train)) / settings.micro_batch * self.seconds / 60
         # A card of the T4's age computes for seconds at a micro-batch, and does not wait for Python.
         able = self.device.kind == "cuda" and self.device.dtype == "bfloat16" and process_count() == 1
-        earned = passes >= _EARNED
+        earned = minutes >= _EARNED
         if settings.compile == "auto" and able and not earned:
-            logger.info("stage %d: %d micro-batches would not earn compiled layers", self.stage.number, passes)
+            logger.info("stage %d: %.0f minutes of steps would not earn compiled layers", self.stage.number, minutes)
         if not (settings.compile == "always" or (settings.compile == "auto" and able and earned)):
             yield
             return

@@ -1,5 +1,6 @@
 """Reports written in places that are filled anew are those of transformers, and a step can be one CUDA graph."""
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -88,3 +89,37 @@ def test_a_recorded_step_writes_the_same_texts(reporter, pictures, begun, expect
     monkeypatch.setattr(greedy._Table, "step", recorded)
     room = len(reporter.collator.prompt()) + max(map(len, begun))
     assert texts(reporter, pictures, begun, 4, room) == dict(enumerate(expected))
+
+
+@pytest.mark.parametrize(
+    ("message", "told"), [("operation not permitted when stream is capturing", "kernel by kernel"), ("out of memory", "")]
+)
+def test_where_cuda_takes_no_graph_torch_is_as_it_was(monkeypatch, caplog, message, told):
+    """torch stays in the stream of a capture that failed, and before 2.12 its generator in the capture."""
+    at = {"stream": SimpleNamespace(device_index=0), "capturing": False}
+    mine = at["stream"]
+
+    @contextmanager
+    def graph(*_, **__):
+        before, at["stream"], at["capturing"] = at["stream"], "of the capture", True
+        yield
+        at["stream"], at["capturing"] = before, False
+
+    for name in ("CUDAGraph", "graph_pool_handle"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: at["stream"])
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: at.update(stream=stream))
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *_: None, raising=False)
+
+    def step():
+        raise torch.OutOfMemoryError(message) if "memory" in message else RuntimeError(message)
+
+    if told:
+        assert greedy._captured(step) is None
+        assert not at["capturing"]
+    else:
+        with pytest.raises(torch.OutOfMemoryError):
+            greedy._captured(step)
+    assert at["stream"] is mine
+    assert told in caplog.text
