@@ -229,15 +229,15 @@ class JudgingStep(Step):
         return (self.vision_operations() + 2 * self.lengths.image * self.shape.projector_parameters) / 1e12
 
     def writing(self) -> Memory:
-        """Of writing reports, greedily or by lot."""
+        """Of writing reports greedily; by lot it is less."""
         inputs, words = self.inputs(), self.words(self.batch)
         prompt, total = self.lengths.image + self.lengths.text, self.lengths.total
         return self.fullest(
             _PARTS,
             [
                 ("vision", 0.0, inputs + self.vision(), 0.0),
-                ("prompt", self.cache(prompt), inputs + self.layer(prompt), words),
-                ("last word", self.cache(total), inputs + self.repeated(total), words),
+                # Written greedily, the words' places in the cache are there from the beginning.
+                ("prompt", self.cache(total), inputs + self.layer(prompt), words),
             ],
         )
 
@@ -294,10 +294,6 @@ class JudgingStep(Step):
         """Keys and values of so many tokens of each report."""
         language = self.shape.language
         return 2.0 * language.depth * self.batch * tokens * language.key_heads * language.head * self.numbers.compute
-
-    def repeated(self, tokens: int) -> float:
-        """Keys and values of a layer: longer by a token beside the old ones, then repeated for all heads."""
-        return 2.0 * self.batch * tokens * self.shape.language.width * self.numbers.compute
 
     def layer(self, tokens: int) -> float:
         """Within a feed-forward network: gate, up and their product, or the 4-bit weight in full; and what waits

@@ -92,7 +92,8 @@ def test_a_recorded_step_writes_the_same_texts(reporter, pictures, begun, expect
 
 
 @pytest.mark.parametrize(
-    ("message", "told"), [("operation not permitted when stream is capturing", "kernel by kernel"), ("out of memory", "")]
+    ("message", "told"),
+    [("operation not permitted when stream is capturing", "kernel by kernel"), ("out of memory", "")],
 )
 def test_where_cuda_takes_no_graph_torch_is_as_it_was(monkeypatch, caplog, message, told):
     """torch stays in the stream of a capture that failed, and before 2.12 its generator in the capture."""

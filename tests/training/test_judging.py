@@ -19,6 +19,7 @@ from radvision_utils.evidence.explain import explain_passage, open_passage
 from radvision_utils.evidence.passage import IMAGES, learn_neutral
 from radvision_utils.model.base import attach_adapter, load_base, load_processor
 from radvision_utils.model.faster import speed_up_lora
+from radvision_utils.model.greedy import write_greedily
 from radvision_utils.planning import judging
 from radvision_utils.planning.cost import Lengths, open_card, read_shape
 from radvision_utils.planning.judging import JudgingStep, plan_judging
@@ -70,11 +71,10 @@ def assert_planned(planned, model, inputs, work):
     ("moment", "vision", "text"),
     [
         ("vision", {}, {}),
-        ("prompt", {}, {"intermediate_size": 6144}),
         (
-            "last word",
+            "prompt",
             {"hidden_size": 32, "intermediate_size": 64, "num_heads": 2},
-            {"intermediate_size": 256, "num_key_value_heads": 8, "num_hidden_layers": 8},
+            {"intermediate_size": 2048, "num_key_value_heads": 8, "num_hidden_layers": 8},
         ),
     ],
 )
@@ -93,7 +93,7 @@ def test_planned_memory_of_writing_is_that_of_live_tensors(
     if bits == 16:  # as on a card; PEFT asks only whether CUDA's autocast is on
         monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: True)
         device, numbers = BFLOAT16, Numbers(2, 2, 0.0)
-    model, words = as_on_a_card(profile_, device), 80 if moment == "last word" else 4
+    model, words = as_on_a_card(profile_, device), 40
     ids = torch.randint(0, 7000, (BATCH, 100 + TEXT))
     ids[:, 10:110] = 8000
     mask = torch.ones_like(ids)
@@ -107,9 +107,8 @@ def test_planned_memory_of_writing_is_that_of_live_tensors(
     }
 
     def write():
-        with torch.inference_mode(), device.autocast():
-            length = {"max_new_tokens": words, "min_new_tokens": words, "eos_token_id": [8190]}
-            model.generate(**inputs, **length, do_sample=False, repetition_penalty=1.0, pad_token_id=0)
+        options = {"places": BATCH, "room": 100 + TEXT, "longest": words, "ends": [], "autocast": device.autocast}
+        list(write_greedily(model.get_base_model(), lambda *_: inputs, BATCH, **options))
 
     lengths = Lengths(100, TEXT, words)
     planned = JudgingStep.of(read_shape(profile_.model), profile_, lengths, BATCH, numbers).writing()
