@@ -93,7 +93,7 @@ def test_planned_memory_of_writing_is_that_of_live_tensors(
     if bits == 16:  # as on a card; PEFT asks only whether CUDA's autocast is on
         monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: True)
         device, numbers = BFLOAT16, Numbers(2, 2, 0.0)
-    model, words = as_on_a_card(profile_, device), 40
+    model, words = as_on_a_card(profile_, device), 4 if moment == "vision" else 120
     ids = torch.randint(0, 7000, (BATCH, 100 + TEXT))
     ids[:, 10:110] = 8000
     mask = torch.ones_like(ids)
