@@ -164,7 +164,6 @@ def _captured(step: Callable[[], None]) -> Any:
     """The step as one launch, without taking it; None where that fails."""
     graph, pool, stream = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
     try:
-        # Thread-local: another thread may be making the next micro-batches.
         with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
             step()
     except RuntimeError as error:

@@ -330,10 +330,10 @@ class _Fit:
         minutes = settings.shown(len(train)) / settings.micro_batch * self.seconds / 60
         # A card of the T4's age computes for seconds at a micro-batch, and does not wait for Python.
         able = self.device.kind == "cuda" and self.device.dtype == "bfloat16" and process_count() == 1
-        earned = minutes >= _EARNED
-        if settings.compile == "auto" and able and not earned:
+        auto, earned = settings.compile == "auto" and able, minutes >= _EARNED
+        if auto and not earned:
             logger.info("stage %d: %.0f minutes of steps would not earn compiled layers", self.stage.number, minutes)
-        if not (settings.compile == "always" or (settings.compile == "auto" and able and earned)):
+        if not (settings.compile == "always" or (auto and earned)):
             yield
             return
         with ExitStack() as compiled, self.watch.part("compile"):
