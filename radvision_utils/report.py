@@ -10,7 +10,7 @@ import itertools
 import logging
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,7 @@ from radvision_utils.model.faster import keep_dequantized, speed_up_lora
 from radvision_utils.model.fp16 import keep_in_float32
 from radvision_utils.model.greedy import write_greedily
 from radvision_utils.progress import Progress, show_progress
-from radvision_utils.runs import RunFolder, require
+from radvision_utils.runs import RunFolder, Stage
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import report_token_losses, to_device
 from radvision_utils.training.summary import following
@@ -133,19 +133,8 @@ class Reporter:
                 step(done)
 
     def _greedily(self, images: Sequence[ImageLike]) -> Iterator[WrittenReport]:
-        """A place is given to the next image as soon as its report has ended; where memory ends, places are halved."""
-        done = 0
-        while done < len(images):
-            places = min(self._batch_size, len(images) - done)
-            try:
-                for report in self._refilling(images[done:], places):
-                    yield report
-                    done += 1
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-            if done < len(images):  # not in the handler: there the error still holds the tensors
-                self._halve(places)
+        """A place is given to the next image as soon as its report has ended."""
+        return self._halving(images, lambda rest, places: ((report, 1) for report in self._refilling(rest, places)))
 
     def _refilling(self, images: Sequence[ImageLike], places: int) -> Iterator[WrittenReport]:
         begun: list[list[int]] = []
@@ -183,29 +172,32 @@ class Reporter:
         Raises:
             RadVisionError: not even one item fits in the memory.
         """
-        first = 0
-        while first < len(items):
-            batch, result = items[first : first + self._batch_size], None
+        return self._halving(items, lambda rest, size: [(work(rest[:size]), size)])
+
+    def _halving(
+        self, items: Sequence[Item], work: Callable[[Sequence[Item], int], Iterable[tuple[Result, int]]]
+    ) -> Iterator[Result]:
+        """Results of `work`, which gets what is left and how many to do at a time, and says how many each is for."""
+        done = 0
+        while done < len(items):
+            size, failed = min(self._batch_size, len(items) - done), False
             try:
-                result = work(batch)
+                for result, count in work(items[done:], size):
+                    yield result
+                    done += count
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-            if result is None:  # not in the handler: there the error still holds the batch's tensors
-                self._halve(len(batch))
-            else:
-                yield result
-                first += len(batch)
-
-    def _halve(self, size: int) -> None:
-        clear_device_cache(garbage_collection=True)
-        if size == 1:
-            raise RadVisionError(
-                "the memory is too small for one report at a time: end other programs, or lower "
-                "generation.max_new_tokens."
-            )
-        self._batch_size = size // 2
-        logger.warning("too little memory for %d reports at a time; now %d", size, self._batch_size)
+                failed = True
+            if failed:  # not in the handler: there the error still holds the tensors
+                clear_device_cache(garbage_collection=True)
+                if size == 1:
+                    raise RadVisionError(
+                        "the memory is too small for one report at a time: end other programs, or lower "
+                        "generation.max_new_tokens."
+                    )
+                self._batch_size = size // 2
+                logger.warning("too little memory for %d reports at a time; now %d", size, self._batch_size)
 
     def token_losses(self, studies: Sequence[Study]) -> tuple[torch.Tensor, torch.Tensor]:
         """The losses of a batch's reports, teacher-forced, as `report_token_losses` gives them."""
@@ -324,10 +316,9 @@ def reporter_of(profile: Profile, stage: int, base: PreTrainedModel | None = Non
     Raises:
         RadVisionError: the stage is missing, unfinished or made with other settings.
     """
-    if stage not in (0, 1, 2, 3):
-        raise RadVisionError(f"stage {stage!r} does not exist: choose 1, 2 or 3, or 0 for the untuned base.")
+    chosen = Stage(profile, stage)
     if stage:
-        require(profile, f"stage{stage}")
+        chosen.record()
     device = choose_device()
     collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
     with loading_in_memory(profile, stage):

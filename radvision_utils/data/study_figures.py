@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLORS = {"train": BLUE, "validation": ORANGE, "test": GREEN}
+_COLUMNS = 3  # radiographs side by side
 _SIDE = 3.6  # inches, of a radiograph
 _LINE = 0.145  # inches, of a line of text
 _LETTERS = 55  # in a line
 
 
-def show_studies(studies: Sequence[Study], columns: int = 3) -> Figure:
+def show_studies(studies: Sequence[Study]) -> Figure:
     """A grid of radiographs, each with its uid, MeSH headings and report under it. Long reports end in "...".
 
     Args:
         studies: a dozen at most is readable.
-        columns: radiographs side by side.
     """
-    columns = max(1, min(columns, len(studies)))
+    columns = max(1, min(_COLUMNS, len(studies)))
     captions = [_caption(study) for study in studies]
     rows = [captions[first : first + columns] for first in range(0, len(captions), columns)]
     below = [_LINE * (max(len(lines) for lines in row) + 1) for row in rows]

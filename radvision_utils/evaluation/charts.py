@@ -66,15 +66,15 @@ def show_ladder(metrics: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def show_observations(metrics: Mapping[str, Any], row: str = LAST) -> Figure:
+def show_observations(metrics: Mapping[str, Any]) -> Figure:
     """F1 of each of the 13 observations with its interval and support."""
-    found = metrics["rows"][row]["observations"]
+    found = metrics["rows"][LAST]["observations"]
     names = sorted(found, key=lambda name: found[name]["support"])
     figure = new_figure(7.2, 4.6)
     axes = figure.subplots()
     labels = [f"{name} ({found[name]['support']})" for name in names]
     _bars_with_intervals(axes, labels, [found[name] for name in names], [BLUE] * len(names))
-    axes.set(xlabel=f"rule-label F1 {row} (95 % interval)", xlim=(0, 1.12))
+    axes.set(xlabel=f"rule-label F1 {LAST} (95 % interval)", xlim=(0, 1.12))
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.set_ylabel(f"observation (references of {metrics['n']} that assert it)")
     if not any(facts["asserted"] for facts in found.values()):
@@ -82,9 +82,9 @@ def show_observations(metrics: Mapping[str, Any], row: str = LAST) -> Figure:
     return figure
 
 
-def show_confusion(metrics: Mapping[str, Any], row: str = LAST) -> Figure:
+def show_confusion(metrics: Mapping[str, Any]) -> Figure:
     """How many normal and abnormal studies are reported as such."""
-    counts = metrics["rows"][row]["confusion"]
+    counts = metrics["rows"][LAST]["confusion"]
     names = ("abnormal", "normal")
     table = np.array([[counts[true][said] for said in names] for true in names])
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
@@ -95,8 +95,8 @@ def show_confusion(metrics: Mapping[str, Any], row: str = LAST) -> Figure:
         color = "white" if shares[true, said] > 0.6 else "black"
         axes.text(said, true, f"{count}\n{shares[true, said]:.0%}", ha="center", va="center", color=color, fontsize=12)
     axes.set(xticks=(0, 1), yticks=(0, 1), xticklabels=names, yticklabels=names)
-    axes.set(xlabel=f"report {row} says", ylabel="reference says")
-    if empty := metrics["rows"][row]["empty_reports"]:
+    axes.set(xlabel=f"report {LAST} says", ylabel="reference says")
+    if empty := metrics["rows"][LAST]["empty_reports"]:
         axes.set_title(f"{empty} of {metrics['n']} reports have no word and stand as normal", fontsize=10)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
