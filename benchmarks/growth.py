@@ -141,14 +141,14 @@ def _studies(count: int) -> Iterator[dict[str, Any]]:
 
 
 def by_arithmetic() -> list[tuple[str, list[Row]]]:
-    """The 7B by plan: with the micro-batch on an H100, with the resolution on a T4, with the number of T4s."""
+    """The 7B by plan: with the micro-batch on an H100, with the resolution on a T4, with the number of cards."""
 
     def planned(gpu: str, stage: int, **settings: Any) -> StagePlan:
         profile = load_profile("lingshu-7b", settings)
         return StagePlan(read_shape(profile.model), profile, stage, open_card(gpu))
 
     sizes, sides, counts = (1, 2, 4, 8, 16, 32), (224, 336, 448, 504, 672, 1008), (1, 2, 4, 8)
-    batch, resolution, cards = [], [], []
+    batch, resolution, copied, shared = [], [], [], []
     for size in sizes:
         split = {"stage3.micro_batch": size, "stage3.accumulation": max(sizes) // size, "stage3.batch": max(sizes)}
         row = {"studies at once": str(size)}
@@ -170,13 +170,23 @@ def by_arithmetic() -> list[tuple[str, list[Row]]]:
             }
         resolution.append(row)
     for count in counts:
-        hours = [plan.hours for plan in plan_run(load_profile("lingshu-7b"), replace(open_card("t4"), count=count))]
-        told = {f"stage {stage}, min": f"{60 * each:.0f}" for stage, each in enumerate(hours, 1)}
-        cards.append({"T4s": str(count), **told})
+        plans = plan_run(load_profile("lingshu-7b"), replace(open_card("t4"), count=count))
+        told = {f"stage {plan.stage}, min": f"{60 * plan.hours:.0f}" for plan in plans}
+        copied.append({"T4s": str(count), "GiB on each": f"{max(plan.memory.total for plan in plans):.1f}", **told})
+        one = {"stage3.micro_batch": 1, "stage3.accumulation": 16, "stage3.checkpointed_layers": None}
+        plan = planned("l4", 3, **one, **{"model.quantization": "none"})
+        language, alone = plan.shape.language, plan.memory.total
+        layers = 2 * (language.linear_weights + language.other_weights - language.width) / 2**30
+        # Each keeps its share, and two layers are whole at a time: one computes, the next is on its way.
+        away = layers * (1 - 1 / count)
+        row = {"GiB on each": f"{alone - away + min(away, 2 * layers / language.depth):.1f}"}
+        row |= {"GiB received a micro-batch": f"{2 * away:.1f}", "stage 3, min": f"{60 * plan.hours / count:.0f}"}
+        shared.append({"L4s": str(count), **row})
     return [
         ("stage 3 on an H100, by the studies that are computed at once", batch),
         ("one study at a time, every layer checkpointed, by resolution", resolution),
-        ("the profile's epochs on Open-I by the number of T4s", cards),
+        ("the profile's epochs on Open-I by the number of T4s (DDP, 4 bits)", copied),
+        ("stage 3 by the number of L4s (FSDP2, no quantization, one study at a time)", shared),
     ]
 
 
