@@ -231,9 +231,8 @@ class _Batch:
         if image.name in self.kept and self.kept[image.name].file == image.hash:
             return None
         self.kept.pop(image.name, None)  # its report was on another file of that name
-        size = self.profile.data.image_size
         try:
-            return load_square(image.path, size)
+            return load_square(image.path, self.profile.data.image_size)
         except RadVisionError as error:
             self._skip(image, str(error))
             return None

@@ -122,11 +122,9 @@ def _train_together(profile: Profile, step: str, processes: int, force: bool) ->
     command = training_command(profile, step, processes) + (["--force"] if force else [])
     log = RunFolder.of(profile).log
     with log.open("a", encoding="utf-8") as stream:
-        failed = subprocess.run(
-            command, cwd=project_root(), check=False, stdout=stream, stderr=subprocess.STDOUT
-        ).returncode
+        done = subprocess.run(command, cwd=project_root(), check=False, stdout=stream, stderr=subprocess.STDOUT)
     go_on = redo_command(profile, step) + (" --force" if force else "")
-    if failed:
+    if done.returncode:
         raise RadVisionError(
             f"{step} stopped on {processes} cards, see {log}: when it is mended, go on with `{go_on}`."
         )
@@ -186,6 +184,7 @@ def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
 
 def _execute(step: str, executed: Path, parameters: Mapping[str, Any], profile: Profile, force: bool) -> None:
     executed.parent.mkdir(parents=True, exist_ok=True)
+    command = redo_command(profile, step) + (" --force" if force else "")
     partial = executed.with_suffix(".partial.ipynb")  # a copy that ends before its last cell must not pass for whole
     try:
         # Plain lines instead of bars that nobody sees move, and what is forced.
@@ -202,7 +201,6 @@ def _execute(step: str, executed: Path, parameters: Mapping[str, Any], profile: 
                 extra_arguments=["--log-level=CRITICAL"],  # of the kernel, which tells how it listens and ends
             )
     except PapermillExecutionError as error:
-        command = redo_command(profile, step) + (" --force" if force else "")
         if error.ename == RunPaused.__name__:
             raise RunPaused(f"{error.evalue.rstrip('.')}: `{command}`.") from error
         raise RadVisionError(
@@ -210,7 +208,6 @@ def _execute(step: str, executed: Path, parameters: Mapping[str, Any], profile: 
             f"(executed so far: {partial}). When it is mended, go on with `{command}`."
         ) from error
     except RuntimeError as error:  # nbclient's DeadKernelError, or that of a kernel which died as it started
-        command = redo_command(profile, step) + (" --force" if force else "")
         raise RadVisionError(
             f"the kernel of notebook {NOTEBOOKS[step]} died ({first_line(error)}): it was killed, or memory ran out; "
             f"go on with `{command}`."

@@ -339,11 +339,6 @@ def publish_finished(profile: Profile, step: str) -> bool:
     return True
 
 
-def step_key(profile: Profile, step: str) -> str:
-    """Fingerprint of `made_from`."""
-    return fingerprint(made_from(profile, step))
-
-
 def made_from(profile: Profile, step: str) -> dict[str, Any]:
     """Everything that the step's result depends on: settings by the names that `--set` takes, steps by their hashes.
 
@@ -842,10 +837,8 @@ def _alive(process: Any) -> bool:
         return False
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)
     return True
 
 

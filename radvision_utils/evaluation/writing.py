@@ -21,9 +21,10 @@ from radvision_utils.report import Reporter, WrittenReport, reporter_of
 from radvision_utils.runs import (
     RunFolder,
     append_json_lines,
+    fingerprint,
     is_current,
+    made_from,
     read_json_lines,
-    step_key,
     write_json_lines,
 )
 
@@ -72,9 +73,9 @@ def write_reports(reporter: Reporter, studies: Sequence[Study], folder: Path) ->
 
 def help_first_process(profile: Profile, split: str, stages: Iterable[int], step: str) -> None:
     """What every process but the first does in an evaluation: its share of the reports, then wait for the figures."""
-    studies, folder = list(open_prepared(profile).split(split)), RunFolder.of(profile).path / step
+    studies, key = list(open_prepared(profile).split(split)), fingerprint(made_from(profile, step))
     for stage in stages:
-        write_reports(reporter_of(profile, stage), studies, folder / "reports" / step_key(profile, step))
+        write_reports(reporter_of(profile, stage), studies, RunFolder.of(profile).path / step / "reports" / key)
     while not is_current(profile, step):
         time.sleep(0.5)
 

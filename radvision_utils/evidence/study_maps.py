@@ -105,9 +105,8 @@ def _publish_with(
     final, folder, table = run.path / step, run.partial(step), run.partial(step) / "table.md"
 
     def left_out(path: str, names: list[str]) -> list[str]:
-        return (
-            [n for n in names if n.startswith(f"{name}.") or n in ("metrics.json", LIST)] if Path(path) == final else []
-        )
+        made_anew = (f"{name}.", "metrics.json", LIST)
+        return [each for each in names if Path(path) == final and each.startswith(made_anew)]
 
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(final, folder, ignore=left_out)
@@ -219,11 +218,8 @@ class _Work:
         reporter = reporter_of(self.profile, STAGES[-1])
         forget_peak_memory(reporter.device)
         neutral = learn_neutral(reporter, self.train)
-        done = (
-            {line["uid"]: line for line in read_json_lines(partial, {"uid": str}, torn=True)}
-            if partial.is_file()
-            else {}
-        )
+        there = read_json_lines(partial, {"uid": str}, torn=True) if partial.is_file() else []
+        done = {line["uid"]: line for line in there}
         # What is judged is computed again: its figures are not in the lines.
         write_json_lines(partial, done.values())
         lines = []
