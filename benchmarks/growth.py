@@ -169,19 +169,19 @@ def by_arithmetic() -> list[tuple[str, list[Row]]]:
                 f"TFLOP, stage {stage}": f"{plan.usual.tflop():.1f}",
             }
         resolution.append(row)
+    alone = {"stage3.micro_batch": 1, "stage3.accumulation": 16, "stage3.checkpointed_layers": None}
+    whole = planned("l4", 3, **alone, **{"model.quantization": "none"})
+    language, minutes = whole.shape.language, 60 * whole.hours
+    decoder = 2 * (language.linear_weights + language.other_weights - language.width) / 2**30
     for count in counts:
         plans = plan_run(load_profile("lingshu-7b"), replace(open_card("t4"), count=count))
-        told = {f"stage {plan.stage}, min": f"{60 * plan.hours:.0f}" for plan in plans}
-        copied.append({"T4s": str(count), "GiB on each": f"{max(plan.memory.total for plan in plans):.1f}", **told})
-        one = {"stage3.micro_batch": 1, "stage3.accumulation": 16, "stage3.checkpointed_layers": None}
-        plan = planned("l4", 3, **one, **{"model.quantization": "none"})
-        language, alone = plan.shape.language, plan.memory.total
-        layers = 2 * (language.linear_weights + language.other_weights - language.width) / 2**30
+        times = {f"stage {plan.stage}, min": f"{60 * plan.hours:.0f}" for plan in plans}
+        copied.append({"T4s": str(count), "GiB on each": f"{max(plan.memory.total for plan in plans):.1f}", **times})
         # Each keeps its share, and two layers are whole at a time: one computes, the next is on its way.
-        away = layers * (1 - 1 / count)
-        row = {"GiB on each": f"{alone - away + min(away, 2 * layers / language.depth):.1f}"}
-        row |= {"GiB received a micro-batch": f"{2 * away:.1f}", "stage 3, min": f"{60 * plan.hours / count:.0f}"}
-        shared.append({"L4s": str(count), **row})
+        away = decoder * (1 - 1 / count)
+        each = whole.memory.total - away + min(away, 2 * decoder / language.depth)
+        row = {"L4s": str(count), "GiB on each": f"{each:.1f}", "GiB received a micro-batch": f"{2 * away:.1f}"}
+        shared.append({**row, "stage 3, min": f"{minutes / count:.0f}"})
     return [
         ("stage 3 on an H100, by the studies that are computed at once", batch),
         ("one study at a time, every layer checkpointed, by resolution", resolution),
