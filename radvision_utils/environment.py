@@ -224,7 +224,7 @@ def set_up_libraries() -> list[str]:
         RadVisionError: a library is too old, pip failed, or what was too old has been imported already.
     """
     lacking = unmet()
-    wanted = [name for name in lacking if not name.startswith(_PAIR)] if lacking and hosted_notebook() else []
+    wanted = [name for name in lacking if re.split("[>=]=", name)[0] not in _PAIR] if hosted_notebook() else []
     if wanted:
         replaced = {re.split("[>=]=", name)[0] for name in wanted if lacking[name]}
         pins = [f"{name}=={_version(name)}" for name in _PAIR]

@@ -93,8 +93,8 @@ def test_make_alone_lists_what_there_is():
 
 @pytest.fixture
 def colab(monkeypatch):
-    """A host that has an old peft and no papermill; gives the commands that were run, each of which installs them."""
-    there, commands = {"peft": "0.17.1", "papermill": ""}, []
+    """A host with an old peft and torchao and no papermill; gives the commands that were run: each installs them."""
+    there, commands = {"peft": "0.17.1", "papermill": "", "torchao": "0.10.0"}, []
 
     def pip(command, **options):
         commands.append(command)
@@ -110,8 +110,8 @@ def colab(monkeypatch):
 
 
 def test_a_host_gets_what_is_missing_or_too_old_and_keeps_its_torch(colab):
-    assert environment.set_up_libraries() == ["peft>=0.18", "papermill>=2.6"]
-    assert colab[0][-4:] == ["peft>=0.18", "papermill>=2.6", "torch==999", "torchvision==999"]
+    assert environment.set_up_libraries() == ["peft>=0.18", "papermill>=2.6", "torchao>=0.16"]
+    assert colab[0][-5:] == ["peft>=0.18", "papermill>=2.6", "torchao>=0.16", "torch==999", "torchvision==999"]
     assert environment.set_up_libraries() == []
 
 
