@@ -5,11 +5,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from radvision_utils import RadVisionError, evaluate, prepare_dataset, train_stage
 from radvision_utils.cards import write_dashboard
 from radvision_utils.hand_over.export import export_run
-from radvision_utils.runs import RunFolder, is_current, write_json
+from radvision_utils.runs import RunFolder, is_current, told_if_unwritable, write_json
 from radvision_utils.training.resume import last_checkpoint
 
 TOLD = r"a file in .* could not be written to its end \(.*\): make room and give the same command again"
@@ -90,6 +92,15 @@ def test_while_a_model_is_exported_leaves_no_folder_that_looks_whole(trained, tm
     with largest_file(1_000_000), pytest.raises(RadVisionError, match=TOLD):
         export_run(trained, tmp_path / "hand-over")
     assert not (tmp_path / "hand-over").exists()
+
+
+@pytest.mark.parametrize("save", [torch.save, save_file])
+def test_a_file_of_weights_that_ends_at_any_byte_is_told(tmp_path, save):
+    weights, file = {"a": torch.ones(1000), "b": torch.ones(3)}, tmp_path / "weights"
+    save(weights, file)
+    for size in range(0, file.stat().st_size - 1, 100):
+        with largest_file(size), pytest.raises(RadVisionError, match=TOLD), told_if_unwritable(tmp_path):
+            save(weights, tmp_path / "cut")
 
 
 @pytest.mark.parametrize("place", ["file/figures.json", "folder", "n" * 300, "n" * 300 + "/figures.json"])
