@@ -82,7 +82,7 @@ _CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, 
 _CLOSED |= {errno.ENAMETOOLONG, errno.ELOOP}
 # safetensors and torch report a failed write as errors of their own; only their words tell.
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing")
-_FULL_WORDS += ("] . unexpected pos ",)  # torch, where the end of a file is what had no room
+_FULL_WORDS += ("] . unexpected pos ", "iostream error")  # torch, where what had no room was the end of a file
 
 
 @cache
