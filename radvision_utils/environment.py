@@ -267,10 +267,10 @@ def quiet_libraries() -> None:
     """Keep other libraries' remarks out of our lines; their warnings stay."""
     for name in ("httpx", "datasets", "traitlets", "matplotlib", "torch", "transformers", "peft", "papermill"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # On a CPU it warns that a faster 4-bit kernel could be fetched from the hub; nothing is fetched here unasked.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # It says with every model on a CPU that 4-bit weights are unpacked, as they are meant to be.
-    logging.getLogger("transformers.integrations.bitsandbytes").setLevel(logging.ERROR)
+    # Said with every model on a CPU: a faster 4-bit kernel could be fetched (nothing is, unasked), 4-bit weights are
+    # unpacked, as they are meant to be; by transformers 5.9 of Colab: it has no check for the vision encoder's rope.
+    for name in ("bitsandbytes", "transformers.integrations.bitsandbytes", "transformers.modeling_rope_utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     # transformers 5.24 renames gradient to activation checkpointing; the 5.15 of Colab knows only the old name.
     warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     # Known: without a card there is nothing to page to.
