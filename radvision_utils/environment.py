@@ -186,7 +186,7 @@ def hosted_notebook() -> str:
 
 
 def unmet() -> dict[str, str]:
-    """What pyproject.toml asks for and is older here, or is not here (""): `{"peft>=0.18": "0.17.1"}`.
+    """What pyproject.toml asks for and is older here, or is not here (""): `{"peft>=0.19": "0.17.1"}`.
 
     Of the extras `dicom` and `hosts` only what is here counts. Where the package is installed without its project, pip
     has seen to all of it.

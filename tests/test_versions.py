@@ -28,7 +28,7 @@ def run(old, *arguments):
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
 
 
-TOLD = r"installed libraries are too old \(peft 0\.17\.1\): `python -m pip install 'peft>=0\.18'`\.$"
+TOLD = r"installed libraries are too old \(peft 0\.17\.1\): `python -m pip install 'peft>=0\.19'`\.$"
 
 
 def test_the_command_line_says_it_in_one_line(old):
@@ -110,8 +110,8 @@ def colab(monkeypatch):
 
 
 def test_a_host_gets_what_is_missing_or_too_old_and_keeps_its_torch(colab):
-    assert environment.set_up_libraries() == ["peft>=0.18", "papermill>=2.6", "torchao>=0.16"]
-    assert colab[0][-5:] == ["peft>=0.18", "papermill>=2.6", "torchao>=0.16", "torch==999", "torchvision==999"]
+    assert environment.set_up_libraries() == ["peft>=0.19", "papermill>=2.6", "torchao>=0.16"]
+    assert colab[0][-5:] == ["peft>=0.19", "papermill>=2.6", "torchao>=0.16", "torch==999", "torchvision==999"]
     assert environment.set_up_libraries() == []
 
 
