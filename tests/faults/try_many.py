@@ -31,7 +31,7 @@ from radvision_utils.config import project_root
 
 ROOM = "size=1g,nr_inodes=100k"
 COMMAND = [sys.executable, "-m", "radvision_utils"]
-TOLD = re.compile(r"RadVisionError: .*(could not be written to its end|cannot be worked in)")
+TOLD = re.compile(r"RadVisionError: .*(could not be written to its end|cannot be worked in|are free: make room)")
 # A sentence of 20 words, as varied as those of real reports.
 WORDS = (
     "the lungs are clear heart size normal small left pleural effusion without pneumothorax right base opacity nodule"
