@@ -81,8 +81,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 _CLOSED |= {errno.ENAMETOOLONG, errno.ELOOP}
 # safetensors and torch report a failed write as errors of their own; only their words tell.
-_FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing")
-_FULL_WORDS += ("] . unexpected pos ", "iostream error")  # torch, where what had no room was the end of a file
+_FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing",
+               "] . unexpected pos ", "iostream error")  # fmt: skip
 
 
 @cache

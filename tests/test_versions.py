@@ -63,7 +63,7 @@ def test_what_nothing_needs_may_be_missing_but_not_too_old(monkeypatch, name):
         assert [re.split("[>=]=", asked)[0] for asked in environment.unmet()] == lacking
 
 
-@pytest.mark.parametrize("version", ["2.6", "2.6.0+cu124", "2.10.1", "3", "2.6.0a0+ecf3bae40a.nv25.01"])
+@pytest.mark.parametrize("version", ["2.7", "2.7.0+cu126", "2.10.1", "3", "2.7.0a0+ecf3bae40a.nv25.01"])
 def test_a_build_of_the_floor_or_later_is_new_enough(monkeypatch, version):
     monkeypatch.setattr(environment, "_version", lambda name: version if name == "torch" else "999")
     assert environment.unmet() == {}
