@@ -205,10 +205,11 @@ def test_what_a_processor_was_once_called_with_changes_nothing(folder, value):
         {"image_processor_type": "CLIPImageProcessor"},
     ],
 )
-def test_an_image_processor_of_another_kind_is_told_in_a_sentence(folder, changes):
+def test_an_image_processor_of_another_kind_is_told_in_a_sentence(folder, changes, old_torch):
     edit(folder / "processor_config.json", lambda values: values["image_processor"].update(changes))
-    # transformers 5.3 refuses some of them itself.
-    assert re.search("the image processor of|cannot be loaded: ", refusal(load_processor, of(folder), 512))
+    told = refusal(load_processor, of(folder), 512)
+    # The oldest transformers refuses some of them itself.
+    assert "the image processor of" in told or (old_torch and "cannot be loaded: " in told)
 
 
 @pytest.mark.parametrize(
