@@ -140,39 +140,51 @@ def _studies(count: int) -> Iterator[dict[str, Any]]:
         yield {"uid": f"study-{number}", **texts, "img_frontal": buffer.getvalue()}
 
 
-def by_arithmetic() -> list[tuple[str, list[Row]]]:
-    """The 7B by plan: with the micro-batch on an H100, with the resolution on a T4, with the number of cards."""
+def _planned(gpu: str, stage: int, **settings: Any) -> StagePlan:
+    profile = load_profile("lingshu-7b", settings)
+    return StagePlan(read_shape(profile.model), profile, stage, open_card(gpu))
 
-    def planned(gpu: str, stage: int, **settings: Any) -> StagePlan:
-        profile = load_profile("lingshu-7b", settings)
-        return StagePlan(read_shape(profile.model), profile, stage, open_card(gpu))
 
-    sizes, sides, counts = (1, 2, 4, 8, 16, 32), (224, 336, 448, 504, 672, 1008), (1, 2, 4, 8)
-    batch, resolution, copied, shared = [], [], [], []
+def _one_at_a_time(stage: int) -> dict[str, Any]:
+    one = {"micro_batch": 1, "accumulation": 16, "checkpointed_layers": None}
+    return {f"stage{stage}.{name}": value for name, value in one.items()}
+
+
+def planned_by_batch(sizes: Sequence[int] = (1, 2, 4, 8, 16, 32)) -> list[Row]:
+    """Stage 3 of the 7B on an H100, an optimizer step of as many studies throughout."""
+    rows = []
     for size in sizes:
         split = {"stage3.micro_batch": size, "stage3.accumulation": max(sizes) // size, "stage3.batch": max(sizes)}
         row = {"studies at once": str(size)}
         for told, layers in (("every layer checkpointed", None), ("none", 0)):
-            plan = planned("h100", 3, **split, **{"stage3.checkpointed_layers": layers})
+            plan = _planned("h100", 3, **split, **{"stage3.checkpointed_layers": layers})
             speed = size / plan.usual.seconds(plan.card)
             row |= {f"GiB, {told}": f"{plan.memory.total:.1f}", f"studies/s, {told}": f"{speed:.1f}"}
-        batch.append(row)
+        rows.append(row)
+    return rows
+
+
+def planned_by_resolution(sides: Sequence[int] = (224, 336, 448, 504, 672, 1008)) -> list[Row]:
+    """Stages 1 and 3 of the 7B on a T4."""
+    rows = []
     for side in sides:
         tokens = (side // 28) ** 2
         row = {"pixels a side": str(side), "visual tokens": str(tokens)}
         for stage in (1, 3):
-            one = {"micro_batch": 1, "accumulation": 16, "checkpointed_layers": None}
-            changes = {f"stage{stage}.{name}": value for name, value in one.items()}
-            plan = planned("t4", stage, **changes, **{"data.image_size": side, "model.visual_tokens": tokens})
-            row |= {
-                f"GiB, stage {stage}": f"{plan.memory.total:.1f}",
-                f"TFLOP, stage {stage}": f"{plan.usual.tflop():.1f}",
-            }
-        resolution.append(row)
-    alone = {"stage3.micro_batch": 1, "stage3.accumulation": 16, "stage3.checkpointed_layers": None}
-    whole = planned("l4", 3, **alone, **{"model.quantization": "none"})
+            size = {"data.image_size": side, "model.visual_tokens": tokens}
+            plan = _planned("t4", stage, **_one_at_a_time(stage), **size)
+            row[f"GiB, stage {stage}"] = f"{plan.memory.total:.1f}"
+            row[f"TFLOP, stage {stage}"] = f"{plan.usual.tflop():.1f}"
+        rows.append(row)
+    return rows
+
+
+def planned_by_cards(counts: Sequence[int] = (1, 2, 4, 8)) -> tuple[list[Row], list[Row]]:
+    """T4s that each hold the whole 4-bit base, and L4s that share the decoder of one without quantization."""
+    whole = _planned("l4", 3, **_one_at_a_time(3), **{"model.quantization": "none"})
     language, minutes = whole.shape.language, 60 * whole.hours
     decoder = 2 * (language.linear_weights + language.other_weights - language.width) / 2**30
+    copied, shared = [], []
     for count in counts:
         plans = plan_run(load_profile("lingshu-7b"), replace(open_card("t4"), count=count))
         times = {f"stage {plan.stage}, min": f"{60 * plan.hours:.0f}" for plan in plans}
@@ -182,17 +194,19 @@ def by_arithmetic() -> list[tuple[str, list[Row]]]:
         each = whole.memory.total - away + min(away, 2 * decoder / language.depth)
         row = {"L4s": str(count), "GiB on each": f"{each:.1f}", "GiB received a micro-batch": f"{2 * away:.1f}"}
         shared.append({**row, "stage 3, min": f"{minutes / count:.0f}"})
-    return [
-        ("stage 3 on an H100, by the studies that are computed at once", batch),
-        ("one study at a time, every layer checkpointed, by resolution", resolution),
-        ("the profile's epochs on Open-I by the number of T4s (DDP, 4 bits)", copied),
-        ("stage 3 by the number of L4s (FSDP2, no quantization, one study at a time)", shared),
-    ]
+    return copied, shared
 
 
 def main() -> None:
     """Print the 7B's growth by arithmetic."""
-    for title, rows in by_arithmetic():
+    copied, shared = planned_by_cards()
+    tables = {
+        "stage 3 on an H100, by the studies that are computed at once": planned_by_batch(),
+        "one study at a time, every layer checkpointed, by resolution": planned_by_resolution(),
+        "the profile's epochs on Open-I by the number of T4s (DDP, 4 bits)": copied,
+        "stage 3 by the number of L4s (FSDP2, no quantization, one study at a time)": shared,
+    }
+    for title, rows in tables.items():
         print(f"\n{title}\n\n{markdown_table([*rows[0]], [list(row.values()) for row in rows])}")
 
 

@@ -335,7 +335,7 @@ def parse_report(text: str, line: bool = False) -> Report:
         return (
             replace(report, line=opening, findings=" ".join(rest)) if said <= {*_WORDS.values(), _NOTHING} else report
         )
-    text = _as_lines(_unfolded(_answer(text)))
+    text = _one_below_the_other(_as_lines(_unfolded(_answer(text))))
     headings = [found for found in _CANDIDATE.finditer(text) if _is_heading(found)]
     has_lines, first = "\n" in text, headings[0].start() if headings else len(text)
     sections: dict[str, list[str]] = {"findings": [], "impression": []}
@@ -412,6 +412,23 @@ def _as_lines(text: str) -> str:
     for name in set(re.findall(r"</([a-zA-Z][\w-]{0,30})>", text)):  # <report>, <response>: whatever is closed, too
         text = re.sub(rf"</?{name}>", "\n", text)
     return "\n".join(filter(None, (" ".join(line.split()) for line in text.splitlines())))
+
+
+def _one_below_the_other(text: str) -> str:
+    """A table of two columns, findings and impression, as two sections."""
+    lines = text.split("\n")
+    rows = [re.sub(r"^\|(.*?)\|?$", r"\1", line).split("|") for line in lines]
+    for at, row in enumerate(rows):
+        heads = [_CANDIDATE.fullmatch(f"{cell} ") for cell in row]
+        if len(row) == 2 and heads[0] and heads[1] and _section(heads[0]) != _section(heads[1]):
+            end = next((n for n in range(at + 1, len(rows)) if len(rows[n]) != 2), len(rows))
+            if end > at + 1:
+                columns = zip(*rows[at + 1 : end], strict=True)
+                below = [
+                    f"{head['name']}:\n" + "\n".join(cells) for head, cells in zip(heads, columns, strict=True) if head
+                ]
+                return "\n".join([*lines[:at], *below, *lines[end:]])
+    return text
 
 
 def _is_heading(found: re.Match[str]) -> bool:

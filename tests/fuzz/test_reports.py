@@ -3,7 +3,7 @@
 import json
 import string
 from collections.abc import Callable
-from itertools import product
+from itertools import product, zip_longest
 
 import pytest
 
@@ -200,6 +200,16 @@ def test_every_heading_is_read_in_every_style():
         for first, second in [names, [name.lower() for name in names]] if ":" in style else [names]:
             text = f"{style.format(first, ours)}\n{style.format(second, true)}"
             assert parse_report(text) == Report(ours, true), text
+
+
+@given(
+    *(POINTS, POINTS, st.sampled_from(HEADINGS), st.booleans(), st.sampled_from(AROUND)),
+    *(st.sampled_from(["{}", "**{}**", "{}:"]), st.sampled_from(["| {} |", "{}"])),
+)
+def test_a_report_is_read_from_a_table_of_two_columns(ours, true, names, turned, around, mark, edges):
+    rows = [[mark.format(name) for name in names], ["---", ":-:"], *zip_longest(ours, true, fillvalue="-")]
+    text = around.format("\n".join(edges.format(" | ".join(row[::-1] if turned else row)) for row in rows))
+    assert parse_report(text) == Report(" ".join(ours), " ".join(true)), text
 
 
 @given(POINTS, POINTS, st.booleans(), st.booleans(), st.booleans(), st.data())
