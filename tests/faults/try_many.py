@@ -13,7 +13,6 @@ import ctypes
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -177,22 +176,27 @@ def images(reference: Reference, folder: Path, count: int = 10_000) -> str:
 
 def measured(command: list[str], what: str, most: float) -> str:
     """A command's seconds, memory and open files."""
-    started, files = time.monotonic(), 0
+    started, files, peak = time.monotonic(), 0, 0
     environment = os.environ | {"PYTHONPATH": str(project_root()), "PATH": ""}
     with (
         tempfile.TemporaryFile("w+") as out,
         subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment) as run,
     ):
-        while run.poll() is None:
-            with_files = Path(f"/proc/{run.pid}/fd")
-            files = max(files, len(list(with_files.iterdir())) if with_files.is_dir() else 0)
+        pid = 0
+        while not pid:
+            if (seen := Path(f"/proc/{run.pid}")).is_dir():
+                files = max(files, len(list((seen / "fd").iterdir())))
+                # Of the program alone: getrusage begins with the memory of the process that started it.
+                peak = max(peak, *map(int, re.findall(r"VmHWM:\s+(\d+)", (seen / "status").read_text())), 0)
             time.sleep(0.5)
+            pid, status, used = os.wait4(run.pid, os.WNOHANG)
+        run.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         check(run.returncode == 0, out.read()[-2000:])
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    gib = used.ru_maxrss / 2**20
+    gib, worked = peak / 2**20, used.ru_utime + used.ru_stime
     check(gib < most, f"{gib:.1f} GiB")
-    return f"{what}: {time.monotonic() - started:.0f} s, peak {gib:.2f} GiB, {files} files open at most"
+    took = f"{time.monotonic() - started:.0f} s, {worked:.0f} s of a processor"
+    return f"{what}: {took}, peak {gib:.2f} GiB, {files} files open at most"
 
 
 def check(good: bool, what: str) -> None:
