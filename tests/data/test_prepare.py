@@ -148,7 +148,7 @@ def test_the_summary_counts_what_notebook_one_shows(tmp_path):
     assert summary["identical_reports"]["test also in train"] > 0
     normal = sum(study.mesh == "normal" for study in train) / sizes["train"]
     assert summary["normal_share"]["train"] == pytest.approx(normal, abs=1e-4)
-    assert {"key", "hash", "license", "citation", "seconds", "studies_per_second"} <= set(summary)
+    assert {"made_from", "hash", "license", "citation", "seconds", "studies_per_second"} <= set(summary)
 
 
 def test_two_processes_give_what_one_gives(tmp_path, monkeypatch):
@@ -342,7 +342,7 @@ def test_a_second_call_prepares_nothing_and_a_changed_setting_does(tmp_path):
     assert prepare_dataset(profile_for(tmp_path, ENOUGH, workers=2)).summary == first.summary
     assert (first.folder / "summary.json").stat().st_mtime_ns == stamp
     changed = prepare_dataset(profile_for(tmp_path, ENOUGH, image_size=64))
-    assert changed.summary["key"] != first.summary["key"]
+    assert changed.summary["made_from"] != first.summary["made_from"]
     assert changed.summary["hash"] != first.summary["hash"]
     with Image.open(changed.split("train")[0].image) as image:
         assert (image.size, image.mode, image.format) == ((64, 64), "L", "PNG")
