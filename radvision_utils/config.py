@@ -325,7 +325,7 @@ def load_profile(
     """A named profile with changes applied; an empty `run`, `source` or `output_root` keeps the profile's own.
 
     Args:
-        name: "tiny" or "lingshu-7b".
+        name: one of `PROFILES`.
         overrides: dotted setting names to values, as a mapping or its JSON text:
             `{"stage3.epochs": 2, "data.limit": 200}`.
 
