@@ -157,17 +157,13 @@ class RunFolder:
         return self.path / f"{step}.before"
 
     def publish(self, profile: Profile, step: str) -> None:
-        """Put the finished folder `partial(step)` in the place of an older one, and note in `run.json` what it says.
+        """Put the finished folder `partial(step)` in the place of an older one, and note that in `run.json`.
 
         Killed in between, one of the two is whole: `publish_finished` or `settle` takes the exchange up again.
         """
         final, partial, before = self.path / step, self.partial(step), self.before(step)
-        record = read_json(partial / self.record_path(step).name, {"counts": {"kept": int}} if step == "data" else dict)
-        facts = {key: record[key] for key in ("seconds", "device", "versions") if key in record}
-        if step == "data":
-            facts["studies"] = record["counts"]["kept"]
         if step in STEPS:
-            self.note(profile, step, **facts)
+            self.note(profile, step)
         list_files(partial)
         if final.is_dir():
             final.rename(before)
@@ -222,15 +218,15 @@ class RunFolder:
         # A run folder may have been moved or copied since: it is where we found it.
         return dataclasses.replace(profile, run=self.run, output_root=self.root)
 
-    def note(self, profile: Profile, step: str, **facts: Any) -> None:
-        """Record in `run.json` the settings in force and what a step has to say (seconds, device, versions)."""
+    def note(self, profile: Profile, step: str) -> None:
+        """Record in `run.json` the settings in force and when a step was finished."""
         path = self.path / "run.json"
         known: dict[str, Any] = read_json(path, {"steps": dict}) if path.is_file() else {"created": now(), "steps": {}}
         known["profile"] = {key: value for key, value in profile.to_dict().items() if key != "output_root"}  # it moves
         # The name under which the data know their source: under another it would have to be there to be known.
         made = self.record("data") if step != "data" else None
         known["profile"]["data"]["source"] = (made or {}).get("source", profile.data.source)
-        known["steps"][step] = {"finished": now(), **facts}
+        known["steps"][step] = now()
         write_json(path, known)
 
 

@@ -177,13 +177,13 @@ def test_all_that_differs_is_named(profile):
 
 
 def test_a_run_that_does_not_exist_is_answered_with_those_that_do(profile, tmp_path):
-    RunFolder.of(profile).note(profile, "data", seconds=1)
+    RunFolder.of(profile).note(profile, "data")
     with pytest.raises(RadVisionError, match=r"run 'x' does not exist in .* \(runs there: r\)"):
         RunFolder("x", tmp_path).profile()
 
 
 def test_a_copied_run_folder_reads_as_the_run_it_is_now(profile, tmp_path):
-    RunFolder.of(profile).note(profile, "data", seconds=1)
+    RunFolder.of(profile).note(profile, "data")
     (tmp_path / "r").rename(tmp_path / "copy")
     assert RunFolder("copy", tmp_path).profile().run == "copy"
 

@@ -400,12 +400,12 @@ def test_an_interrupted_preparation_goes_on_with_the_pictures_it_has_stored(tmp_
         assert (data.folder / name).read_bytes() == (whole.folder / name).read_bytes()
 
 
-def test_the_run_records_what_preparation_took(tmp_path):
+def test_the_run_notes_that_its_data_are_prepared_and_the_data_what_that_took(tmp_path):
     profile = profile_for(tmp_path, ENOUGH)
-    prepare_dataset(profile)
-    step = json.loads((RunFolder.of(profile).path / "run.json").read_text())["steps"]["data"]
-    assert step["studies"] == 60
-    assert step["seconds"] > 0
+    summary = prepare_dataset(profile).summary
+    assert list(json.loads((RunFolder.of(profile).path / "run.json").read_text())["steps"]) == ["data"]
+    assert summary["counts"]["kept"] == 60
+    assert summary["seconds"] > 0
 
 
 def test_splits_are_sequences_that_worker_processes_can_share(tmp_path):
