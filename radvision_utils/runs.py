@@ -577,8 +577,7 @@ def read_json_lines(path: Path, shape: Any = dict, torn: bool = False) -> list[d
 
 def parse_line(line: str, where: str, shape: Any = dict) -> dict[str, Any]:
     """The checked object of a line that `text_lines` gave."""
-    record: dict[str, Any] = of_shape(parse_json(line, where, _MADE_ANEW), shape, where, _MADE_ANEW)
-    return record
+    return dict(of_shape(parse_json(line, where, _MADE_ANEW), shape, where, _MADE_ANEW))
 
 
 def text_lines(path: Path, torn: bool = False) -> Iterator[tuple[str, str]]:
@@ -813,10 +812,9 @@ def _flock(handle: int) -> bool | None:
 def _holder(handle: int) -> dict[str, Any]:
     """Who wrote the lock; empty where nobody did, or not to the end."""
     try:
-        holder: dict[str, Any] = of_shape(parse_json(os.pread(handle, 4096, 0), "", ""), dict, "", "")
+        return dict(of_shape(parse_json(os.pread(handle, 4096, 0), "", ""), dict, "", ""))
     except RadVisionError:
         return {}
-    return holder
 
 
 def _alive(process: Any) -> bool:

@@ -204,8 +204,7 @@ class Collator:
         ]
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
-        return ids
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _text_inputs(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
         # Without mm_token_type_ids the model silently falls back to 1-D positions for the image.
