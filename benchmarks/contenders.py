@@ -32,6 +32,7 @@ from radvision_utils.data.reports import format_report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import Device, choose_device, seed_everything
 from radvision_utils.model.base import (
+    ATTENTION,
     RANDOM_WEIGHTS,
     attach_adapter,
     base_path,
@@ -218,13 +219,13 @@ def load_peer(profile: Profile, stage: int) -> Any:
     dtype, quantization = device.torch_dtype(), quantization_config(profile.model, device)
     place = "cuda:0" if device.kind == "cuda" else "cpu"
     if (path / RANDOM_WEIGHTS).is_file():
-        base = random_base(path, dtype, quantization, place, device.attention)
+        base = random_base(path, dtype, quantization, place)
     else:
         base = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             path,
             dtype=dtype,
             quantization_config=quantization,
-            attn_implementation=device.attention,
+            attn_implementation=ATTENTION,
             device_map={"": place},
         )
     for module in base.modules():

@@ -112,7 +112,7 @@ def by_studies(folder: Path, counts: Sequence[int]) -> list[Row]:
         collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
         model = load_base(profile.model, device)
         loaded = time.perf_counter()
-        features = open_features(model, collator, studies, folder / f"features-{count}", "x", device.autocast, 8)
+        features = open_features(model, collator, studies, folder / f"features-{count}", "x", 8)
         seconds = time.perf_counter() - loaded
         row = {
             "studies": f"{count:,}",

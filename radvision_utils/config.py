@@ -238,8 +238,7 @@ class Profile:
         """
         if number not in STAGES:
             raise RadVisionError(f"stage {number!r} does not exist: choose 1, 2 or 3.")
-        settings: StageSettings = getattr(self, f"stage{number}")
-        return settings
+        return (self.stage1, self.stage2, self.stage3)[number - 1]
 
     def to_dict(self) -> dict[str, Any]:
         """The profile as plain JSON values; `profile_from_dict` reads it back."""
@@ -325,7 +324,7 @@ def load_profile(
     """A named profile with changes applied; an empty `run`, `source` or `output_root` keeps the profile's own.
 
     Args:
-        name: "tiny" or "lingshu-7b".
+        name: one of `PROFILES`.
         overrides: dotted setting names to values, as a mapping or its JSON text:
             `{"stage3.epochs": 2, "data.limit": 200}`.
 
@@ -481,7 +480,8 @@ def _check(key: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
             hint = f": write it in quotes, or for papermill as `-r {key} {value}`"
         elif isinstance(value, str) and re.fullmatch(r"[-+\d.e]+", value):
             hint = f": write the number without quotes, or for papermill as `-p {key} {value}`"
-        kind = _kind(wanted, allowed) + " or auto" * bool(limits.get("auto"))
+        kind = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[wanted]
+        kind += " or null" * (type(None) in allowed) + " or auto" * bool(limits.get("auto"))
         raise RadVisionError(f"setting {key!r} must be {kind}, not {value!r}{hint}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise RadVisionError(f"setting {key!r} must be a finite number, not {value!r}.")
@@ -493,8 +493,3 @@ def _check(key: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
     if high is not None and value > high:
         raise RadVisionError(f"setting {key!r} must be at most {high:g}, not {value!r}.")
     return value
-
-
-def _kind(wanted: type, allowed: tuple[Any, ...]) -> str:
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    return words[wanted] + (" or null" if type(None) in allowed else "")

@@ -1,4 +1,4 @@
-"""The machine at hand: device, number format and attention with the reason for each, seeds, versions, Colab and Kaggle.
+"""The machine at hand: device, number format with its reason, seeds, versions, Colab and Kaggle.
 
 Torch is imported inside the functions that need it, so that reading settings stays light.
 """
@@ -31,14 +31,12 @@ DTYPE_VARIABLE, MEMORY_VARIABLE = "RADVISION_DTYPE", "RADVISION_GIB"
 
 @dataclass(frozen=True)
 class Device:
-    """Where and how the model computes, each choice with its reason."""
+    """Where the model computes, and in which numbers."""
 
     kind: str  # "cuda" or "cpu"
     title: str  # "Tesla T4, 14.6 GiB" or "CPU, 2 cores"; the GiB are what torch may have
     dtype: str  # of 16-bit weights and of computation: "float16", "bfloat16" or "float32"
     dtype_reason: str
-    attention: str
-    attention_reason: str
 
     def torch_dtype(self) -> Any:
         """The `torch.dtype` of `dtype`."""
@@ -62,13 +60,9 @@ def choose_device() -> Device:
     import torch
 
     cap = memory_cap()
-    attention = (
-        "sdpa",
-        "part of torch on every device; FlashAttention 2 needs an Ampere card and a package of its own",
-    )
     if not torch.cuda.is_available():
         reason = "a CPU computes in float32; bfloat16 autocast is slower there"
-        return Device("cpu", f"CPU, {os.cpu_count()} cores", *_asked_dtype("float32", reason), *attention)
+        return Device("cpu", f"CPU, {os.cpu_count()} cores", *_asked_dtype("float32", reason))
     index = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
     major, minor = torch.cuda.get_device_capability(index)
     name, gib = torch.cuda.get_device_name(index), torch.cuda.get_device_properties(index).total_memory / 2**30
@@ -78,7 +72,7 @@ def choose_device() -> Device:
     # torch.cuda.is_bf16_supported() says True on a T4, where bfloat16 is emulated: ask the compute capability.
     dtype = "bfloat16" if major >= 8 else "float16"
     reason = f"compute capability {major}.{minor}; bfloat16 in hardware begins at 8.0"
-    return Device("cuda", title, *_asked_dtype(dtype, reason), *attention)
+    return Device("cuda", title, *_asked_dtype(dtype, reason))
 
 
 def _asked_dtype(dtype: str, reason: str) -> tuple[str, str]:
@@ -162,8 +156,6 @@ def peak_memory_gib(device: Device) -> float:
         import torch
 
         return float(torch.cuda.max_memory_allocated()) / 2**30
-    if sys.platform == "win32":
-        raise RadVisionError("peak memory cannot be read on Windows: use Linux, macOS or WSL.")
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -30,6 +30,7 @@ from radvision_utils.decoding import Contrast, LineChoice, moved, nothing_in_par
 from radvision_utils.environment import Device, choose_device, open_room
 from radvision_utils.model.base import (
     compute_device,
+    core_of,
     is_out_of_memory,
     load_adapter,
     load_base,
@@ -208,8 +209,7 @@ class Reporter:
     @property
     def core(self) -> Any:
         """The Qwen2.5-VL itself, inside whatever carries its adapter."""
-        model: Any = self.model
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
+        return core_of(self.model)
 
     @torch.no_grad()
     def visual_tokens(

@@ -1,10 +1,9 @@
 """A run's folder: where each artefact lies, whether it still belongs to the settings at hand, and who works on it.
 
 Every step (data, stage1, stage2, stage3, evaluation) ends by writing a record that holds what it was `made_from`, its
-settings and its parents' `hash` by name, and the `key`, a fingerprint of that. A step whose record is there and whose
-key is unchanged is current. One process at a time works on a folder: the lock is its `lock.json`, which names the
-holder; the operating system's lock on that file ends with the process however it ends, so a lock left by a killed
-process is seen to be stale.
+settings and its parents' `hash` by name. A step whose record is there and would be made from the same is current. One
+process at a time works on a folder: the lock is its `lock.json`, which names the holder; the operating system's lock on
+that file ends with the process however it ends, so a lock left by a killed process is seen to be stale.
 """
 
 from __future__ import annotations
@@ -158,19 +157,14 @@ class RunFolder:
         return self.path / f"{step}.before"
 
     def publish(self, profile: Profile, step: str) -> None:
-        """Put the finished folder `partial(step)` in the place of an older one, and note in `run.json` what it says.
+        """Put the finished folder `partial(step)` in the place of an older one, and note that in `run.json`.
 
         Killed in between, one of the two is whole: `publish_finished` or `settle` takes the exchange up again.
         """
         final, partial, before = self.path / step, self.partial(step), self.before(step)
-        record = read_json(partial / self.record_path(step).name, {"counts": {"kept": int}} if step == "data" else dict)
-        facts = {key: record[key] for key in ("seconds", "device", "versions") if key in record}
-        if step == "data":
-            facts["studies"] = record["counts"]["kept"]
         if step in STEPS:
-            self.note(profile, step, **facts)
+            self.note(profile, step)
         list_files(partial)
-        sync_folder(partial)
         if final.is_dir():
             final.rename(before)
         partial.rename(final)
@@ -224,15 +218,15 @@ class RunFolder:
         # A run folder may have been moved or copied since: it is where we found it.
         return dataclasses.replace(profile, run=self.run, output_root=self.root)
 
-    def note(self, profile: Profile, step: str, **facts: Any) -> None:
-        """Record in `run.json` the settings in force and what a step has to say (seconds, device, versions)."""
+    def note(self, profile: Profile, step: str) -> None:
+        """Record in `run.json` the settings in force and when a step was finished."""
         path = self.path / "run.json"
         known: dict[str, Any] = read_json(path, {"steps": dict}) if path.is_file() else {"created": now(), "steps": {}}
         known["profile"] = {key: value for key, value in profile.to_dict().items() if key != "output_root"}  # it moves
         # The name under which the data know their source: under another it would have to be there to be known.
         made = self.record("data") if step != "data" else None
         known["profile"]["data"]["source"] = (made or {}).get("source", profile.data.source)
-        known["steps"][step] = {"finished": now(), **facts}
+        known["steps"][step] = now()
         write_json(path, known)
 
 
@@ -334,7 +328,7 @@ def publish_finished(profile: Profile, step: str) -> bool:
     """Whether a step with these settings was whole but not yet in its place; it is now."""
     folder = RunFolder.of(profile)
     record = folder.partial(step) / folder.record_path(step).name
-    if not record.is_file() or not was_made_from(read_json(record, dict), made_from(profile, step)):
+    if not record.is_file() or differences(read_json(record, dict).get("made_from"), made_from(profile, step)):
         return False
     folder.publish(profile, step)
     return True
@@ -372,18 +366,11 @@ def made_from(profile: Profile, step: str) -> dict[str, Any]:
     return made
 
 
-def was_made_from(record: Mapping[str, Any], made: Mapping[str, Any]) -> bool:
-    """Whether what recorded its `made_from` and `key`, or only one of them, was made from this."""
-    if "made_from" in record:
-        return not differences(record["made_from"], made)
-    return record.get("key") == fingerprint(made)
-
-
 def differences(before: Any, now: Mapping[str, Any], word: str = "you ask for") -> str:
     """How a step or its conditions were, in words: "stage1.learning_rate 0.0001 (you ask for 0.0002)".
 
-    A setting that `before` lacks was as it is by default; one that `now` lacks does not matter any more. Without a
-    `before` to read, which earlier versions did not record, it names nothing; where nothing differs it is "".
+    A setting that `before` lacks was as it is by default; one that `now` lacks does not matter any more. Where `before`
+    cannot be read it names nothing; where nothing differs it is "".
     """
     if not isinstance(before, Mapping):
         return "other settings or other data"
@@ -439,11 +426,10 @@ def require(profile: Profile, step: str) -> dict[str, Any]:
         raise RadVisionError(f"{step} of run {profile.run!r} {state} ({where}): make it with `{command}`.")
     source, known = profile.data.source, record.get("source") if step == "data" else None
     moved = known is not None and source != known and source_content(source) != record.get("content")
-    made = made_from(profile, step)
-    if moved or not was_made_from(record, made):
-        told = differences(record.get("made_from"), made) or "other data"
+    told = differences(record.get("made_from"), made_from(profile, step))
+    if moved or told:
         raise RadVisionError(
-            f"{step} of run {profile.run!r} was made with {told}, in {where}: "
+            f"{step} of run {profile.run!r} was made with {told or 'other data'}, in {where}: "
             f"make it again with `{command}`, or use the settings in {folder.path / 'run.json'}."
         )
     return record
@@ -461,13 +447,12 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def file_hash(*paths: Path) -> str:
-    """16 hex digits of the SHA-256 of the files' contents, in the order given."""
+def file_hash(path: Path) -> str:
+    """16 hex digits of the SHA-256 of a file's content."""
     digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()[:16]
 
 
@@ -480,7 +465,8 @@ LIST = "files.json"
 
 
 def list_files(folder: Path) -> None:
-    """Write the list of a folder's files. What a stage's checkpoints hold has lists of its own."""
+    """Write the list of a folder's files, once the disk holds them. A stage's checkpoints have lists of their own."""
+    sync_folder(folder)
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -563,7 +549,7 @@ def now() -> str:
 
 
 _MADE_ANEW = "put back a whole copy, or delete it and run the step that writes it"
-_RECORD = {"key": str, "hash": str}  # what every step's record holds
+_RECORD = {"hash": str}  # what every step's record holds, and what it was made from, see `differences`
 
 
 def read_json(path: Path, shape: Any = object, remedy: str = _MADE_ANEW) -> Any:
@@ -591,8 +577,7 @@ def read_json_lines(path: Path, shape: Any = dict, torn: bool = False) -> list[d
 
 def parse_line(line: str, where: str, shape: Any = dict) -> dict[str, Any]:
     """The checked object of a line that `text_lines` gave."""
-    record: dict[str, Any] = of_shape(parse_json(line, where, _MADE_ANEW), shape, where, _MADE_ANEW)
-    return record
+    return dict(of_shape(parse_json(line, where, _MADE_ANEW), shape, where, _MADE_ANEW))
 
 
 def text_lines(path: Path, torn: bool = False) -> Iterator[tuple[str, str]]:
@@ -827,10 +812,9 @@ def _flock(handle: int) -> bool | None:
 def _holder(handle: int) -> dict[str, Any]:
     """Who wrote the lock; empty where nobody did, or not to the end."""
     try:
-        holder: dict[str, Any] = of_shape(parse_json(os.pread(handle, 4096, 0), "", ""), dict, "", "")
+        return dict(of_shape(parse_json(os.pread(handle, 4096, 0), "", ""), dict, "", ""))
     except RadVisionError:
         return {}
-    return holder
 
 
 def _alive(process: Any) -> bool:

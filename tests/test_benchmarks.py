@@ -251,7 +251,7 @@ def test_the_page_of_a_card_has_every_measurement_and_compares_everyone_at_his_b
 def test_on_a_card_the_command_measures_the_card_alone(tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(bench, "RESULTS", tmp_path / "RESULTS.md")
-    monkeypatch.setattr(bench, "choose_device", lambda: Device("cuda", "an H100, 79.1 GiB", "bfloat16", "", "sdpa", ""))
+    monkeypatch.setattr(bench, "choose_device", lambda: Device("cuda", "an H100, 79.1 GiB", "bfloat16", ""))
     record = {"device": "an H100, 79.1 GiB", "machine": "", "rows": []}
     monkeypatch.setattr(card, "measure_card", lambda folder, minutes: asked.append(minutes) or record)
     assert bench.main(["--minutes", "3"]) == 0

@@ -14,7 +14,7 @@ from radvision_utils import content as module
 from radvision_utils.content import public_name, source_content
 from radvision_utils.data import prepare
 from radvision_utils.phantoms.phantom_rows import phantom_rows
-from radvision_utils.runs import RunFolder, fingerprint, is_current, made_from, read_json, require, write_json
+from radvision_utils.runs import RunFolder, is_current, made_from, read_json, require, write_json
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_a_source_that_is_not_there_is_not_taken_for_the_one_that_was_prepared(p
 def test_a_run_that_was_worked_on_under_two_mounts_can_be_used_where_its_source_is_not(source, prepared, tmp_path):
     moved = source.rename(tmp_path / "moved.parquet")
     other, run = asked(moved, tmp_path), RunFolder.of(prepared)
-    write_json(run.record_path("stage1"), {"key": fingerprint(made_from(other, "stage1")), "hash": "1"})
+    write_json(run.record_path("stage1"), {"made_from": made_from(other, "stage1"), "hash": "1"})
     run.note(other, "stage1")
     moved.unlink()
     shutil.move(run.path, tmp_path / "copied")

@@ -9,15 +9,13 @@ import torch
 from radvision_utils import RadVisionError, load_profile, pipeline
 from radvision_utils.__main__ import _parser, profile_of
 from radvision_utils.config import RunPaused
-from radvision_utils.runs import NOTEBOOKS, STEPS, RunFolder, fingerprint, is_current, made_from, write_json
+from radvision_utils.runs import NOTEBOOKS, STEPS, RunFolder, is_current, made_from, write_json
 
 OVERRIDES = {"stage2.epochs": 2, "stage1.max_minutes": None, "data.required": "either", "model.indication": True}
 
 
 def finish(profile, step, **facts):
-    write_json(
-        RunFolder.of(profile).record_path(step), {"key": fingerprint(made_from(profile, step)), "hash": "1", **facts}
-    )
+    write_json(RunFolder.of(profile).record_path(step), {"made_from": made_from(profile, step), "hash": "1", **facts})
 
 
 @pytest.fixture

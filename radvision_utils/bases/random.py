@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.quantizers import AutoHfQuantizer
 
-from radvision_utils.model.base import QWEN_7B, RANDOM_WEIGHTS, TINY_BASE
+from radvision_utils.model.base import ATTENTION, QWEN_7B, RANDOM_WEIGHTS, TINY_BASE
 from radvision_utils.runs import read_json, write_json
 
 _TOKENS = {
@@ -108,11 +108,7 @@ def random_model_folder(folder: Path, config: dict[str, Any] | None = None, seed
 
 
 def random_base(
-    folder: Path,
-    dtype: torch.dtype,
-    quantization: BitsAndBytesConfig | None,
-    device: str,
-    attention: str = "sdpa",
+    folder: Path, dtype: torch.dtype, quantization: BitsAndBytesConfig | None, device: str
 ) -> PreTrainedModel:
     """The model of a `random_model_folder`, as `from_pretrained` would give one with weights.
 
@@ -123,10 +119,9 @@ def random_base(
         dtype: of all weights that are not quantized.
         quantization: of the linears that it does not skip; None: of none.
         device: "cpu" or "cuda:0".
-        attention: transformers' name of the attention implementation.
     """
     config = Qwen2_5_VLConfig.from_pretrained(folder)
-    config._attn_implementation, config.dtype = attention, dtype
+    config._attn_implementation, config.dtype = ATTENTION, dtype
     with torch.device("meta"):
         model = Qwen2_5_VLForConditionalGeneration(config)
     quantizer = None if quantization is None else AutoHfQuantizer.from_config(quantization, pre_quantized=False)

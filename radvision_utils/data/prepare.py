@@ -125,10 +125,8 @@ def _prepare(profile: Profile, source: Source, content: str | None, journal: Pat
     _check_splits(tally, remarks, source, profile.data)
     runs.write_json(folder / "split.json", tally.splits)
     seconds = time.monotonic() - started
-    made = runs.made_from(profile, "data")
     summary = {
-        "key": runs.fingerprint(made),
-        "made_from": made,
+        "made_from": runs.made_from(profile, "data"),
         "hash": runs.file_hash(folder / "studies.arrow"),
         "source": source.name,
         "content": content,

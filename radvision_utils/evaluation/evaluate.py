@@ -196,7 +196,6 @@ class _Evaluation:
     def _metrics(self, scored: Mapping[str, ScoredRow]) -> dict[str, Any]:
         figures, last = figures_of(scored, self.scorer), STAGE_LABELS[LAST]
         return {
-            "key": fingerprint(self.made),
             "made_from": self.made,
             "split": self.split,
             **figures,

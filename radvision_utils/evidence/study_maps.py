@@ -85,8 +85,8 @@ def add_to_evaluation(profile: Profile, step: str, evidence: int, samples: int) 
         ("confidence", samples, confidence.confidence_of, [confidence.TEMPERATURE, confidence.CALIBRATED]),
         ("evidence", evidence, evidence_of, [VALIDATED]),
     ):
-        metrics = read_json(folder / "metrics.json", {"key": str, "hash": str, "split": str})
-        key = fingerprint([metrics["key"], metrics["hash"], asked, *settings])
+        metrics = read_json(folder / "metrics.json", {"made_from": dict, "hash": str, "split": str})
+        key = fingerprint([metrics["made_from"], metrics["hash"], asked, *settings])
         known = metrics.get(name, {}).get("key") == key and (folder / f"{name}.jsonl").is_file()
         if known or not asked:
             continue

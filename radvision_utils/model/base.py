@@ -41,7 +41,7 @@ from transformers import (
 from radvision_utils.config import ModelSettings, Profile, RadVisionError
 from radvision_utils.content import public_name
 from radvision_utils.environment import Device, open_room, require_device
-from radvision_utils.model.faster import speed_up_vision
+from radvision_utils.model.faster import attention_by_window_length, patch_embedding_by_matmul
 from radvision_utils.progress import download_bar
 from radvision_utils.runs import checked, first_line, is_disk_full, read_json, write_json
 
@@ -112,6 +112,7 @@ QWEN_7B = Path(__file__).parent / "qwen2_5_vl_7b.json"
 RANDOM_WEIGHTS = "random_weights.json"  # stands in a base's folder instead of weights
 # Full paths: shorter names are silently ignored, and the vision tower and the merger would be quantized too.
 NOT_QUANTIZED = ("model.visual", "lm_head")
+ATTENTION = "sdpa"  # part of torch on every device; FlashAttention 2 needs an Ampere card and a package of its own
 
 
 def base_path(settings: ModelSettings) -> str:
@@ -176,7 +177,7 @@ def load_base(settings: ModelSettings, device: Device, shard: bool = False) -> P
             "model.quantization=nf4."
         )
     if (Path(path) / RANDOM_WEIGHTS).is_file():
-        model = open_room("bases.random").random_base(Path(path), dtype, quantization, place, device.attention)
+        model = open_room("bases.random").random_base(Path(path), dtype, quantization, place)
     else:
         if quantization is not None:
             # transformers 5.3 reads 16-bit weights with threads, faster than they are quantized, so that much of the
@@ -187,7 +188,7 @@ def load_base(settings: ModelSettings, device: Device, shard: bool = False) -> P
             settings,
             dtype=dtype,
             quantization_config=quantization,
-            attn_implementation=device.attention,
+            attn_implementation=ATTENTION,
             device_map={"": place},
             use_safetensors=True,
             output_loading_info=True,
@@ -209,7 +210,8 @@ def load_base(settings: ModelSettings, device: Device, shard: bool = False) -> P
         for weight in module.parameters(recurse=False):
             if hasattr(weight, "quant_state"):
                 weight.module = None
-    speed_up_vision(model)
+    patch_embedding_by_matmul(model)
+    attention_by_window_length(model)
     model.requires_grad_(False)
     model.config.use_cache = True
     model.eval()
@@ -415,6 +417,11 @@ def _require_whole(what: str, missing: Collection[str], unexpected: Collection[s
         raise RadVisionError(f"the tensors of {what} are not those of its config, {'; '.join(told)}: fetch it again.")
 
 
+def core_of(model: Any) -> Any:
+    """The Qwen2.5-VL itself, inside whatever carries its adapter; its modules have the same names with and without."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def compute_device(model: torch.nn.Module) -> torch.device:
     """Where the model's inputs belong."""
     return next(model.parameters()).device
@@ -445,7 +452,7 @@ def _lora(rank: int, alpha: int, *vision: int) -> LoraConfig:
         lora_alpha=alpha,
         rank_pattern={VISION_LINEARS: vision[0]} if vision else {},
         alpha_pattern={VISION_LINEARS: vision[1]} if vision else {},
-        lora_dropout=0.0,  # each stage sets the dropout of its own component, see training.stages
+        lora_dropout=0.0,  # each stage sets the dropout of its own component, see `stage.select_stage`
         target_modules=f"({VISION_LINEARS}|{LANGUAGE_LINEARS})" if vision else LANGUAGE_LINEARS,
         modules_to_save=[PROJECTOR if vision else VISION_ENCODER],
         bias="none",

@@ -5,11 +5,10 @@ Each function exchanges how some modules of one model compute; names, parameters
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -50,18 +49,6 @@ def compute_by(module: nn.Module, way: type) -> None:
 @cache
 def _combined(way: type, kind: type) -> type:
     return type(kind.__name__, (way, kind), {})
-
-
-def speed_up_vision(model: PreTrainedModel) -> None:
-    """Patch embedding by one matrix product, windows of equal length in one attention call.
-
-    Args:
-        model: a Qwen2.5-VL without adapter.
-    """
-    patch_embedding_by_matmul(model)
-    # FlashAttention takes windows of all lengths in one call by itself.
-    if model.model.visual.config._attn_implementation == "sdpa":
-        attention_by_window_length(model)
 
 
 def patch_embedding_by_matmul(model: PreTrainedModel) -> None:
@@ -131,7 +118,7 @@ def _windows(cu_seqlens: Any) -> Windows:
     return windows
 
 
-@functools.lru_cache(maxsize=64)  # two kinds of blocks, and as many batch sizes as a run has
+@lru_cache(maxsize=64)  # two kinds of blocks, and as many batch sizes as a run has
 def _windows_by_length(bounds: tuple[int, ...], device: torch.device) -> Windows:
     """Which patches form the windows of each length, and how to put the results back.
 
@@ -231,7 +218,7 @@ def speed_up_lora(model: PeftModel) -> None:
     In stages 1 and 2 that is the language model's: its B is zero until stage 3 trains it.
 
     Args:
-        model: with gradients already given to what trains (`training.stages.select_stage`). Call it again after
+        model: with gradients already given to what trains (`stage.select_stage`). Call it again after
             weights have been exchanged from outside.
     """
     layers: Iterator[Any] = model.modules()

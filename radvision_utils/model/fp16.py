@@ -15,10 +15,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 
 from radvision_utils.environment import Device
+from radvision_utils.model.base import core_of
 from radvision_utils.model.faster import compute_by
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def audit_fp16(model: nn.Module, batch: Mapping[str, Any]) -> list[dict[str, Any
         A row a block, in the order of computation: `block` (module name), `layer` (where it was, below the block),
         `largest` (inf where a number overflowed or was none), `share` (of the largest float16) and `near`.
     """
-    blocks = {name: module for name, module in _base(model).named_modules() if re.fullmatch(_BLOCK, name)}
+    blocks = {name: module for name, module in core_of(model).named_modules() if re.fullmatch(_BLOCK, name)}
     rows: dict[str, dict[str, Any]] = {}
     with ExitStack() as hooks:
         for name, block in blocks.items():
@@ -55,12 +55,6 @@ def audit_fp16(model: nn.Module, batch: Mapping[str, Any]) -> list[dict[str, Any
         row["share"] = row["largest"] / LARGEST_FLOAT16
         row["near"] = row["largest"] * MARGIN > LARGEST_FLOAT16
     return [rows[name] for name in blocks if name in rows]
-
-
-def _base(model: nn.Module) -> nn.Module:
-    """The model without PEFT's wrapper, whose blocks have the same names with and without adapter."""
-    base: nn.Module = model.get_base_model() if isinstance(model, PeftModel) else model
-    return base
 
 
 def _note(
@@ -84,7 +78,7 @@ def keep_in_float32(model: nn.Module, names: Sequence[str]) -> None:
         names: of blocks.
     """
     for name in names:
-        block = _base(model).get_submodule(name)
+        block = core_of(model).get_submodule(name)
         for module in block.modules():
             # 4-bit weights stay as they are and are expanded to what the layer computes in.
             if hasattr(module, "compute_dtype"):
@@ -134,12 +128,8 @@ def guard_fp16(model: nn.Module, batch: Mapping[str, Any], device: Device) -> li
         keep_in_float32(model, near)
         kept += near
     largest = max(rows, key=lambda row: row["share"])
-    logger.info(
-        "float16: the largest activation is %.3g in %s (float16 ends at 65504); in float32 for safety: %s",
-        largest["largest"],
-        largest["block"],
-        ", ".join(kept) or "no block",
-    )
+    told = f"the largest activation is {largest['largest']:.3g} in {largest['block']} (float16 ends at 65504)"
+    logger.info("float16: %s; in float32 for safety: %s", told, ", ".join(kept) or "no block")
     return kept
 
 

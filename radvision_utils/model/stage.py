@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.model.base import COMPONENTS, LABEL_HEAD, component_of, is_adapter
+from radvision_utils.model.base import COMPONENTS, LABEL_HEAD, component_of, is_adapter, trained_tensors
 from radvision_utils.runs import Stage
 
 
@@ -32,13 +32,9 @@ def select_stage(model: PeftModel, stage: Stage) -> list[str]:
             rate = stage.settings.lora_dropout if component_of(name + ".") == stage.component else 0.0
             for adapter in module.lora_dropout:
                 module.lora_dropout[adapter] = nn.Dropout(rate) if rate else nn.Identity()
-    chosen = []
     for name, parameter in model.named_parameters():
-        trains = is_adapter(name) and component_of(name) == stage.component
-        parameter.requires_grad_(trains)
-        if trains:
-            chosen.append(name)
-    return chosen
+        parameter.requires_grad_(is_adapter(name) and component_of(name) == stage.component)
+    return list(trained_tensors(model))
 
 
 def checkpoint_layers(model: nn.Module, stage: Stage, layers: int | None) -> None:

@@ -24,6 +24,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from radvision_utils.config import ModelSettings, RadVisionError
 from radvision_utils.data.reports import Report, format_report
+from radvision_utils.data.studies import Study
 from radvision_utils.runs import checked
 from radvision_utils.training.augmentation import Augmentation
 from radvision_utils.training.summary import token_weights, with_line
@@ -54,25 +55,10 @@ def ahead(items: Iterator[Item], count: int, device: torch.device) -> Iterator[I
         thread.shutdown(cancel_futures=True)
 
 
-class TrainingStudy(Protocol):
-    """What training needs of a study."""
-
-    @property
-    def uid(self) -> str: ...
-    @property
-    def image(self) -> Any: ...
-    @property
-    def report(self) -> Report: ...
-    @property
-    def reference(self) -> Report: ...
-    @property
-    def indication(self) -> str: ...
-
-
 class ImageFeatures(Protocol):
     """What a frozen vision encoder gave for images."""
 
-    def of(self, studies: Sequence[TrainingStudy]) -> torch.Tensor: ...
+    def of(self, studies: Sequence[Study]) -> torch.Tensor: ...
 
 
 class Collator:
@@ -136,10 +122,10 @@ class Collator:
             text = self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
             if text.count(token) != 1:
                 raise RadVisionError(f"model.prompt must not contain the image token {token!r}: remove it.")
-            self._prompts[asked] = self._ids(text.replace(token, token * self._image_tokens))
+            self._prompts[asked] = self._ids(text.replace(token, token * self.settings.visual_tokens))
         return self._prompts[asked]
 
-    def target(self, study: TrainingStudy) -> Report:
+    def target(self, study: Study) -> Report:
         """The report that a study teaches: its own, with `model.summary` begun by a line of its findings."""
         return with_line(study.report, study.reference) if self.settings.summary else study.report
 
@@ -147,7 +133,7 @@ class Collator:
         """Token numbers of a report with the end mark; a longer one is cut and then has no end mark to learn."""
         return [*self._ids(format_report(report)), self.end][: self.settings.max_report_tokens]
 
-    def __call__(self, studies: Sequence[TrainingStudy]) -> dict[str, Any]:
+    def __call__(self, studies: Sequence[Study]) -> dict[str, Any]:
         """A training batch of B studies and L tokens.
 
         Returns:
@@ -201,26 +187,24 @@ class Collator:
         mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         return {**self._text_inputs(ids, mask), **inputs}
 
-    def describe(self, study: TrainingStudy) -> list[dict[str, Any]]:
+    def describe(self, study: Study) -> list[dict[str, Any]]:
         """The parts of a training example in order: `{"part", "tokens", "text", "in the loss"}`."""
         prompt = self.tokenizer.decode(self.prompt(study.indication))
-        before, after = prompt.split(self.processor.image_token * self._image_tokens)
+        before, after = prompt.split(self.processor.image_token * self.settings.visual_tokens)
         report = self.tokenizer.decode(self.report_ids(self.target(study)))
-        parts = [("system and user turn", before), ("prompt", after), ("report", report)]
-        rows = [
-            {"part": part, "tokens": len(self._ids(text)), "text": text, "in the loss": part == "report"}
-            for part, text in parts
+        parts = [
+            ("system and user turn", len(self._ids(before)), before),
+            ("image", self.settings.visual_tokens, "(visual tokens)"),
+            ("prompt", len(self._ids(after)), after),
+            ("report", len(self._ids(report)), report),
         ]
-        image = {"part": "image", "tokens": self._image_tokens, "text": "(visual tokens)", "in the loss": False}
-        return [rows[0], image, *rows[1:]]
-
-    @property
-    def _image_tokens(self) -> int:
-        return self.settings.visual_tokens
+        return [
+            {"part": part, "tokens": tokens, "text": text, "in the loss": part == "report"}
+            for part, tokens, text in parts
+        ]
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
-        return ids
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _text_inputs(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
         # Without mm_token_type_ids the model silently falls back to 1-D positions for the image.
@@ -235,7 +219,7 @@ class Collator:
             weights[row, places] = torch.tensor(token_weights(target, text.offset_mapping)[: len(places)])
         return weights
 
-    def _study_inputs(self, studies: Sequence[TrainingStudy]) -> dict[str, Any]:
+    def _study_inputs(self, studies: Sequence[Study]) -> dict[str, Any]:
         if self.features is None:
             images = [self._resized_once(study.image, str(study.image)) for study in studies]
             if self.augmentation is not None:
@@ -245,16 +229,16 @@ class Collator:
 
     def grid(self, images: int) -> torch.Tensor:
         """(images, 3) the patches of so many images: one frame, rows, columns."""
-        side = math.isqrt(self._image_tokens) * self.processor.image_processor.merge_size
+        side = math.isqrt(self.settings.visual_tokens) * self.processor.image_processor.merge_size
         return torch.tensor([[1, side, side]] * images)
 
     def _image_inputs(self, gray: Sequence[torch.Tensor]) -> dict[str, Any]:
         images = [image.expand(3, -1, -1) for image in gray]
         pixels = self.processor.image_processor(images=images, do_resize=False, return_tensors="pt")
         tokens = pixels["image_grid_thw"].prod(1) // self.processor.image_processor.merge_size**2
-        if not (tokens == self._image_tokens).all():
+        if not (tokens == self.settings.visual_tokens).all():
             raise RadVisionError(
-                f"an image became {tokens.max().item()} visual tokens instead of {self._image_tokens}: "
+                f"an image became {tokens.max().item()} visual tokens instead of {self.settings.visual_tokens}: "
                 "prepare the images at data.image_size."
             )
         return {"pixel_values": pixels["pixel_values"], "image_grid_thw": pixels["image_grid_thw"]}

@@ -22,13 +22,13 @@ from transformers import TrainerCallback
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.data.studies import PreparedDataset
+from radvision_utils.data.studies import PreparedDataset, Study
 from radvision_utils.environment import choose_device
-from radvision_utils.model.base import compute_device
+from radvision_utils.model.base import compute_device, core_of
 from radvision_utils.model.faster import computing
 from radvision_utils.progress import show_progress
 from radvision_utils.runs import Stage, fingerprint, is_whole, list_files
-from radvision_utils.training.collator import Collator, TrainingStudy, ahead
+from radvision_utils.training.collator import Collator, ahead
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Features:
     rows: dict[str, int]
     seconds: float
 
-    def of(self, studies: Sequence[TrainingStudy]) -> torch.Tensor:
+    def of(self, studies: Sequence[Study]) -> torch.Tensor:
         """(studies x visual tokens, merged patches x width), in place of pixel values."""
         return self.values[[self.rows[str(study.image)] for study in studies]].flatten(0, 1)
 
@@ -61,10 +61,9 @@ class Features:
 def open_features(
     model: Any,
     collator: Collator,
-    studies: Sequence[TrainingStudy],
+    studies: Sequence[Study],
     folder: Path,
     key: str,
-    autocast: Callable[[], Any],
     batch_size: int,
 ) -> Features:
     """The features of all studies: read where they are, else computed into `folder`, where they replace older ones.
@@ -75,19 +74,19 @@ def open_features(
         studies: training studies and those of validation that are measured.
         folder: `features/` of the run.
         key: changes with the vision encoder's weights, the studies and the image processing.
-        autocast: the context to compute in.
         batch_size: images at a time.
 
     Raises:
         RadVisionError: the disk has no room for them.
     """
-    together, started = PartialState(), time.perf_counter()
-    path = _find(folder, key)
+    started, seconds = time.perf_counter(), 0.0
+    path = next(folder.glob(f"{key}.*.bin"), None)
+    if path is not None and not is_whole(folder):
+        logger.warning("%s is damaged: the features are computed anew", path)
+        path = None
     if path is None:
-        path = _compute(model, collator, studies, folder, key, autocast, batch_size, together)
+        path = _compute(model, collator, studies, folder, key, batch_size)
         seconds = round(time.perf_counter() - started, 1)
-    else:
-        seconds = 0.0
     dtype = getattr(torch, path.suffixes[-2][1:])
     values = torch.from_file(str(path), shared=False, size=path.stat().st_size // dtype.itemsize, dtype=dtype)
     width = 4 * model.config.vision_config.hidden_size
@@ -116,23 +115,22 @@ def stage_features(
     # Validation as far as either stage measures it: both read the same file.
     measured = max(profile.stage2.validation_studies, profile.stage3.validation_studies)
     studies = [*train, *dataset.split("validation")[:measured]]
-    device = choose_device()
     key = fingerprint(
         [
             {part: digest for part, digest in ledger.items() if part.startswith("vision_encoder")},
             collator.processor.image_processor.to_dict(),
             dataset.summary["hash"],
             len(studies),
-            device.dtype,
+            choose_device().dtype,
         ]
     )
-    return open_features(model, collator, studies, stage.run.features, key, device.autocast, settings.micro_batch)
+    return open_features(model, collator, studies, stage.run.features, key, settings.micro_batch)
 
 
 @contextmanager
 def features_for_pixels(model: Any) -> Iterator[None]:
     """Within, the model takes the projector's inputs where it took pixel values, and runs the projector alone."""
-    inner, home = _inner_model(model), compute_device(model)
+    inner, home = core_of(model).model, compute_device(model)
 
     # `generate` reads the names of the arguments.
     def image_features(pixel_values: torch.Tensor, image_grid_thw: Any, **_: Any) -> BaseModelOutputWithPooling:
@@ -154,54 +152,43 @@ class VisionLeaves(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Not before: the Trainer puts the whole model on the card.
         if args.device.type == "cuda":
-            _inner_model(kwargs["model"]).visual.blocks.to("cpu")
+            core_of(kwargs["model"]).model.visual.blocks.to("cpu")
             torch.cuda.empty_cache()
-
-
-def _inner_model(model: Any) -> Any:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base.model
-
-
-def _find(folder: Path, key: str) -> Path | None:
-    """The file of that key, if every byte of it is as it was written."""
-    path = next(folder.glob(f"{key}.*.bin"), None)
-    if path is not None and not is_whole(folder):
-        logger.warning("%s is damaged: the features are computed anew", path)
-        return None
-    return path
 
 
 def _compute(
     model: Any,
     collator: Collator,
-    studies: Sequence[TrainingStudy],
+    studies: Sequence[Study],
     folder: Path,
     key: str,
-    autocast: Callable[[], Any],
     batch_size: int,
-    together: PartialState,
 ) -> Path:
     """Write them, each process its part; the file gets its name when it is whole."""
-    partial = folder / f"{key}.partial"
-    encode = _encoder(model, autocast)
+    together, partial = PartialState(), folder / f"{key}.partial"
+    encode = _encoder(model)
     example = encode(collator.prompts([studies[0].image]))
     size = example.numel() * example.element_size()
     if together.is_main_process:
         logger.info("the vision encoder is frozen: its features of %d images are computed once", len(studies))
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        _check_disk(folder, size * len(studies))
+        need, free = size * len(studies), shutil.disk_usage(folder).free
+        if need > free:
+            raise RadVisionError(
+                f"the vision encoder's features need {need / 2**30:.1f} GiB in {folder}, where {free / 2**30:.1f} GiB "
+                "are free: make room, or set stage2.cache_features and stage3.cache_features to false."
+            )
         with partial.open("wb") as file:
-            file.truncate(size * len(studies))
+            file.truncate(need)
     together.wait_for_everyone()
     share = -(-len(studies) // together.num_processes)
     first = min(share * together.process_index, len(studies))
     last, done = min(first + share, len(studies)), 0
     with partial.open("r+b") as file, show_progress(last - first) as step:
         file.seek(first * size)
-        parts = (range(start, min(start + batch_size, last)) for start in range(first, last, batch_size))
-        inputs = (collator.prompts([studies[i].image for i in part]) for part in parts)
+        parts = (studies[start : min(start + batch_size, last)] for start in range(first, last, batch_size))
+        inputs = (collator.prompts([study.image for study in part]) for part in parts)
         for given in ahead(inputs, 2, compute_device(model)):
             file.write(encode(given).cpu().contiguous().view(torch.uint8).numpy().tobytes())
             step(done := done + len(given["image_grid_thw"]))
@@ -216,9 +203,9 @@ def _compute(
     return path
 
 
-def _encoder(model: Any, autocast: Callable[[], Any]) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:
+def _encoder(model: Any) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:
     """A function from a collator's images to (images, visual tokens, merged patches x width)."""
-    visual, device = _inner_model(model).visual, compute_device(model)
+    visual, home, device = core_of(model).model.visual, compute_device(model), choose_device()
     merged = visual.config.hidden_size * visual.config.spatial_merge_size**2
 
     @torch.no_grad()
@@ -228,20 +215,11 @@ def _encoder(model: Any, autocast: Callable[[], Any]) -> Callable[[Mapping[str, 
         try:
             # Behind the projector transformers brings the tokens from the order of windows back to that of the image;
             # a projector that only joins patches lets what would have entered it through, in that order.
-            with computing(visual.merger, lambda patches: patches.view(-1, merged)), autocast():
-                pixels = inputs["pixel_values"].to(device, visual.dtype)
-                features = visual(pixels, grid_thw=inputs["image_grid_thw"].to(device)).pooler_output
+            with computing(visual.merger, lambda patches: patches.view(-1, merged)), device.autocast():
+                pixels = inputs["pixel_values"].to(home, visual.dtype)
+                features = visual(pixels, grid_thw=inputs["image_grid_thw"].to(home)).pooler_output
         finally:
             visual.train(was_training)
         return features.view(len(inputs["image_grid_thw"]), -1, merged)
 
     return encode
-
-
-def _check_disk(folder: Path, need: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise RadVisionError(
-            f"the vision encoder's features need {need / 2**30:.1f} GiB in {folder}, where {free / 2**30:.1f} GiB are "
-            "free: make room, or set stage2.cache_features and stage3.cache_features to false."
-        )

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from radvision_utils.data.studies import Study
 from radvision_utils.model.base import compute_device
 from radvision_utils.model.faster import computing
-from radvision_utils.training.collator import IGNORED, Collator, TrainingStudy, ahead
+from radvision_utils.training.collator import IGNORED, Collator, ahead
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw", "logits_to_keep")
 
@@ -120,7 +121,7 @@ def _chunk_losses(
 
 @torch.no_grad()
 def mean_report_loss(
-    model: torch.nn.Module, collator: Collator, studies: Sequence[TrainingStudy], batch_size: int, autocast: Any
+    model: torch.nn.Module, collator: Collator, studies: Sequence[Study], batch_size: int, autocast: Any
 ) -> float:
     """Mean loss over all report tokens of the studies, nats per token, the model in evaluation mode meanwhile.
 
@@ -130,8 +131,8 @@ def mean_report_loss(
     was_training = model.training
     model.eval()
     total, count, device = 0.0, 0, compute_device(model)
-    parts = (range(first, min(first + batch_size, len(studies))) for first in range(0, len(studies), batch_size))
-    for batch in ahead((collator([studies[i] for i in part]) for part in parts), 2, device):
+    parts = (studies[first : first + batch_size] for first in range(0, len(studies), batch_size))
+    for batch in ahead(map(collator, parts), 2, device):
         with autocast():
             losses, counts = report_token_losses(model, to_device(batch, device))
         total, count = total + losses.sum().item(), count + int(counts.sum())

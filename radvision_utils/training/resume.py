@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -41,8 +41,6 @@ from radvision_utils.runs import (
     read_json,
     read_json_lines,
     redo_command,
-    sync_folder,
-    was_made_from,
     working,
     write_json,
 )
@@ -64,16 +62,10 @@ class CheckpointMark(TrainerCallback):
         args.distributed_state.wait_for_everyone()
         if state.is_world_process_zero:
             folder = Path(args.output_dir)
-            mark_whole(folder / f"checkpoint-{state.global_step}")
+            list_files(folder / f"checkpoint-{state.global_step}")
             for older in sorted(folder.glob("checkpoint-*"), key=_step_of)[:-_KEPT]:
                 if older.name != Path(state.best_model_checkpoint or "").name:
                     shutil.rmtree(older)
-
-
-def mark_whole(folder: Path) -> None:
-    """List the files of a checkpoint that are all there, once the disk holds them."""
-    sync_folder(folder)
-    list_files(folder)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -125,7 +117,8 @@ def _begun(stage: Stage) -> dict[str, Any]:
 def _goes_on(stage: Stage, force: bool) -> bool:
     """Whether what is there is an attempt at this very result; with `force` only one that was forced too."""
     begun = _begun(stage)
-    return was_made_from(begun, made_from(stage.profile, stage.step)) and (begun["forced"] or not force)
+    same = not differences(begun.get("made_from"), made_from(stage.profile, stage.step))
+    return same and (begun["forced"] or not force)
 
 
 def _start_or_resume(stage: Stage, force: bool) -> None:
@@ -283,9 +276,6 @@ def split_batch(settings: StageSettings, processes: int, at_most: int | None = N
     return Split(micro, share // micro)
 
 
-T = TypeVar("T")
-
-
 class MemoryBudget:
     """The micro-batch that fits, found by halving it whenever memory ends; kept in a file, so that it is found once.
 
@@ -323,13 +313,8 @@ class MemoryBudget:
             )
         self.at_most = before.micro_batch // 2
         after = self.split
-        self.events.append(
-            {
-                "micro_batch": [before.micro_batch, after.micro_batch],
-                "accumulation": [before.accumulation, after.accumulation],
-                "problem": problem,
-            }
-        )
+        changed = {name: [getattr(before, name), getattr(after, name)] for name in ("micro_batch", "accumulation")}
+        self.events.append({**changed, "problem": problem})
         write_json(self.path, {"at_most": self.at_most, "events": self.events})
         told = (
             f"stage {self.stage.number} ran out of memory with {before.micro_batch} studies at a time; now "
@@ -340,7 +325,9 @@ class MemoryBudget:
         logger.warning("%s", told)
 
 
-def train_in_memory(memory: MemoryBudget, model: torch.nn.Module, attempt: Callable[[Split], T]) -> T:
+def train_in_memory(
+    memory: MemoryBudget, model: torch.nn.Module, attempt: Callable[[Split], dict[str, Any]]
+) -> dict[str, Any]:
     """What `attempt` gives, tried with smaller micro-batches while memory ends.
 
     An attempt goes on from the last checkpoint; where there is none yet, from the weights that the model has now.

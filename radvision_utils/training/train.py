@@ -37,6 +37,7 @@ from radvision_utils.model.base import (
     load_processor,
     loading_in_memory,
     save_adapter,
+    trained_tensors,
 )
 from radvision_utils.model.faster import compiled_layers, keep_dequantized, speed_up_lora
 from radvision_utils.model.fp16 import guard_fp16
@@ -45,7 +46,6 @@ from radvision_utils.runs import (
     Stage,
     asked_to_force,
     file_hash,
-    fingerprint,
     first_line,
     is_current,
     made_from,
@@ -138,7 +138,8 @@ def _train(stage: Stage, watch: Stopwatch, model: PeftModel | None) -> None:
     # Load the 4-bit base with the one adapter, and choose which part of it trains.
     with watch.part("load"):
         model = stage_model(stage, device) if model is None else model
-        _tell(stage, model, select_stage(model, stage), device, plan.chosen)
+        select_stage(model, stage)
+        _tell(stage, model, device, plan.chosen)
         speed_up_lora(model)
         if plan.copied:
             keep_dequantized(model)
@@ -173,7 +174,7 @@ def _train(stage: Stage, watch: Stopwatch, model: PeftModel | None) -> None:
         loss_figure(stage.work / "log.jsonl", f"Training the {stage.title}").savefig(stage.work / "loss.png", dpi=120)
     facts |= {"memory_events": memory.events, "features": features.record if features else None, "moved": moved}
     facts |= {"float32_blocks": float32_blocks, "ledger": {"before": before, "after": after}, "chosen": plan.chosen}
-    _publish(asked, {**facts, "data_hash": dataset.summary["hash"]}, device, watch)
+    _publish(asked, facts, device, watch)
 
 
 def stage_model(stage: Stage, device: Device) -> PeftModel:
@@ -187,35 +188,24 @@ def stage_model(stage: Stage, device: Device) -> PeftModel:
         return load_adapter(base, stage.parent.adapter) if stage.parent else attach_adapter(base, stage.profile)
 
 
-def _tell(stage: Stage, model: PeftModel, names: list[str], device: Device, chosen: dict[str, Any]) -> None:
-    tensors = dict(model.named_parameters())
-    logger.info(
-        "stage %d trains the %s: %s (%d tensors, %d parameters). %s, %s (%s).",
-        stage.number,
-        stage.title,
-        stage.how,
-        len(names),
-        sum(tensors[name].numel() for name in names),
-        device.title,
-        device.dtype,
-        device.dtype_reason,
-    )
+def _tell(stage: Stage, model: PeftModel, device: Device, chosen: dict[str, Any]) -> None:
+    sizes = [parameter.numel() for parameter in trained_tensors(model).values()]
+    told = f"{stage.title}: {stage.how} ({len(sizes)} tensors, {sum(sizes)} parameters)"
+    where = f"{device.title}, {device.dtype} ({device.dtype_reason})"
+    logger.info("stage %d trains the %s. %s.", stage.number, told, where)
     if chosen:
         logger.info("stage %d: %s", stage.number, ", ".join(f"{name} {value}" for name, value in chosen.items()))
 
 
 def _publish(stage: Stage, facts: dict[str, Any], device: Device, watch: Stopwatch) -> None:
     """Write `stage.json`, which makes the stage whole, and put the stage in its place."""
-    profile, made = stage.profile, made_from(stage.profile, stage.step)
+    profile = stage.profile
     record = {
         "stage": stage.number,
         "component": stage.component,
-        "key": fingerprint(made),
-        "made_from": made,
+        "made_from": made_from(profile, stage.step),
         "hash": file_hash(stage.work / "adapter" / WEIGHTS),
-        "parent_hash": stage.parent.record()["hash"] if stage.parent else None,
         **facts,
-        "prompt": profile.model.prompt,
         "settings": profile.to_dict()[stage.step],
         "seed": profile.seed,
         **conditions(device),

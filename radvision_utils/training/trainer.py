@@ -22,14 +22,15 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from radvision_utils.config import RadVisionError, StageSettings
+from radvision_utils.data.studies import Study
 from radvision_utils.environment import Device, in_live_notebook, process_count, process_rank
 from radvision_utils.figures import loss_figure
 from radvision_utils.model.base import is_sharded
 from radvision_utils.model.greedy import write_greedily
 from radvision_utils.model.stage import assert_gradients
-from radvision_utils.runs import Stage, read_json_lines, write_text
+from radvision_utils.runs import Stage, read_json_lines, write_json_lines
 from radvision_utils.training.augmentation import Augmentation
-from radvision_utils.training.collator import Collator, TrainingStudy, ahead
+from radvision_utils.training.collator import Collator, ahead
 from radvision_utils.training.label_head import label_head_of, look_only
 from radvision_utils.training.loss import report_token_losses
 from radvision_utils.training.resume import load_trained, save_trained
@@ -39,43 +40,6 @@ logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 10.0
 # What gloo and NCCL say when the process at the other end is gone.
 _LOST_WORDS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "NCCL")
-
-
-class GuardedTrainer(Trainer):
-    """transformers.Trainer that stops at a gradient norm which is no number, before a checkpoint can hold its harm."""
-
-    uids: tuple[str, ...] = ()  # of the optimizer step at work
-
-    def training_step(self, model: torch.nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; remembers whose studies the step takes."""
-        self.uids += tuple(inputs["uids"])
-        return super().training_step(model, inputs, *args, **kwargs)
-
-    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        """As in transformers, which calls it after each optimizer step and before the step's checkpoint.
-
-        Raises:
-            RadVisionError: the gradient norm is infinite or no number.
-        """
-        norm = logs.get("grad_norm")
-        if norm is not None and not math.isfinite(norm):
-            self._judge(norm)
-            logs = {**logs, "grad_norm": None}
-        self.uids = ()
-        super().log(logs, *args, **kwargs)
-
-    def _judge(self, norm: float) -> None:
-        step, scaler = self.state.global_step, self.accelerator.scaler
-        # In float16 an overflow is how the scaler finds its scale: the step is skipped and the scale halved. Below a
-        # scale of 1 it is no longer the scale that overflows.
-        if self.accelerator.optimizer_step_was_skipped and scaler is not None and scaler.get_scale() >= 1:
-            logger.info("step %d skipped: float16 gradients overflowed, loss scale now %g", step, scaler.get_scale())
-            return
-        uids = gather_object(list(self.uids)) if process_count() > 1 else self.uids
-        raise RadVisionError(
-            f"the gradient norm is {norm} at step {step} on studies {', '.join(uids)}: training stops and keeps the "
-            "last checkpoint; try half the learning rate with --force, or look at these studies."
-        )
 
 
 @contextmanager
@@ -151,9 +115,10 @@ class EpochOrder(TrainerCallback):
             each.set_epoch(int(state.epoch or 0))
 
 
-class ReportTrainer(GuardedTrainer):
-    """transformers.Trainer with the loss on report tokens, which ends at once where it is no number, and with
-    checkpoints that hold what the stage trains.
+class ReportTrainer(Trainer):
+    """transformers.Trainer with the loss on report tokens and checkpoints that hold what the stage trains.
+
+    It stops at a loss or gradient norm which is no number, before a checkpoint can hold its harm.
 
     Args:
         abnormal: see `StudyOrder`.
@@ -163,6 +128,7 @@ class ReportTrainer(GuardedTrainer):
     """
 
     control: Any  # of transformers' callbacks
+    uids: tuple[str, ...] = ()  # of the optimizer step at work
 
     def __init__(
         self,
@@ -193,6 +159,37 @@ class ReportTrainer(GuardedTrainer):
             self._source, self._coming = epoch_iterator, ahead(epoch_iterator, num_batches, self.args.device)
         with self.waiting():
             return super().get_batch_samples(self._coming, num_batches, *args, **kwargs)
+
+    def training_step(self, model: torch.nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; remembers whose studies the step takes."""
+        self.uids += tuple(inputs["uids"])
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """As in transformers, which calls it after each optimizer step and before the step's checkpoint.
+
+        Raises:
+            RadVisionError: the gradient norm is infinite or no number.
+        """
+        norm = logs.get("grad_norm")
+        if norm is not None and not math.isfinite(norm):
+            self._judge(norm)
+            logs = {**logs, "grad_norm": None}
+        self.uids = ()
+        super().log(logs, *args, **kwargs)
+
+    def _judge(self, norm: float) -> None:
+        step, scaler = self.state.global_step, self.accelerator.scaler
+        # In float16 an overflow is how the scaler finds its scale: the step is skipped and the scale halved. Below a
+        # scale of 1 it is no longer the scale that overflows.
+        if self.accelerator.optimizer_step_was_skipped and scaler is not None and scaler.get_scale() >= 1:
+            logger.info("step %d skipped: float16 gradients overflowed, loss scale now %g", step, scaler.get_scale())
+            return
+        uids = gather_object(list(self.uids)) if process_count() > 1 else self.uids
+        raise RadVisionError(
+            f"the gradient norm is {norm} at step {step} on studies {', '.join(uids)}: training stops and keeps the "
+            "last checkpoint; try half the learning rate with --force, or look at these studies."
+        )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StudyOrder:
         args, collator = self.args, self.data_collator
@@ -343,8 +340,8 @@ def training_arguments(settings: StageSettings, device: Device, folder: Path, se
     )
 
 
-def begin_report(model: Any, collator: Collator, study: TrainingStudy, autocast: Any, tokens: int = 80) -> str:
-    """What the model writes on a study as it is by now, greedily and at most so many tokens; it draws no lot.
+def begin_report(model: Any, collator: Collator, study: Study, autocast: Any) -> str:
+    """What the model writes on a study as it is by now, greedily and at most 80 tokens; it draws no lot.
 
     "" where several processes train: each may hold only a part of the model.
     """
@@ -360,7 +357,7 @@ def begin_report(model: Any, collator: Collator, study: TrainingStudy, autocast:
         1,
         places=1,
         room=length,
-        longest=tokens,
+        longest=80,
         ends=(collator.end, collator.pad),
         autocast=autocast,
     )
@@ -420,12 +417,7 @@ class StageLog(TrainerCallback):
     """
 
     def __init__(
-        self,
-        path: Path,
-        title: str,
-        batch: int,
-        validate: Callable[[], tuple[float, str]],
-        every: int | None = None,
+        self, path: Path, title: str, batch: int, validate: Callable[[], tuple[float, str]], every: int | None = None
     ) -> None:
         self.path, self.title, self.batch, self.validate, self.every = path, title, batch, validate, every
         self.validation_losses: list[float] = []
@@ -448,7 +440,7 @@ class StageLog(TrainerCallback):
         """Start the log, or take up that of an interrupted stage at the checkpoint's step."""
         if process_rank() == 0:
             if state.global_step == 0:
-                write_text(self.path, "")
+                write_json_lines(self.path, [])
             else:
                 self._forget_steps_after(state.global_step)
         self._validate_if_due(state)
@@ -535,27 +527,22 @@ class StageLog(TrainerCallback):
     def _forget_steps_after(self, step: int) -> None:
         """A stage killed between checkpoints repeats some steps: its log must not hold them twice."""
         lines = [line for line in read_json_lines(self.path, {"step": int}, torn=True) if line["step"] <= step]
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+        write_json_lines(self.path, lines)
         validated = [line for line in lines if "validation_loss" in line]
         self.validation_losses = [line["validation_loss"] for line in validated]
         self._validated = max((line["step"] for line in validated), default=-1)
 
     def _tell(self, state: Any, loss: float) -> None:
+        step, last, rate = state.global_step, state.max_steps, self.samples_per_second
+        due = time.perf_counter() - self._last_line > _SECONDS_BETWEEN_LINES
         if self._bar is not None:
-            self._bar.update(state.global_step - self._bar.n)
-            self._bar.set_postfix(loss=f"{loss:.3f}", samples_per_s=f"{self.samples_per_second:.1f}")
-            if time.perf_counter() - self._last_line > _SECONDS_BETWEEN_LINES:
+            self._bar.update(step - self._bar.n)
+            self._bar.set_postfix(loss=f"{loss:.3f}", samples_per_s=f"{rate:.1f}")
+            if due:
                 self._draw()
-                self._last_line = time.perf_counter()
-        elif time.perf_counter() - self._last_line > _SECONDS_BETWEEN_LINES or state.global_step == state.max_steps:
-            self._last_line = time.perf_counter()
-            left = (state.max_steps - state.global_step) * self.batch / self.samples_per_second
-            logger.info(
-                "%s: step %d of %d, loss %.3f, %.1f studies/s, %s left",
-                self.title,
-                state.global_step,
-                state.max_steps,
-                loss,
-                self.samples_per_second,
-                f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s",
-            )
+        elif due or step == last:
+            seconds = (last - step) * self.batch / rate
+            left = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+            told = f"step {step} of {last}, loss {loss:.3f}, {rate:.1f} studies/s, {left} left"
+            logger.info("%s: %s", self.title, told)
+        self._last_line = time.perf_counter() if due else self._last_line

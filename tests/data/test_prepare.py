@@ -148,7 +148,7 @@ def test_the_summary_counts_what_notebook_one_shows(tmp_path):
     assert summary["identical_reports"]["test also in train"] > 0
     normal = sum(study.mesh == "normal" for study in train) / sizes["train"]
     assert summary["normal_share"]["train"] == pytest.approx(normal, abs=1e-4)
-    assert {"key", "hash", "license", "citation", "seconds", "studies_per_second"} <= set(summary)
+    assert {"made_from", "hash", "license", "citation", "seconds", "studies_per_second"} <= set(summary)
 
 
 def test_two_processes_give_what_one_gives(tmp_path, monkeypatch):
@@ -342,7 +342,7 @@ def test_a_second_call_prepares_nothing_and_a_changed_setting_does(tmp_path):
     assert prepare_dataset(profile_for(tmp_path, ENOUGH, workers=2)).summary == first.summary
     assert (first.folder / "summary.json").stat().st_mtime_ns == stamp
     changed = prepare_dataset(profile_for(tmp_path, ENOUGH, image_size=64))
-    assert changed.summary["key"] != first.summary["key"]
+    assert changed.summary["made_from"] != first.summary["made_from"]
     assert changed.summary["hash"] != first.summary["hash"]
     with Image.open(changed.split("train")[0].image) as image:
         assert (image.size, image.mode, image.format) == ((64, 64), "L", "PNG")
@@ -400,12 +400,12 @@ def test_an_interrupted_preparation_goes_on_with_the_pictures_it_has_stored(tmp_
         assert (data.folder / name).read_bytes() == (whole.folder / name).read_bytes()
 
 
-def test_the_run_records_what_preparation_took(tmp_path):
+def test_the_run_notes_that_its_data_are_prepared_and_the_data_what_that_took(tmp_path):
     profile = profile_for(tmp_path, ENOUGH)
-    prepare_dataset(profile)
-    step = json.loads((RunFolder.of(profile).path / "run.json").read_text())["steps"]["data"]
-    assert step["studies"] == 60
-    assert step["seconds"] > 0
+    summary = prepare_dataset(profile).summary
+    assert list(json.loads((RunFolder.of(profile).path / "run.json").read_text())["steps"]) == ["data"]
+    assert summary["counts"]["kept"] == 60
+    assert summary["seconds"] > 0
 
 
 def test_splits_are_sequences_that_worker_processes_can_share(tmp_path):

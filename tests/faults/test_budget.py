@@ -51,7 +51,7 @@ def test_a_stage_out_of_time_pauses_at_a_checkpoint_and_goes_on_to_the_same_weig
         assert RunFolder.of(short).record("stage1") is None
     result = train_stage(short, 1).record
     assert result["resumed_from"] == "checkpoint-2"
-    for same in ("hash", "validation_loss", "train_loss", "key"):
+    for same in ("hash", "validation_loss", "train_loss", "made_from"):
         assert result[same] == whole.record[same]
 
 

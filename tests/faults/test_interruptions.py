@@ -28,6 +28,7 @@ from radvision_utils.runs import (
     file_hash,
     is_current,
     is_whole,
+    list_files,
     read_json,
     read_json_lines,
     working,
@@ -35,7 +36,7 @@ from radvision_utils.runs import (
     write_text,
 )
 from radvision_utils.training import train as trainer
-from radvision_utils.training.resume import TRAINED, last_checkpoint, mark_whole
+from radvision_utils.training.resume import TRAINED, last_checkpoint
 
 STEPS = {"max_steps": 4, "save_steps": 1, "micro_batch": 4, "lora_dropout": 0.1}
 
@@ -123,7 +124,7 @@ def test_a_checkpoint_of_other_tensors_is_refused_and_named(unfinished):
     renamed = {name.replace("lora_A", "lora_a"): tensor for name, tensor in load_file(checkpoint / TRAINED).items()}
     save_file(renamed, checkpoint / TRAINED)
     (checkpoint / LIST).unlink()
-    mark_whole(checkpoint)
+    list_files(checkpoint)
     with pytest.raises(RadVisionError, match=r"checkpoint-4 holds other tensors .* delete .*stage1\.partial and give"):
         train_stage(unfinished, 1)
 
@@ -201,10 +202,10 @@ def test_so_does_that_of_an_evaluation_and_those_of_other_splits_stay(fresh_run,
     profile = fresh_run()
     run = RunFolder.of(profile)
     for name, path in (("evaluation", run.evaluation), ("evaluation/validation", run.evaluation / "validation")):
-        write_json(path / "metrics.json", {"key": "", "hash": "", "of": f"{name}, old"})
+        write_json(path / "metrics.json", {"hash": "", "of": f"{name}, old"})
         (path / "predictions.jsonl").write_text("old")
     shutil.copytree(run.path / step, run.partial(step))
-    write_json(run.partial(step) / "metrics.json", {"key": "", "hash": "", "of": f"{step}, new"})
+    write_json(run.partial(step) / "metrics.json", {"hash": "", "of": f"{step}, new"})
     (run.partial(step) / "predictions.jsonl").write_text("new")
     with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
         killed_before_change(patch, number)

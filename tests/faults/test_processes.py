@@ -94,7 +94,7 @@ def test_two_processes_train_as_one_each_on_its_own_studies(fresh_run, launch, t
     assert not set(shares[0]) & set(shares[1])
     assert result.stdout.count("step 4, validation loss") == 1
     records = [RunFolder.of(profile).record("stage1") for profile in (one, two)]
-    assert records[0]["key"] == records[1]["key"]
+    assert records[0]["made_from"] == records[1]["made_from"]
     assert records[0]["validation_loss"] == pytest.approx(records[1]["validation_loss"], abs=1e-3)
 
 

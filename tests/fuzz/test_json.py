@@ -46,8 +46,9 @@ READERS = {  # by the file they read, in a folder that holds run "r"
     "files.json": is_whole,
     "trainer_state.json": finished_state,
 }
-KEYS = ["uid", "generated", "reference", "model", "stage", "index", "image", "key", "hash", "profile", "steps", "name"]
-KEYS += ["run", "data", "counts", "splits", "train", "by_uid", "table", "global_step", "process", "host", "author"]
+KEYS = ["uid", "generated", "reference", "model", "stage", "index", "image", "made_from", "hash", "profile", "steps"]
+KEYS += ["name", "run", "data", "counts", "splits", "train", "by_uid", "table", "global_step", "process", "host"]
+KEYS += ["author"]
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.sampled_from(["a\0b", "\ud800"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=6),

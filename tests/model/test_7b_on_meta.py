@@ -97,7 +97,7 @@ def test_names_on_disk_are_those_of_the_hub():
 
 
 def test_the_4_bit_layers_are_the_language_models_linears_and_no_others():
-    settings = quantization_config(load_profile("lingshu-7b").model, Device("cuda", "", "float16", "", "sdpa", ""))
+    settings = quantization_config(load_profile("lingshu-7b").model, Device("cuda", "", "float16", ""))
     with torch.device("meta"):
         model = replace_with_bnb_linear(build(), list(NOT_QUANTIZED), quantization_config=settings)
     quantized = [name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"]

@@ -17,7 +17,7 @@ from radvision_utils.training import train as trainer
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import MODEL_INPUTS
 
-HALF = Device("cpu", "CPU", "float16", "", "sdpa", "")
+HALF = Device("cpu", "CPU", "float16", "")
 LAST = "model.visual.blocks.2"
 
 
@@ -85,12 +85,12 @@ def test_a_guarded_block_still_trains(small_profile, batch):
 
 
 def test_a_4_bit_block_can_be_kept_in_float32_too(small_profile, batch):
-    model = load_base(small_profile.model, Device("cpu", "CPU", "bfloat16", "", "sdpa", ""))
+    model = load_base(small_profile.model, Device("cpu", "CPU", "bfloat16", ""))
     before = model.model.language_model.layers[1].mlp.up_proj
     keep_in_float32(model, ["model.language_model.layers.1"])
     seen = {}
     before.register_forward_hook(lambda module, inputs, output: seen.update(dtype=output.dtype))
-    assert torch.isfinite(logits(model, batch, Device("cpu", "CPU", "bfloat16", "", "sdpa", ""))).all()
+    assert torch.isfinite(logits(model, batch, Device("cpu", "CPU", "bfloat16", ""))).all()
     assert seen["dtype"] == torch.float32
 
 

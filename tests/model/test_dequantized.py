@@ -18,7 +18,7 @@ from radvision_utils.training.collator import Collator
 from tests.model.test_lora import losses_and_gradients, trained
 from tests.training.test_trainer import copy_run
 
-BFLOAT16 = Device("cpu", "", "bfloat16", "", "sdpa", "")
+BFLOAT16 = Device("cpu", "", "bfloat16", "")
 
 
 @pytest.fixture

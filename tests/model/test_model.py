@@ -90,7 +90,7 @@ def test_a_fresh_adapter_changes_nothing(profile, dataset):
 
 
 def test_whatever_trains_is_float32(profile):
-    half = Device("cpu", "", "bfloat16", "", "sdpa", "")
+    half = Device("cpu", "", "bfloat16", "")
     model = attach_adapter(load_base(profile.model, half), profile)
     for stage in (1, 2, 3):
         for name in select_stage(model, Stage(profile, stage)):
@@ -98,7 +98,7 @@ def test_whatever_trains_is_float32(profile):
 
 
 def test_the_16_bit_base_is_not_upcast_by_the_adapter(profile):
-    half = Device("cpu", "", "bfloat16", "", "sdpa", "")
+    half = Device("cpu", "", "bfloat16", "")
     model = attach_adapter(load_base(profile.model, half), profile)
     kinds = {p.dtype for name, p in model.named_parameters() if not is_adapter(name)}
     assert kinds == {torch.bfloat16, torch.uint8}
@@ -170,7 +170,7 @@ def test_patch_embedding_by_matrix_product_equals_the_convolution(profile):
 
 
 def test_the_7b_says_in_one_sentence_that_it_needs_a_card():
-    cpu = Device("cpu", "CPU", "float32", "", "sdpa", "")
+    cpu = Device("cpu", "CPU", "float32", "")
     with pytest.raises(RadVisionError, match=r"needs an NVIDIA card with at least 16 GB .* or `--profile tiny`"):
         require_device(load_profile("lingshu-7b").model, cpu)
 

@@ -157,12 +157,12 @@ def test_each_process_loads_onto_its_own_card(small_profile, monkeypatch):
     monkeypatch.setattr(loading, "_from_pretrained", lambda *_, **options: given.update(options) or 1 / 0)
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(ZeroDivisionError):
-        load_base(small_profile.model, Device("cuda", "", "float16", "", "sdpa", ""))
+        load_base(small_profile.model, Device("cuda", "", "float16", ""))
     assert given["device_map"] == {"": "cuda:1"}
 
 
 def test_an_adapter_loaded_to_go_on_is_float32_over_a_16_bit_base(watched):
-    half = Device("cpu", "", "bfloat16", "", "sdpa", "")
+    half = Device("cpu", "", "bfloat16", "")
     model = load_adapter(load_base(watched[0].model, half), RunFolder.of(watched[0]).adapter(2))
     assert {p.dtype for name, p in model.named_parameters() if is_adapter(name)} == {torch.float32}
 

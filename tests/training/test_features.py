@@ -38,8 +38,7 @@ def collator(small_profile):
 @pytest.fixture
 def open_all(model, collator, dataset, tmp_path):
     def open_them(key="a"):
-        autocast = choose_device().autocast
-        return open_features(model, collator, dataset.split("train"), tmp_path / "features", key, autocast, 5)
+        return open_features(model, collator, dataset.split("train"), tmp_path / "features", key, 5)
 
     return open_them
 

@@ -44,7 +44,7 @@ FOUR_AT_A_TIME = {
     for n in (1, 2, 3)
     for key, value in {"micro_batch": 4, "checkpointed_layers": None}.items()
 }
-BFLOAT16 = Device("cpu", "", "bfloat16", "", "sdpa", "")
+BFLOAT16 = Device("cpu", "", "bfloat16", "")
 # The parts that matter in the 7B, small: a vocabulary of thousands, an MLP four times as wide, windows of three sizes.
 MIDDLE = {
     "vision_config": {
