@@ -46,6 +46,7 @@ from radvision_utils.runs import (
     Stage,
     asked_to_force,
     file_hash,
+    fingerprint,
     first_line,
     is_current,
     made_from,
@@ -199,11 +200,12 @@ def _tell(stage: Stage, model: PeftModel, device: Device, chosen: dict[str, Any]
 
 def _publish(stage: Stage, facts: dict[str, Any], device: Device, watch: Stopwatch) -> None:
     """Write `stage.json`, which makes the stage whole, and put the stage in its place."""
-    profile = stage.profile
+    profile, made = stage.profile, made_from(stage.profile, stage.step)
     record = {
         "stage": stage.number,
         "component": stage.component,
-        "made_from": made_from(profile, stage.step),
+        "key": fingerprint(made),  # two stages with one key were made from the same
+        "made_from": made,
         "hash": file_hash(stage.work / "adapter" / WEIGHTS),
         **facts,
         "settings": profile.to_dict()[stage.step],
