@@ -4,7 +4,7 @@
 
 Every mean is left out by itself, and the stages of the whole are trained with three seeds on one base. All is judged on
 the validation split, so that the test split stays unseen. A tiny model gains nothing from a second core, so there is a
-run on each: it takes some 70 minutes on two; given again, it goes on where it was.
+run on each: it takes some two hours on two; given again, it goes on where it was.
 """
 
 from __future__ import annotations
