@@ -330,8 +330,5 @@ def told(result: BatchResult) -> str:
     counts = [f"{result.written} reports written", f"{result.kept} were there already"]
     counts += [f"{len(result.skipped)} skipped (see {result.folder / 'skipped.json'})"] if result.skipped else []
     counts += [f"{result.doubted} with the flag '{CUT}' or '{REPEATS}'"] if result.doubted else []
-    paths = (
-        f"{title}  {result.folder / name}"
-        for title, name in (("Reports", "predictions.jsonl"), ("Page   ", "index.html"))
-    )
-    return "\n".join([", ".join(counts), *paths])
+    reports, page = result.folder / "predictions.jsonl", result.folder / "index.html"
+    return f"{', '.join(counts)}\nReports  {reports}\nPage     {page}"

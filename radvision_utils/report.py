@@ -125,17 +125,14 @@ class Reporter:
             RadVisionError: an image cannot be read or shows nothing, or not even one fits in the memory.
         """
         if self.sampling is None and self.mean is None:
-            written = self._greedily(images)
+            # A place is given to the next image as soon as its report has ended.
+            written = self._halving(images, lambda rest, places: ((one, 1) for one in self._refilling(rest, places)))
         else:
             written = itertools.chain.from_iterable(self.in_batches(images, self._write_batch))
         with show_progress(len(images), progress) as step:
             for done, report in enumerate(written, 1):
                 yield report
                 step(done)
-
-    def _greedily(self, images: Sequence[ImageLike]) -> Iterator[WrittenReport]:
-        """A place is given to the next image as soon as its report has ended."""
-        return self._halving(images, lambda rest, places: ((report, 1) for report in self._refilling(rest, places)))
 
     def _refilling(self, images: Sequence[ImageLike], places: int) -> Iterator[WrittenReport]:
         begun: list[list[int]] = []

@@ -171,6 +171,10 @@ def published_split(path: Path) -> dict[str, str]:
         RadVisionError: it is none of these, or has a study in two parts.
     """
     data = read_json(path, remedy="get the file anew")
+    told = (
+        f'{path} is no split: it must hold {{"by_uid": {{uid: "train", "val" or "test"}}}}, or lists of studies under '
+        '"train", "val" and "test".'
+    )
     names = {"train": "train", "val": "val", "validation": "val", "test": "test"}
     data = data if isinstance(data, dict) else {}
     pairs = list(data["by_uid"].items()) if isinstance(data.get("by_uid"), dict) else []
@@ -182,7 +186,7 @@ def published_split(path: Path) -> dict[str, str]:
     for entry, name in pairs:
         uid, part = open_i_number(entry), names.get(name) if isinstance(name, str) else None
         if uid is None or part is None:
-            raise RadVisionError(_no_split(path))
+            raise RadVisionError(told)
         if found.setdefault(uid, part) != part:
             twice.add(uid)
     if twice:
@@ -190,12 +194,5 @@ def published_split(path: Path) -> dict[str, str]:
             f"{path} has {len(twice)} studies in two parts, such as {', '.join(sorted(twice)[:3])}: keep each in one."
         )
     if not found:
-        raise RadVisionError(_no_split(path))
+        raise RadVisionError(told)
     return found
-
-
-def _no_split(path: Path) -> str:
-    return (
-        f'{path} is no split: it must hold {{"by_uid": {{uid: "train", "val" or "test"}}}}, or lists of studies under '
-        '"train", "val" and "test".'
-    )

@@ -426,10 +426,8 @@ def make_row(values: Mapping[str, Any], *folders: Path) -> Row:
         row[column] = given(row[column])
     row |= {name: values[name] for name in EXTRAS if name in values}
     if (truth := row.get("truth")) is not None:
-        where, ours = (
-            f"the column truth of study {shown(str(row['uid']))}",
-            "what was drawn into a phantom; rename yours",
-        )
+        where = f"the column truth of study {shown(str(row['uid']))}"
+        ours = "what was drawn into a phantom; rename yours"
         _check_type(row["uid"], "truth", truth, (str,), ours)
         of_shape(parse_json(truth, where, f"it holds {ours}"), {"findings": [{"name": str}]}, where, f"it holds {ours}")
     if "patient" in row:
