@@ -311,7 +311,7 @@ def find_card(title: str) -> Card | None:
 
 def typical(longest: Lengths) -> Lengths:
     """A sample with a report of usual length, for sums over a whole run."""
-    return Lengths(longest.image, longest.text, min(TYPICAL_REPORT, longest.report))
+    return replace(longest, report=min(TYPICAL_REPORT, longest.report))
 
 
 def study_counts(profile: Profile) -> dict[str, int]:

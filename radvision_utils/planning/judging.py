@@ -76,11 +76,12 @@ def plan_judging(profile: Profile, card: Card) -> list[JudgingPart]:
     some, again = min(USE_STUDIES, test), min(CALIBRATED, counts["validation"])
     rows = ["base", *(f"stage {stage}" for stage in asked.judged if stage)]
     others = [f"stage {stage}" for stage in usual.judged if stage not in asked.judged]
-    # The base's encoder also sees all training and test images, for the nearest neighbor.
+    name, written = f"reports: {', '.join(rows)}", len(rows) * test
     parts = [
-        judge.writing(f"reports: {', '.join(rows)}", "", len(rows) * test, len(rows) * test, counts["train"] + test)
+        # The base's encoder also sees all training and test images, for the nearest neighbor.
+        judge.writing(name, "", written, written, counts["train"] + test),
+        judge.writing("image use", "", 2 + round(ONE_SIDED * some), 4 * some),
     ]
-    parts.append(judge.writing("image use", "", 2 + round(ONE_SIDED * some), 4 * some))
     if others:
         name = f"reports: {', '.join(others)}"
         parts.append(judge.writing(name, f"evaluation.stages={usual.stages}", len(others) * test, len(others) * test))
@@ -99,15 +100,13 @@ def settled(profile: Profile, card: Card) -> tuple[Profile, bool]:
 
     It leaves `MARGIN_GIB` free, or, where nothing does, needs least.
     """
-    shape, whole, asked = read_shape(profile.model), longest(profile), profile.generation.batch_size
+    shape, tokens, asked = read_shape(profile.model), longest(profile).total, profile.generation.batch_size
     sizes = [1 << power for power in range(MOST_REPORTS.bit_length())] if asked == AUTO else [asked]
-    written = replace(whole, report=profile.generation.max_new_tokens)
     ways = []
     for size, copied in itertools.product(sizes, (False, True) if profile.model.quantization == "nf4" else (False,)):
         one = replace(profile, generation=replace(profile.generation, batch_size=size))
         judge = Judging(shape, one, card, copied)
-        need = max(judge.batch(written).writing().total, judge.batch(whole).scoring().total)
-        ways.append((judge.step_seconds(whole.total) / size, not copied, need, one))
+        ways.append((judge.step_seconds(tokens) / size, not copied, judge.memory().total, one))
     roomy = [way for way in ways if way[2] + MARGIN_GIB <= card.usable_gib]
     _, plain, _, best = min(roomy or ways, key=lambda way: way[:2] if roomy else way[2])
     return best, not plain
@@ -148,8 +147,13 @@ class Judging:
             (once + batches * steps * self.step_seconds(prompt.total + steps)) / 3600
             for steps in (min(LONGEST_OF_BATCH, most), most)
         )
-        memories = self.batch(replace(whole, report=most)).writing(), self.batch(whole).scoring()
-        return JudgingPart(name, setting, reports, passes, max(memories, key=lambda m: m.total), likely, at_most)
+        return JudgingPart(name, setting, reports, passes, self.memory(), likely, at_most)
+
+    def memory(self) -> Memory:
+        """Of reports that are written or scored, at the fullest moment."""
+        whole = longest(self.profile)
+        written = replace(whole, report=self.profile.generation.max_new_tokens)
+        return max(self.batch(written).writing(), self.batch(whole).scoring(), key=lambda memory: memory.total)
 
     def maps(self, setting: str, studies: int, drawn: int) -> JudgingPart:
         """Maps of the worst reports, and of `drawn` phantoms, these once more with shuffled weights.
@@ -175,9 +179,9 @@ class Judging:
 
     def seconds(self, studies: int, lengths: Lengths) -> float:
         """Of the language model over whole sequences, a batch at a time."""
-        batches = math.ceil(studies / self.profile.generation.batch_size)
-        computing = self.card.seconds(studies * self.batch(lengths).language_tflop())
-        return batches * self.dequantizing + computing
+        step = self.batch(lengths)
+        computing = self.card.seconds(studies * step.language_tflop())
+        return math.ceil(studies / step.batch) * step.dequantizing_seconds(self.card) + computing
 
     def seeing(self, studies: int) -> float:
         """Seconds of the vision encoder and the projector."""
@@ -192,13 +196,7 @@ class Judging:
         language, step = self.shape.language, self.batch(longest(self.profile))
         weights = language.linear_weights + language.vocabulary * language.width
         read = self.card.reading_seconds((2 * weights + step.cache(tokens)) / 1e9)
-        return read + self.dequantizing + self.card.seconds(2 * step.batch * weights / 1e12)
-
-    @property
-    def dequantizing(self) -> float:
-        """Seconds that unpacking all weights takes once."""
-        dequantizes = self.profile.model.quantization == "nf4" and not self.copied
-        return self.card.dequantizing_seconds(self.shape) if dequantizes else 0.0
+        return read + step.dequantizing_seconds(self.card) + self.card.seconds(2 * step.batch * weights / 1e12)
 
 
 class JudgingStep(Step):

@@ -185,10 +185,14 @@ class Step:
         """
         depth = self.shape.language.depth
         passes = 2 + self.layers / depth  # forward, backward, and again where checkpointed
-        dequantizing = passes * card.dequantizing_seconds(self.shape) if self.dequantizes else 0.0
         seeing = 0 if self.cached else 1 if self.stage > 1 else 3 if self.layers else 2
         launching = passes * depth * _LAYER_SECONDS[self.stage] + seeing * self.shape.vision.depth * _LAYER_SECONDS[1]
-        return max(card.seconds(self.batch * self.tflop()) + dequantizing, launching)  # NaN first: it then stays
+        working = card.seconds(self.batch * self.tflop()) + passes * self.dequantizing_seconds(card)
+        return max(working, launching)  # NaN first: it then stays
+
+    def dequantizing_seconds(self, card: Card) -> float:
+        """Of one pass over the language model, that expanding its 4-bit weights takes."""
+        return card.dequantizing_seconds(self.shape) if self.dequantizes else 0.0
 
     # Memory
 
