@@ -15,6 +15,7 @@ from radvision_utils.config import RunPaused
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import DTYPE_VARIABLE, choose_device
 from radvision_utils.evaluation.image_use import study_losses
+from radvision_utils.evidence import confidence, study_maps
 from radvision_utils.hand_over.export import export_run
 from radvision_utils.model import base as loading
 from radvision_utils.report import Sampling, reporter_of, write_in_stages
@@ -145,7 +146,9 @@ def test_stages_are_compared_one_model_at_a_time(trained, left, beside):
     assert left() == []
 
 
-def test_an_evaluation_has_one_model_at_a_time(run, left, beside):
+def test_an_evaluation_has_one_model_at_a_time(run, left, beside, monkeypatch):
+    monkeypatch.setattr(study_maps, "VALIDATED", 1)
+    monkeypatch.setattr(confidence, "CALIBRATED", 1)
     evaluate(run, force=True, evidence=1, samples=1)
     assert beside == [[]] * 6  # base and three stages, samples, evidence
     assert left() == []
