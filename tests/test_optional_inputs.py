@@ -17,6 +17,7 @@ from radvision_utils.training.loss import report_token_losses
 @pytest.fixture(scope="module")
 def profile(small_settings, tmp_path_factory):
     settings = {**small_settings, "data.hospital": "C", "model.indication": True}
+    settings |= {"evaluation.stages": "ends", "evaluation.evidence": 0}
     return load_profile("tiny", settings, run="told", output_root=str(tmp_path_factory.mktemp("outputs")), seed=11)
 
 
