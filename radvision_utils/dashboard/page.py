@@ -212,9 +212,10 @@ def _image_use(metrics: Mapping[str, Any]) -> Answer | None:
     use = metrics.get("image_use") or {}
     verdict, why = clean(use.get("verdict")).strip(), clean(use.get("sentence")).strip()
     why = why.removeprefix(f"image used: {verdict}").strip()  # the question stands above it
-    head, bracket, more = why.removeprefix("(").partition("); ")  # the figures in brackets, then what they leave open
-    why = f"{head}. {capital(more)}" if bracket else head.removesuffix(")")
-    return ("Does it look at the image?", capital(verdict), capital(why)) if verdict else None
+    parts = why.removeprefix("(").split("; ")  # the figures in brackets, and what they leave open
+    parts = [part.removesuffix(")") if part.count(")") > part.count("(") else part for part in parts]
+    why = ". ".join(map(capital, parts))
+    return ("Does it look at the image?", capital(verdict), f"{why}.") if verdict else None
 
 
 def _disagreement(studies: Sequence[Record]) -> Answer | None:

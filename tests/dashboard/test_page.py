@@ -95,6 +95,19 @@ def test_the_first_answer_says_whether_the_model_is_any_good(run_folder, tmp_pat
     assert f'<p class="value">{answer}</p>' in page
 
 
+@pytest.mark.parametrize("open_question", ["", "; a gap of 0.1 and a drop of 0.2 would show four times in five"])
+@pytest.mark.parametrize("beyond", ["", "; it says no more of the image than its labels (0.01 ROUGE-L)"])
+def test_why_the_image_counts_as_used_is_told_in_whole_sentences(run_folder, tmp_path, open_question, beyond):
+    figures = "loss gap 0.3 (0.2 to 0.4) nats per token, drop of abnormal F1 0.4 (0.0 to 1.0)"
+    use = {"verdict": "no", "sentence": f"image used: no ({figures}{open_question}){beyond}"}
+    page = write_page(records_of(run_folder), {**METRICS, "image_use": use}, run_folder, tmp_path / "index.html")
+    told = re.search(r"Does it look at the image\?</h2><p class=\"value\">No</p><p>(.*?)</p>", page.read_text("utf-8"))[
+        1
+    ]
+    more = [part.removeprefix("; ").capitalize() for part in (open_question, beyond) if part]
+    assert told.lower() == ". ".join([figures, *more]).lower() + "."
+
+
 def test_image_use_and_the_worst_studies_stand_on_the_first_screen(run_folder, tmp_path):
     records = []
     for record in records_of(run_folder):
