@@ -111,7 +111,7 @@ def show_text_against_labels(predictions: Sequence[Prediction], stage: int = 3) 
     axes = figure.subplots()
     # Many studies share a label F1: moved apart a little, always the same way, so that points do not hide others.
     shift = np.random.default_rng(0).uniform(-0.02, 0.02, len(y))
-    axes.scatter(x, y + shift, s=22, color=BLUE, alpha=0.5, linewidths=0)
+    axes.scatter(x, y + shift, s=22, color=BLUE, alpha=0.75, linewidths=0)
     axes.axvspan(0.5, 1.03, ymax=0.5 / 1.12 + 0.05, color=VERMILION, alpha=0.08, linewidth=0)
     axes.text(1.01, 0.46, "similar words,\nwrong findings", ha="right", va="top", fontsize=9, color=VERMILION)
     axes.set(xlabel=f"ROUGE-L, stage {stage}", ylabel="label F1 of the study", xlim=(-0.03, 1.03), ylim=(-0.06, 1.06))
