@@ -165,7 +165,7 @@ def test_a_step_of_micro_batches_is_known_by_its_studies(profile):
         assert is_current(load_profile("tiny", split, run="r", output_root=profile.output_root), "evaluation")
 
 
-def test_all_that_differs_is_named(profile):
+def test_all_that_differs_is_named_and_a_record_without_names_is_answered_too(profile):
     for step in ("data", "stage1", "stage2"):
         finish(profile, step)
     finish(profile, "stage1", content="2")
@@ -174,6 +174,9 @@ def test_all_that_differs_is_named(profile):
         RadVisionError, match=r"stage2 .* with another stage1 and stage2\.epochs 1\.0 \(you ask for 9\.0\)"
     ):
         require(other, "stage2")
+    write_json(RunFolder.of(profile).record_path("stage1"), {"key": "of an earlier version", "hash": "1"})
+    with pytest.raises(RadVisionError, match="stage1 of run 'r' was made with other settings or other data, in"):
+        require(profile, "stage1")
 
 
 def test_a_run_that_does_not_exist_is_answered_with_those_that_do(profile, tmp_path):
