@@ -33,14 +33,13 @@ from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import Device, choose_device, seed_everything
 from radvision_utils.model.base import (
     ATTENTION,
-    RANDOM_WEIGHTS,
     attach_adapter,
-    base_path,
     component_of,
     load_adapter,
     load_processor,
     quantization_config,
 )
+from radvision_utils.model.folder import RANDOM_WEIGHTS, base_path
 from radvision_utils.model.stage import select_stage
 from radvision_utils.runs import RunFolder, Stage
 from radvision_utils.training.collator import IGNORED, Collator

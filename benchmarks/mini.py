@@ -29,7 +29,7 @@ from radvision_utils.bases.build import build_config
 from radvision_utils.bases.random import CHAT_TEMPLATE, build_processor
 from radvision_utils.config import Profile, load_profile
 from radvision_utils.data.prepare import split_of
-from radvision_utils.model.base import TINY_BASE
+from radvision_utils.model.folder import TINY_BASE
 from radvision_utils.phantoms.phantom_rows import phantom_row
 
 SEED = 7

@@ -268,3 +268,36 @@ def quiet_libraries() -> None:
     # Known: without a card there is nothing to page to.
     warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU", category=UserWarning)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ended, on the card or of the machine."""
+    import torch
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "CUBLAS_STATUS_ALLOC_FAILED" in str(error):
+        return True
+    return isinstance(error, RuntimeError) and should_reduce_batch_size(error)
+
+
+def free_failed_calls() -> None:
+    """Let go of what an earlier call that failed still holds, so that it can be made again.
+
+    A notebook keeps its last error, whose traceback keeps the call's frames, and these their models and tensors; so
+    does an error that is being handled. Only tracebacks go. To clear their frames would not do: a frame keeps its
+    function, and that what it closes over.
+    """
+    from accelerate.utils.memory import clear_device_cache
+
+    errors = [sys.exc_info()[1], getattr(sys, "last_value", None)]
+    while errors:
+        error = errors.pop()
+        if error is not None and error.__traceback__ is not None:
+            error.__traceback__ = None
+            errors += [error.__cause__, error.__context__]
+    if hasattr(sys, "last_traceback"):
+        del sys.last_traceback
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        shell.InteractiveTB.tb = None
+    clear_device_cache(garbage_collection=True)

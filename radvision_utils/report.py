@@ -27,11 +27,10 @@ from radvision_utils.data.images import letterbox, load_image, load_square
 from radvision_utils.data.reports import Report, format_report, line_of_findings, parse_report
 from radvision_utils.data.studies import Study
 from radvision_utils.decoding import Contrast, LineChoice, moved, nothing_in_particular, thresholds
-from radvision_utils.environment import Device, choose_device, open_room
+from radvision_utils.environment import Device, choose_device, is_out_of_memory, open_room
 from radvision_utils.model.base import (
     compute_device,
     core_of,
-    is_out_of_memory,
     load_adapter,
     load_base,
     load_processor,

@@ -45,14 +45,14 @@ def left(monkeypatch):
 @pytest.fixture
 def beside(left, monkeypatch):
     """For every model that was loaded: what was left of those before it."""
-    seen, load = [], loading._from_pretrained
+    seen, load = [], loading.from_pretrained
 
     def look(loader, *arguments, **options):
         if loader is loading.Qwen2_5_VLForConditionalGeneration:
             seen.append(left())
         return load(loader, *arguments, **options)
 
-    monkeypatch.setattr(loading, "_from_pretrained", look)
+    monkeypatch.setattr(loading, "from_pretrained", look)
     return seen
 
 

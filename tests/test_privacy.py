@@ -13,7 +13,7 @@ from radvision_utils.config import STAGES
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.evaluation.records import study_prediction
 from radvision_utils.hand_over.export import export_run
-from radvision_utils.model.base import TINY_BASE
+from radvision_utils.model.folder import TINY_BASE
 from radvision_utils.own_images import predict_files
 from radvision_utils.phantoms.phantom_rows import phantom_rows
 from radvision_utils.report import WrittenReport

@@ -88,7 +88,7 @@ def test_where_memory_ends_while_loading_one_is_told_the_planners_remedy(card, m
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setenv(MEMORY_VARIABLE, "8")
-    monkeypatch.setattr(loading, "_free_failed_calls", lambda: None)  # asks the card that there is not
+    monkeypatch.setattr(loading, "free_failed_calls", lambda: None)  # asks the card that there is not
     monkeypatch.setattr(loading.Qwen2_5_VLForConditionalGeneration, "from_pretrained", no_memory)
     told = r"memory ended while the model was loaded \(CUDA out of memory.*\): stage 1 needs .* has 8\.0: .*\."
     with pytest.raises(RadVisionError, match=told):

@@ -39,8 +39,9 @@ from radvision_utils.data.reports import format_report
 from radvision_utils.data.studies import PreparedDataset
 from radvision_utils.environment import choose_device, seed_everything, versions
 from radvision_utils.evaluation.bootstrap import Bootstrap
-from radvision_utils.model.base import TINY_BASE, count_parameters, load_base, load_processor
+from radvision_utils.model.base import count_parameters, load_base, load_processor
 from radvision_utils.model.faster import patch_embedding_by_matmul
+from radvision_utils.model.folder import TINY_BASE
 from radvision_utils.phantoms.phantom_reports import phantom_estimates
 from radvision_utils.report import Reporter
 from radvision_utils.runs import fingerprint, read_json, require_writable, write_json, write_text

@@ -27,7 +27,8 @@ from transformers import (
 )
 from transformers.quantizers import AutoHfQuantizer
 
-from radvision_utils.model.base import ATTENTION, QWEN_7B, RANDOM_WEIGHTS, TINY_BASE
+from radvision_utils.model.base import ATTENTION
+from radvision_utils.model.folder import QWEN_7B, RANDOM_WEIGHTS, TINY_BASE
 from radvision_utils.runs import read_json, write_json
 
 _TOKENS = {

@@ -11,44 +11,33 @@ import json
 import logging
 import re
 import shutil
-import statistics
 import time
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
 
-import numpy as np
 import pyarrow as pa
 
 from radvision_utils import runs
 from radvision_utils.config import DataSettings, Profile, RadVisionError
 from radvision_utils.content import source_content
-from radvision_utils.data.cells import shown
 from radvision_utils.data.images import LATERAL_BELOW, Stored, store_squares
 from radvision_utils.data.reports import (
-    DEIDENTIFIED,
     LONGEST,
-    PRIORS,
     Report,
     clean_section,
     drop_sentences,
-    format_report,
     is_english,
     oddities,
 )
 from radvision_utils.data.sources import Row, Source, open_source, share_of
 from radvision_utils.data.studies import SPLITS, PreparedDataset, open_prepared
+from radvision_utils.data.tally import DOUBTED, LEFT_OUT, MENDED, REASONS, REMARKS, Met, Remarks, Tally
 from radvision_utils.progress import Progress, show_progress
 from radvision_utils.runs import working
-
-LEFT_OUT, MENDED, DOUBTED = "left out", "mended", "in doubt"
-"""What became of a study with a fault: it is not used; it is used without the fault; it is used as it is."""
-REMARKS = "remarks.jsonl"
 
 _TEXTS = (
     *("uid", "split", "group", "image", "pixels", "findings", "impression"),
@@ -57,9 +46,6 @@ _TEXTS = (
 _SCHEMA = pa.schema([(name, pa.string()) for name in _TEXTS])
 _NOT_FOUND = "no file at the image's path"
 _BATCH = 256  # studies in an Arrow record batch
-_REASONS = (DEIDENTIFIED, PRIORS)
-_LISTED = 20  # uids named for each reason
-_HEADINGS = 20
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +156,7 @@ def _screen(rows: Iterable[Row], profile: Profile, is_open_i: bool, remarks: Rem
     its awkward studies is another benchmark. A section of it that would be emptied stays as it is.
     """
     settings = profile.data
-    unwanted = {reason for reason in _REASONS if getattr(settings, reason) == "drop"}
+    unwanted = {reason for reason in REASONS if getattr(settings, reason) == "drop"}
     seen: set[str] = set()
     for row in rows:
         uid = "" if row["uid"] is None else str(row["uid"]).strip()
@@ -363,165 +349,3 @@ def _r2gen() -> dict[str, str]:
 def _group_of(patient: str, seed: int) -> str:
     """16 hex digits that stand for a patient; "" for "". The number itself goes into no output."""
     return hashlib.sha256(f"patient:{seed}:{patient}".encode(errors="replace")).hexdigest()[:16] if patient else ""
-
-
-class Places:
-    """In which splits something is met: pictures, or patients. Nine bytes are kept each time."""
-
-    def __init__(self) -> None:
-        self._keys = array("Q")  # 64 bits of a hash
-        self._splits = array("B")
-
-    def add(self, key: str, split: str) -> None:
-        """Note that it was met in a split.
-
-        Args:
-            key: up to 16 hex digits; "" is nothing.
-        """
-        if key:
-            self._keys.append(int(key, 16))
-            self._splits.append(SPLITS.index(split))
-
-    def repeated(self) -> set[int]:
-        """What was met more than once."""
-        keys, counts = np.unique(np.asarray(self._keys, dtype=np.uint64), return_counts=True)
-        return set(keys[counts > 1].tolist())
-
-    def parted(self) -> dict[int, str]:
-        """What was met in several splits, and in which one it may stay."""
-        keys, splits = np.asarray(self._keys, dtype=np.uint64), np.asarray(self._splits)
-        _, inverse = np.unique(keys, return_inverse=True)
-        first, last = np.full(len(keys), len(SPLITS)), np.full(len(keys), -1)
-        np.minimum.at(first, inverse, splits)
-        np.maximum.at(last, inverse, splits)
-        torn = np.flatnonzero((first != last)[inverse])
-        return {int(keys[n]): SPLITS[last[inverse[n]]] for n in torn}
-
-
-class Met:
-    """What must be known of all studies before the first can be counted; some bytes of each."""
-
-    def __init__(self) -> None:
-        self.images, self.patients = Places(), Places()
-        self._lost = array("H")
-
-    def add(self, split: str, pixels: str, group: str, lost: Counter[str]) -> None:
-        """Note a study that is written: picture, patient, and the sentences that cleaning dropped, which are not."""
-        self.images.add(pixels, split)
-        self.patients.add(group, split)
-        self._lost.extend(lost[reason] for reason in _REASONS)
-
-    def losses(self) -> Iterator[tuple[int, ...]]:
-        """For each study in order the sentences dropped, as `_REASONS` lists the reasons."""
-        return zip(*(self._lost[n :: len(_REASONS)] for n in range(len(_REASONS))), strict=True)
-
-
-class Tally:
-    """Counts studies as they pass. Keeps some bytes of each, never its text or image."""
-
-    def __init__(self) -> None:
-        self.read = 0
-        self.splits: dict[str, str] = {}
-        self._sentences: Counter[str] = Counter()
-        self._touched: Counter[str] = Counter()
-        self._words = {"findings": array("I"), "impression": array("I")}
-        self._indexed: Counter[str] = Counter()
-        self._normal: Counter[str] = Counter()
-        self._mesh: Counter[str] = Counter()
-        self._targets = {split: array("Q") for split in SPLITS}  # 64 bits of each report's hash
-
-    def add(self, row: Mapping[str, str], lost: Iterable[int]) -> None:
-        """Count a prepared study, with the sentences that its training target lost, see `Met.losses`."""
-        split, mesh = row["split"], row["mesh"]
-        self.splits[row["uid"]] = split
-        for section, words in self._words.items():
-            if row[section]:
-                words.append(len(row[section].split()))
-        for reason, sentences in zip(_REASONS, lost, strict=True):
-            self._sentences[reason] += sentences
-            self._touched[reason] += sentences > 0
-        self._indexed[split] += bool(mesh)
-        self._normal[split] += mesh.lower() == "normal"  # the indexers of Open-I found nothing abnormal
-        # Without qualifiers: "Opacity/lung/left;Scoliosis" has two headings.
-        self._mesh.update(dict.fromkeys((part.split("/")[0].strip() for part in mesh.split(";")), 1))
-        target = format_report(Report(row["findings"], row["impression"])).lower()
-        self._targets[split].append(int.from_bytes(hashlib.sha256(target.encode()).digest()[:8], "big"))
-
-    def sizes(self) -> dict[str, int]:
-        """Kept studies by split."""
-        counts = Counter(self.splits.values())
-        return {split: counts[split] for split in SPLITS}
-
-    def summary(self, remarks: Remarks) -> dict[str, Any]:
-        """All counts as JSON values."""
-        train, validation, test = (np.asarray(self._targets[split], dtype=np.uint64) for split in SPLITS)
-        dropped = remarks.counts(LEFT_OUT)
-        mesh = [(name, count) for name, count in self._mesh.most_common() if name not in ("", "normal")]
-        return {
-            "counts": {"read": self.read, "kept": len(self.splits), "dropped": dropped, "splits": self.sizes()},
-            "dropped_uids": remarks.uids(LEFT_OUT),
-            "mended": remarks.counts(MENDED),
-            "mended_uids": remarks.uids(MENDED),
-            "doubted": remarks.counts(DOUBTED),
-            "doubted_uids": remarks.uids(DOUBTED),
-            "cleaning": {
-                reason: {"sentences": self._sentences[reason], "studies": self._touched[reason]} for reason in _REASONS
-            },
-            "words": {section: _spread(words) for section, words in self._words.items()},
-            "normal_share": {
-                split: round(self._normal[split] / self._indexed[split], 4) if self._indexed[split] else None
-                for split in SPLITS
-            },
-            "mesh": dict(mesh[:_HEADINGS]),
-            "identical_reports": {
-                "within train": len(train) - len(np.unique(train)),
-                "validation also in train": int(np.isin(validation, train).sum()),
-                "test also in train": int(np.isin(test, train).sum()),
-            },
-        }
-
-
-def _spread(words: array[int]) -> dict[str, float] | None:
-    return {"min": min(words), "median": statistics.median(words), "max": max(words)} if words else None
-
-
-class Remarks:
-    """What is odd about studies: counted by reason, the first few named in the log, all written to a file.
-
-    Args:
-        listing: gets a JSON line for each remark: uid, what became of the study, reason, and details where there are.
-    """
-
-    def __init__(self, listing: TextIO) -> None:
-        self._listing = listing
-        self._counts: dict[str, Counter[str]] = {kind: Counter() for kind in (LEFT_OUT, MENDED, DOUBTED)}
-        self._uids: dict[tuple[str, str], list[str]] = {}
-        self._details: dict[tuple[str, str], str] = {}
-
-    def add(self, kind: str, uid: str, reason: str, detail: str = "") -> None:
-        """Note a remark on a study; the log tells the first `detail` of each reason."""
-        self._counts[kind][reason] += 1
-        named = self._uids.setdefault((kind, reason), [])
-        if len(named) < _LISTED:
-            named.append(uid)
-        if detail:
-            self._details.setdefault((kind, reason), f"; of study {shown(uid)}: {detail}")
-        line = {"uid": uid, "became": kind, "reason": reason, **({"detail": detail} if detail else {})}
-        self._listing.write(json.dumps(line, ensure_ascii=True) + "\n")
-
-    def counts(self, kind: str) -> dict[str, int]:
-        """Studies by reason, the commonest first."""
-        return dict(self._counts[kind].most_common())
-
-    def uids(self, kind: str) -> dict[str, list[str]]:
-        """The first uids by reason."""
-        return {reason: self._uids[kind, reason] for reason in self.counts(kind)}
-
-    def tell(self) -> None:
-        """One log line for each reason, with the first uids."""
-        for kind in self._counts:
-            for reason, count in self.counts(kind).items():
-                named = ", ".join(map(shown, self._uids[kind, reason]))
-                more = f", {count - _LISTED} more in data/{REMARKS}" if count > _LISTED else ""
-                detail = self._details.get((kind, reason), "")
-                log.info("%s %d: %s (study %s%s)%s", kind, count, reason, named, more, detail)

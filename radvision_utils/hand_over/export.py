@@ -24,7 +24,8 @@ from radvision_utils.environment import Device, choose_device, memory_cap
 from radvision_utils.evaluation.table import interval_rows
 from radvision_utils.figures import markdown_table
 from radvision_utils.hand_over.merge import base_bytes, merge_into_files
-from radvision_utils.model.base import WEIGHTS, base_path, compute_device, load_adapter, load_base, load_processor
+from radvision_utils.model.base import WEIGHTS, compute_device, load_adapter, load_base, load_processor
+from radvision_utils.model.folder import base_path
 from radvision_utils.runs import (
     RunFolder,
     first_line,

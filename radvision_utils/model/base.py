@@ -6,25 +6,18 @@ The adapter is LoRA on vision encoder and language model, and the projector in f
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 import shutil
-import sys
-import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from huggingface_hub import snapshot_download
-from huggingface_hub.constants import HF_HUB_CACHE
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -40,10 +33,10 @@ from transformers import (
 
 from radvision_utils.config import ModelSettings, Profile, RadVisionError
 from radvision_utils.content import public_name
-from radvision_utils.environment import Device, open_room, require_device
+from radvision_utils.environment import Device, free_failed_calls, is_out_of_memory, open_room, require_device
 from radvision_utils.model.faster import attention_by_window_length, patch_embedding_by_matmul
-from radvision_utils.progress import download_bar
-from radvision_utils.runs import checked, first_line, is_disk_full, read_json, write_json
+from radvision_utils.model.folder import RANDOM_WEIGHTS, base_path, from_pretrained, require_whole, what_is_wrong
+from radvision_utils.runs import checked, first_line, read_json
 
 COMPONENTS = ("vision_encoder", "projector", "language_model")
 
@@ -107,17 +100,9 @@ def _numbers(parameter: nn.Parameter) -> int:
 
 logger = logging.getLogger(__name__)
 
-TINY_BASE = Path(__file__).parent / "tiny_base"
-QWEN_7B = Path(__file__).parent / "qwen2_5_vl_7b.json"
-RANDOM_WEIGHTS = "random_weights.json"  # stands in a base's folder instead of weights
 # Full paths: shorter names are silently ignored, and the vision tower and the merger would be quantized too.
 NOT_QUANTIZED = ("model.visual", "lm_head")
 ATTENTION = "sdpa"  # part of torch on every device; FlashAttention 2 needs an Ampere card and a package of its own
-
-
-def base_path(settings: ModelSettings) -> str:
-    """What transformers can load: the embedded folder for "tiny", else the setting itself (hub id or folder)."""
-    return str(TINY_BASE) if settings.base == "tiny" else settings.base
 
 
 def quantization_config(settings: ModelSettings, device: Device) -> BitsAndBytesConfig | None:
@@ -166,7 +151,7 @@ def load_base(settings: ModelSettings, device: Device, shard: bool = False) -> P
         RadVisionError: no card for a large base, or the base cannot be found or downloaded or does not load whole.
     """
     require_device(settings, device)
-    _free_failed_calls()
+    free_failed_calls()
     # One process computes on one card. "auto" would spread one model over all cards and break several processes.
     place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device.kind == "cuda" else "cpu"
     path, dtype, quantization = base_path(settings), device.torch_dtype(), quantization_config(settings, device)
@@ -183,7 +168,7 @@ def load_base(settings: ModelSettings, device: Device, shard: bool = False) -> P
             # transformers 5.3 reads 16-bit weights with threads, faster than they are quantized, so that much of the
             # model waits in memory; later versions read them one by one of themselves.
             os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
-        model, report = _from_pretrained(
+        model, report = from_pretrained(
             _ShardedDecoder if shard else Qwen2_5_VLForConditionalGeneration,
             settings,
             dtype=dtype,
@@ -200,7 +185,7 @@ def load_base(settings: ModelSettings, device: Device, shard: bool = False) -> P
         for name, tensor in model.named_parameters():  # where there is quantization the report does not know the shape
             if getattr(tensor, "quant_state", tensor).shape != shapes[name]:
                 misfits.add(name)
-        _require_whole(f"the base model {path}", report["missing_keys"], report["unexpected_keys"], misfits)
+        require_whole(f"the base model {path}", report["missing_keys"], report["unexpected_keys"], misfits)
     for module in model.modules():
         # On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first evaluation forward, and the next
         # training step fails on a view of a leaf variable. Its own switch turns the repacking off.
@@ -218,27 +203,6 @@ def load_base(settings: ModelSettings, device: Device, shard: bool = False) -> P
     return model
 
 
-def _free_failed_calls() -> None:
-    """Let go of what an earlier call that failed still holds, so that it can be made again.
-
-    A notebook keeps its last error, whose traceback keeps the call's frames, and these their models and tensors; so
-    does an error that is being handled. Only tracebacks go. To clear their frames would not do: a frame keeps its
-    function, and that what it closes over.
-    """
-    errors = [sys.exc_info()[1], getattr(sys, "last_value", None)]
-    while errors:
-        error = errors.pop()
-        if error is not None and error.__traceback__ is not None:
-            error.__traceback__ = None
-            errors += [error.__cause__, error.__context__]
-    if hasattr(sys, "last_traceback"):
-        del sys.last_traceback
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if shell is not None:
-        shell.InteractiveTB.tb = None
-    clear_device_cache(garbage_collection=True)
-
-
 def load_processor(settings: ModelSettings, image_size: int) -> ProcessorMixin:
     """Tokenizer and image processor of the base.
 
@@ -248,7 +212,7 @@ def load_processor(settings: ModelSettings, image_size: int) -> ProcessorMixin:
         RadVisionError: the base cannot be found, its tokenizer or chat template is missing, or an image does not become
             `settings.visual_tokens` tokens.
     """
-    processor = _from_pretrained(AutoProcessor, settings)
+    processor = from_pretrained(AutoProcessor, settings)
     patches = processor.image_processor.get_number_of_image_patches(image_size, image_size, {})
     tokens = patches // processor.image_processor.merge_size**2
     if tokens != settings.visual_tokens:
@@ -257,164 +221,6 @@ def load_processor(settings: ModelSettings, image_size: int) -> ProcessorMixin:
             f"model.visual_tokens is {settings.visual_tokens}: set `--set model.visual_tokens={tokens}`."
         )
     return processor
-
-
-def _from_pretrained(loader: Any, settings: ModelSettings, **options: Any) -> Any:
-    path = base_path(settings)
-    folder = Path(path)
-    try:
-        if not folder.is_dir():
-            folder = _fetch(path, weights=loader is not AutoProcessor)
-        _require_qwen(folder)
-        if loader is not AutoProcessor:
-            return loader.from_pretrained(path, trust_remote_code=False, **options)
-        with _processor_of_today(folder) as readable:
-            processor = loader.from_pretrained(path if readable == folder else readable, trust_remote_code=False)
-        _require_chat(processor, path)
-        _require_eyes(processor.image_processor, folder)
-        return processor
-    except RadVisionError:
-        raise
-    except Exception as error:  # a damaged file ends in whatever its reader stumbles over
-        if is_out_of_memory(error) or is_disk_full(error):
-            raise
-        if folder.is_dir():
-            raise RadVisionError(
-                f"the model folder {folder} cannot be loaded: {_why(folder, error)}; get it anew."
-            ) from error
-        raise RadVisionError(
-            f"base model {path!r} is neither a folder here nor could it be fetched from the model hub "
-            f"({first_line(error)}): check the name and the network, or give a folder with `--set model.base=PATH`."
-        ) from error
-
-
-def _fetch(base: str, weights: bool) -> Path:
-    """Bring a base of the hub to this machine within sight: the 7B is 15.4 GiB."""
-    patterns = ["*.json", "*.jinja", "*.txt"]
-    if weights:
-        logger.info("base model %s: fetched from the model hub, unless it lies in %s", base, HF_HUB_CACHE)
-        patterns.append("model*.safetensors")
-    return Path(snapshot_download(base, allow_patterns=patterns, tqdm_class=download_bar()))
-
-
-# What transformers takes as a request to run code that lies beside a model, or to load yet another model.
-_CODE = {"auto_map", "custom_pipelines", "trust_remote_code", "audio_tokenizer"}
-
-
-def _require_qwen(folder: Path) -> None:
-    """Refuse what is no Qwen2.5-VL, what needs code of its own, and an adapter in place of a base."""
-    give = "give another with `--set model.base=PATH`"
-    if (folder / "adapter_config.json").exists():
-        raise RadVisionError(f"{folder} holds an adapter, not a base model: {give}.")
-    for file in sorted(folder.glob("*config.json")):
-        if found := sorted(_CODE.intersection(_keys(json.loads(file.read_text(encoding="utf-8"))))):
-            raise RadVisionError(f"{file} asks for code of its own ({', '.join(found)}), which is never run: {give}.")
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    if kind != "qwen2_5_vl":
-        raise RadVisionError(f"{folder} holds a model of the kind {kind!r}, and only 'qwen2_5_vl' is trained: {give}.")
-
-
-def _keys(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        yield from value
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _keys(inner)
-
-
-@contextmanager
-def _processor_of_today(folder: Path) -> Iterator[Path]:
-    """A folder whose image processor transformers 5 reads: a copy where it is written as in the first Qwen2.5-VL."""
-    given = {f.name: json.loads(f.read_text(encoding="utf-8")) for f in sorted(folder.glob("*processor_config.json"))}
-    mended = {name: _image_processor_of_today(values) for name, values in given.items()}
-    if mended == given:
-        yield folder
-        return
-    with tempfile.TemporaryDirectory() as copy:
-        for file in folder.iterdir():
-            if file.suffix in (".json", ".jinja", ".txt"):
-                shutil.copyfile(file, Path(copy) / file.name)
-        for name, values in mended.items():
-            write_json(Path(copy) / name, values)
-        yield Path(copy)
-
-
-# Saved by some with what they last called it with; what is handed in says how it lies.
-_OF_A_CALL = {"input_data_format", "data_format", "return_tensors", "device"}
-
-
-def _image_processor_of_today(values: Any) -> Any:
-    if not isinstance(values, dict):
-        return values
-    values = {key: _image_processor_of_today(value) for key, value in values.items() if key not in _OF_A_CALL}
-    if str(values.get("image_processor_type")).startswith("Qwen2_5_VLImageProcessor"):
-        values["image_processor_type"] = "Qwen2VLImageProcessor"
-    size = values.get("size")
-    if isinstance(size, dict):
-        names = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
-        values["size"] = {names.get(key, key): value for key, value in size.items() if value is not None}
-    return values
-
-
-def _require_chat(processor: ProcessorMixin, base: str) -> None:
-    """The tokenizer knows the marks of Qwen's chat format, the chat template sets one image, its size is in pixels."""
-    words = processor.tokenizer.get_vocab()
-    lacking = [word for word in ("<|im_end|>", "<|endoftext|>", processor.image_token) if word not in words]
-    copy = "copy the missing files from the model that it was made of"
-    sees = processor.image_processor
-    edges = [sees.size[name] if sees.size else None for name in ("shortest_edge", "longest_edge")]
-    pixels = all(isinstance(edge, int) and 0 < edge < 1e9 for edge in edges)
-    if not (type(sees).__name__.startswith("Qwen2") and pixels):
-        raise RadVisionError(
-            f"the image processor of {base} is not that of Qwen2.5-VL, whose size is shortest_edge and longest_edge "
-            f"in pixels: {copy}."
-        )
-    if lacking:
-        raise RadVisionError(f"the tokenizer of {base} is missing or of another model, {lacking[0]!r} is none: {copy}.")
-    processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
-    if not processor.chat_template:
-        raise RadVisionError(f"{base} has no chat template (chat_template.jinja): {copy}.")
-    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Report."}]}
-    said = processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
-    if said.count(processor.image_token) != 1:
-        raise RadVisionError(f"the chat template of {base} does not set one image in a turn with one: {copy}.")
-
-
-def _require_eyes(sees: Any, folder: Path) -> None:
-    """The image processor cuts a picture into the patches that the model takes, of numbers around zero."""
-    meant = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vision_config", {})
-    for name, ours in (("patch_size", ""), ("temporal_patch_size", ""), ("spatial_merge_size", "merge_size")):
-        if (cuts := getattr(sees, ours or name)) != meant.get(name, cuts):
-            raise RadVisionError(
-                f"{folder} has {name} {meant[name]} in config.json and {cuts!r} in its processor's: copy the latter's "
-                "files from the model that it was made of."
-            )
-    white = sees(images=[Image.new("RGB", (56, 56), "white")], return_tensors="pt")["pixel_values"]
-    if not white.abs().max() < 10:
-        raise RadVisionError(
-            f"the image processor of {folder} makes {white.abs().max():g} of white: mend its image_mean, image_std, "
-            "do_rescale and rescale_factor."
-        )
-
-
-def _why(folder: Path, error: BaseException) -> str:
-    """What a reader of the folder's files says, or that one of them has not been fetched."""
-    for file in sorted(path for path in folder.iterdir() if path.is_file()):
-        with file.open("rb") as opened:
-            if opened.read(23) == b"version https://git-lfs":
-                return f"{file.name} is a git-lfs pointer and not the file, which `git lfs pull` fetches"
-    return f"{type(error).__name__}: {first_line(error)}"
-
-
-def _require_whole(what: str, missing: Collection[str], unexpected: Collection[str], misfits: Collection[str]) -> None:
-    """Nothing may be left at random, and nothing left out; rotary frequencies are computed, whoever saved them."""
-    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misfits}
-    told = []
-    for kind, names in kinds.items():
-        found = sorted(name for name in names if not name.endswith("inv_freq"))
-        if found:
-            told.append(f"{len(found)} {kind} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})")
-    if told:
-        raise RadVisionError(f"the tensors of {what} are not those of its config, {'; '.join(told)}: fetch it again.")
 
 
 def core_of(model: Any) -> Any:
@@ -487,14 +293,16 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
         wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
         missing, unexpected = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
         misfits = {name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape}
-        _require_whole(f"the adapter in {folder}, which does not fit this base model,", missing, unexpected, misfits)
+        require_whole(f"the adapter in {folder}, which does not fit this base model,", missing, unexpected, misfits)
         set_peft_model_state_dict(model, tensors)
     except RadVisionError:
         raise
     except Exception as error:  # a damaged file ends in whatever its reader stumbles over
         if is_out_of_memory(error):
             raise
-        raise RadVisionError(f"the adapter in {folder} does not fit this base model: {_why(folder, error)}.") from error
+        raise RadVisionError(
+            f"the adapter in {folder} does not fit this base model: {what_is_wrong(folder, error)}."
+        ) from error
     return _trainable_in_float32(model)
 
 
@@ -570,10 +378,3 @@ def loading_in_memory(profile: Profile, stage: int) -> Iterator[None]:
             raise
         told = f"memory ended while the model was loaded ({first_line(error)})"
         raise RadVisionError(f"{told}: {open_room('planning.plan').what_to_change(profile, max(stage, 1))}") from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ended, on the card or of the machine."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "CUBLAS_STATUS_ALLOC_FAILED" in str(error):
-        return True
-    return isinstance(error, RuntimeError) and should_reduce_batch_size(error)

@@ -27,8 +27,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerState
 
 from radvision_utils.config import RadVisionError, RunPaused, StageSettings
-from radvision_utils.environment import choose_device, conditions, open_room, process_count
-from radvision_utils.model.base import is_out_of_memory, trained_tensors
+from radvision_utils.environment import choose_device, conditions, is_out_of_memory, open_room, process_count
+from radvision_utils.model.base import trained_tensors
 from radvision_utils.runs import (
     Stage,
     differences,

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from radvision_utils import RadVisionError, load_profile
 from radvision_utils.environment import Device, choose_device, require_device
 from radvision_utils.model.base import (
-    TINY_BASE,
     WEIGHTS,
     attach_adapter,
     component_of,
@@ -23,6 +22,7 @@ from radvision_utils.model.base import (
     merge_adapter,
     save_adapter,
 )
+from radvision_utils.model.folder import TINY_BASE
 from radvision_utils.model.stage import select_stage
 from radvision_utils.runs import Stage
 from radvision_utils.training.collator import Collator

@@ -16,7 +16,8 @@ from radvision_utils.config import RunPaused
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import DTYPE_VARIABLE, Device, choose_device
 from radvision_utils.model import base as loading
-from radvision_utils.model.base import TINY_BASE, WEIGHTS, is_adapter, load_adapter, load_base, load_processor
+from radvision_utils.model.base import WEIGHTS, is_adapter, load_adapter, load_base, load_processor
+from radvision_utils.model.folder import TINY_BASE
 from radvision_utils.runs import RunFolder
 from radvision_utils.training import train as trainer
 from radvision_utils.training.collator import Collator
@@ -154,7 +155,7 @@ def test_in_16_bit_the_base_stays_16_bit_and_what_trains_is_float32(watched, sma
 
 def test_each_process_loads_onto_its_own_card(small_profile, monkeypatch):
     given = {}
-    monkeypatch.setattr(loading, "_from_pretrained", lambda *_, **options: given.update(options) or 1 / 0)
+    monkeypatch.setattr(loading, "from_pretrained", lambda *_, **options: given.update(options) or 1 / 0)
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(ZeroDivisionError):
         load_base(small_profile.model, Device("cuda", "", "float16", ""))

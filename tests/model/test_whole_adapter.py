@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from radvision_utils import RadVisionError, load_profile
 from radvision_utils.environment import choose_device
 from radvision_utils.hand_over.merge import merge_into_files
-from radvision_utils.model.base import TINY_BASE, WEIGHTS, attach_adapter, load_adapter, load_base, save_adapter
+from radvision_utils.model.base import WEIGHTS, attach_adapter, load_adapter, load_base, save_adapter
+from radvision_utils.model.folder import TINY_BASE
 
 few = settings(max_examples=5, deadline=None, derandomize=True)
 PLAIN = load_profile("tiny", {"model.quantization": "none"})

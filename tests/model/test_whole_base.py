@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from radvision_utils import RadVisionError, load_profile
 from radvision_utils.environment import choose_device
-from radvision_utils.model.base import ATTENTION, TINY_BASE, load_base, load_processor
+from radvision_utils.model.base import ATTENTION, load_base, load_processor
+from radvision_utils.model.folder import TINY_BASE
 
 TENSORS = load_file(TINY_BASE / "model.safetensors")
 few = settings(max_examples=5, deadline=None, derandomize=True)

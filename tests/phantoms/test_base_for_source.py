@@ -8,7 +8,8 @@ from radvision_utils.__main__ import main as command
 from radvision_utils.bases import build
 from radvision_utils.config import ModelSettings, load_profile
 from radvision_utils.environment import choose_device
-from radvision_utils.model.base import TINY_BASE, load_base
+from radvision_utils.model.base import load_base
+from radvision_utils.model.folder import TINY_BASE
 from radvision_utils.runs import RunFolder
 
 
