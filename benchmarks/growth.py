@@ -30,7 +30,7 @@ from radvision_utils.environment import choose_device
 from radvision_utils.figures import markdown_table
 from radvision_utils.model.base import load_base, load_processor
 from radvision_utils.phantoms.phantom_rows import phantom_row
-from radvision_utils.planning.cost import open_card, read_shape
+from radvision_utils.planning.cost import open_card
 from radvision_utils.planning.plan import StagePlan, plan_run
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.features import open_features
@@ -142,7 +142,7 @@ def _studies(count: int) -> Iterator[dict[str, Any]]:
 
 def _planned(gpu: str, stage: int, **settings: Any) -> StagePlan:
     profile = load_profile("lingshu-7b", settings)
-    return StagePlan(read_shape(profile.model), profile, stage, open_card(gpu))
+    return StagePlan(profile, stage, open_card(gpu))
 
 
 def _one_at_a_time(stage: int) -> dict[str, Any]:

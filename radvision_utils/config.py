@@ -240,6 +240,16 @@ class Profile:
             raise RadVisionError(f"stage {number!r} does not exist: choose 1, 2 or 3.")
         return (self.stage1, self.stage2, self.stage3)[number - 1]
 
+    def keeps_features(self, stage: int, studies: int) -> bool:
+        """Whether a stage computes the frozen vision encoder once for each image and keeps what it gives.
+
+        That pays where the stage sees each of so many training studies at least once, always the same; a trial of a
+        few steps computes what it needs as it goes.
+        """
+        settings = self.stage(stage)
+        frozen = stage > 1 and not self.data.augment
+        return frozen and settings.cache_features and settings.shown(studies) >= studies
+
     def to_dict(self) -> dict[str, Any]:
         """The profile as plain JSON values; `profile_from_dict` reads it back."""
         return dataclasses.asdict(self)

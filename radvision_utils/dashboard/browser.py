@@ -20,14 +20,7 @@ from markupsafe import Markup
 from radvision_utils.config import RadVisionError
 from radvision_utils.dashboard.card import ReportCard, render
 from radvision_utils.dashboard.radiograph import WINDOWS, View
-from radvision_utils.dashboard.ratings import (
-    ERRORS,
-    SCORES,
-    add_ratings,
-    agreement,
-    read_ratings,
-    summary,
-)
+from radvision_utils.dashboard.ratings import ERRORS, SCORES, add_ratings, agreement, read_ratings, summary
 from radvision_utils.dashboard.record import (
     ORDERS,
     Record,
@@ -60,11 +53,7 @@ class ReportBrowser(widgets.VBox):
     """
 
     def __init__(
-        self,
-        records: Iterable[Record],
-        image_root: Path,
-        index: int = 0,
-        report_on: ReportOn | None = None,
+        self, records: Iterable[Record], image_root: Path, index: int = 0, report_on: ReportOn | None = None
     ) -> None:
         self._root = image_root
         self._studies = _by_study(records)
@@ -241,7 +230,7 @@ def _by_study(records: Iterable[Record]) -> dict[str, dict[int, Record]]:
     """Records by uid and stage; studies in the order of their index."""
     studies: dict[str, dict[int, Record]] = {}
     for record in sorted(records, key=by_index):
-        studies.setdefault(record.uid.strip(), {})[record.model.stage] = record
+        studies.setdefault(record.uid.strip(), {})[record.stage] = record
     return studies
 
 
@@ -259,12 +248,12 @@ class ViewControls(widgets.HBox):
         samples: how many reports were sampled for the agreement of sentences; 0 leaves out that choice.
     """
 
-    def __init__(self, changed: Callable[[], None], mapped: bool = False, samples: int = 0) -> None:
+    def __init__(self, changed: Callable[[], None], mapped: bool, samples: int) -> None:
         self.window = _dropdown("Window", list(WINDOWS), 180)
-        self.zoom = _slider("Zoom", 1.0, 1.0, 4.0)
+        self.zoom = _slider("Zoom", 1.0, 4.0)
         self.invert = _control(widgets.ToggleButton, "Invert", 100, icon="adjust")
         self.reset = _control(widgets.Button, "Reset view", 100)
-        self.evidence = _slider("Evidence", 0.0, 0.0, 1.0, label="62px")
+        self.evidence = _slider("Evidence", 0.0, 1.0, label="62px")
         least = [("nothing", 0), *((f"below {n} of {samples}", n) for n in range(1, samples + 1))]
         self.agreement = _control(widgets.Dropdown, "Hide sentences", 240, "initial", options=least, value=0)
         self._changed, self._settling = changed, False
@@ -300,7 +289,6 @@ class _Folded(widgets.VBox):
 
     def __init__(self, switch: widgets.ToggleButton, controls: Sequence[widgets.Widget]) -> None:
         self.message, unfolded = widgets.HTML(), widgets.HBox(controls, layout={**WRAP, "display": "none"})
-
         switch.observe(lambda change: _show_if(unfolded, change["new"]), names="value")
         super().__init__([widgets.HBox([switch, self.message], layout=WRAP), unfolded])
 
@@ -330,7 +318,7 @@ class BlindRating(_Folded):
         """Who wrote reports A and B of a record, the same whenever it is shown; None while nothing is hidden."""
         if not self.blind.value:
             return None
-        key = f"{record.uid} {record.model.stage}".encode()
+        key = f"{record.uid} {record.stage}".encode()
         odd = hashlib.blake2b(key, key=self._salt).digest()[0] % 2
         return ("reference", "generated") if odd else ("generated", "reference")
 
@@ -426,9 +414,9 @@ def uploaded(value: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> tuple[st
     return (files[-1][0], bytes(files[-1][1])) if files else None
 
 
-def _slider(name: str, value: float, least: float, most: float, label: str = "48px") -> widgets.FloatSlider:
+def _slider(name: str, least: float, most: float, label: str = "48px") -> widgets.FloatSlider:
     # A picture a step would flood a slow connection: it is drawn where the slider is let go.
-    how = {"value": value, "min": least, "max": most, "step": 0.05, "continuous_update": False}
+    how = {"value": least, "min": least, "max": most, "step": 0.05, "continuous_update": False}
     return _control(widgets.FloatSlider, name, 250, label, readout_format=".2f", **how)
 
 

@@ -287,7 +287,7 @@ class ReportCard:
         columns = [[Section(title, name, found[author, name]) for name in SECTIONS] for author, title in titles.items()]
         headed = [record.generated.headed or bool(self.blind)]
         if self.before:
-            then, stage = self.before.sentences, self.before.model.stage
+            then, stage = self.before.sentences, self.before.stage
             title = f"After stage {stage}" if stage else "Before training"
             columns.insert(0, [Section(title, name, then["generated", name]) for name in SECTIONS])
             headed.insert(0, self.before.generated.headed)

@@ -8,7 +8,7 @@
   var AT_ONCE = 12;  // cards, as in page.py; more come when one is at their end
   var shown = all, at = -1, first = 0, last = AT_ONCE, hidden = 0, hiddenBelow = 0;
   var WINDOWS = ['full', 'lung', 'soft tissue', 'bone'];  // as in page.css
-  var STRENGTHS = ['off', 'faint', 'medium', 'strong'];  // as in images.py
+  var STRENGTHS = ['off', 'faint', 'medium', 'strong'];  // as in radiograph.py
   var ranks = new Map(), verdicts = new Map(), flags = new Map(), words = new Map();
   all.forEach(function (card) {
     ranks.set(card, card.dataset.ranks.split(' ').map(Number));

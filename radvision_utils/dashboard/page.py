@@ -74,8 +74,8 @@ def write_page(shown: Iterable[Record], metrics: Mapping[str, Any], run_folder: 
     test = [record for record in shown if record.split == "test"]
     if not test:
         raise RadVisionError(f"there are no predictions for the test split to show in {path}: evaluate the run first.")
-    last = max(record.model.stage for record in test)
-    latest = {record.uid: record for record in test if record.model.stage == last}  # ids occur once
+    last = max(record.stage for record in test)
+    latest = {record.uid: record for record in test if record.stage == last}  # ids occur once
     studies = sorted(latest.values(), key=records.by_index)
     answers = [_is_it_good(metrics, last), _image_use(metrics), _disagreement(studies)]
     overview = {

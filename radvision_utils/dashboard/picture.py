@@ -100,9 +100,10 @@ def draw_card(card: ReportCard) -> Figure:
     _draw_image(pen, image, top, y, column)
     if texts > 1:
         pen.box(WIDTH - column, top, column, y - top, LIGHT["sunk"])
-    for draw in (_draw_sentences, _draw_judged):
-        pen.rule(0, y)
-        y = draw(pen, card, image, y)
+    pen.rule(0, y)
+    y = _draw_sentences(pen, card, image, y)
+    pen.rule(0, y)
+    y = _draw_judged(pen, card, y)
     pen.rule(0, y)
     y = _draw_text(pen, _PAD, y + 12, card.foot, _MUTED, WIDTH - 2 * _PAD, 3)
     return pen.finish(y + 12)
@@ -334,7 +335,7 @@ def _draw_sentence(
     return y
 
 
-def _draw_judged(pen: _Pen, card: ReportCard, image: Image.Image | None, y: float) -> float:
+def _draw_judged(pen: _Pen, card: ReportCard, y: float) -> float:
     """Chips in groups, and the scores under the reference's column or, without chips, on the left."""
     if not (card.chip_groups or card.scores):
         return y

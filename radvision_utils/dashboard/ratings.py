@@ -37,7 +37,7 @@ def add_ratings(
         errors: the worst of A and of B, of `ERRORS`.
         rater: who rates.
     """
-    study = {"uid": record.uid, "run": record.model.run, "stage": record.model.stage}
+    study = {"uid": record.uid, "run": record.model.run, "stage": record.stage}
     told = {"rater": rater, "comment": comment, "time": now()}
     rated = [
         {**study, "author": author, "shown_as": letter, "score": score, "error": error, **told}

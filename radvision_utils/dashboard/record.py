@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from radvision_utils.config import RadVisionError, load_profile
+from radvision_utils.config import STAGES, RadVisionError, load_profile
 from radvision_utils.data.labels import sentences
 from radvision_utils.evaluation.records import (
     Mention,
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 AUTHORS = ("generated", "reference")
 SECTIONS = ("findings", "impression")
-LAST_STAGE = 3  # whose reports the evaluation explains
 HIGH, MEDIUM = 0.9, 0.7  # the least probability of being right that is called high, and medium
 NOT_SUPPORTED = "not supported by occlusion"
 OTHER_SIDE = "map on the other side than the sentence says"
@@ -176,8 +175,8 @@ class Record(Prediction):
     @property
     def explained(self) -> list[Sentence]:
         """The generated sentences of the sections of which anything is known beyond their words."""
-        return [s for section in SECTIONS if is_explained(self.sentences["generated", section])
-                for s in self.sentences["generated", section]]  # fmt: skip
+        sections = [self.sentences["generated", section] for section in SECTIONS]
+        return [sentence for found in sections if is_explained(found) for sentence in found]
 
     def _read_sentences(self, author: str, section: str, number: int) -> Iterator[Sentence]:
         report = self.generated if author == "generated" else self.reference
@@ -257,7 +256,7 @@ def find_prediction(path: Path, uid: str, split: str, stage: int) -> Record | No
         RadVisionError: as `read_predictions`, for those lines.
     """
     found = _records(path, json.dumps(uid, ensure_ascii=False))
-    return next((r for r in found if (r.uid, r.split, r.model.stage) == (clean(uid), split, stage)), None)
+    return next((r for r in found if (r.uid, r.split, r.stage) == (clean(uid), split, stage)), None)
 
 
 def image_path(record: Record, root: Path) -> Path | None:
@@ -353,16 +352,13 @@ def _records(path: Path, sign: str = "") -> Iterator[Record]:
         run = path.parent.parent  # outputs/<run>/evaluation/predictions.jsonl
         command = redo_command(load_profile(run=run.name, output_root=str(run.parent)), "data")
         raise RadVisionError(f"{path} does not exist: make it with `{command}`.")
-    known = {part: dict(_entries(path.with_name(f"{part}.jsonl"), sign)) for part in _BESIDE}
+    known: dict[str, Any] = {part: dict(_entries(path.with_name(f"{part}.jsonl"), sign)) for part in _BESIDE}
     for where, line in text_lines(path):
         if sign not in line:
             continue
         record = Record.read(parse_line(line, where), where)
-        if record.model.stage == LAST_STAGE and record.split == "test":
-            beside: dict[str, Any] = {
-                part: entries[record.uid] for part, entries in known.items() if record.uid in entries
-            }
-            record = replace(record, **beside)
+        if record.stage == STAGES[-1] and record.split == "test":
+            record = replace(record, **{part: entries.get(record.uid, {}) for part, entries in known.items()})
         yield record
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from radvision_utils.data.labels import ASSERTED, asserted, label
 from radvision_utils.data.reports import Report, line_of_findings
 from radvision_utils.data.studies import Study
-from radvision_utils.evaluation.text_metrics import R2GEN, bleu4_times_cider_d
+from radvision_utils.evaluation.text_metrics import bleu4_times_cider_d
 
 if TYPE_CHECKING:  # whose module imports torch, which a score does without
     from radvision_utils.report import ImageLike, Reporter
@@ -93,7 +93,7 @@ def best_constant(train: Sequence[Report], validation: Sequence[Report]) -> Repo
     """
 
     def worth(report: Report) -> float:
-        return bleu4_times_cider_d([report] * len(validation), validation, R2GEN)
+        return bleu4_times_cider_d([report] * len(validation), validation)
 
     candidates: dict[str, Report] = {}
     for report in islice(_normal_reports(train), CANDIDATES):

@@ -1,4 +1,5 @@
-"""Figures of an evaluation: what each stage earned, which findings are missed, and where text metrics mislead."""
+"""Figures of an evaluation: what each stage earned, and of the last one which findings it misses and where text metrics
+mislead."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from radvision_utils.evaluation.records import Prediction
 from radvision_utils.evaluation.table import RULE_LABELS
 from radvision_utils.figures import (
     BLUE,
+    GLYPH_INK,
     GRAY,
     VERDICT_COLORS,
     VERDICTS,
@@ -26,7 +28,8 @@ from radvision_utils.figures import (
     tidy,
 )
 
-LAST = STAGE_LABELS[STAGES[-1]]
+STAGE = STAGES[-1]
+LAST = STAGE_LABELS[STAGE]
 
 
 def save_figures(metrics: Mapping[str, Any], predictions: Sequence[Prediction], folder: Path) -> None:
@@ -103,9 +106,9 @@ def show_confusion(metrics: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def show_text_against_labels(predictions: Sequence[Prediction], stage: int = 3) -> Figure:
+def show_text_against_labels(predictions: Sequence[Prediction]) -> Figure:
     """ROUGE-L against label F1, a point a study: at the lower right text metrics praise what is wrong."""
-    scores = [r.scores for r in predictions if r.stage == stage and "rouge_l" in r.scores]
+    scores = [r.scores for r in predictions if r.stage == STAGE and "rouge_l" in r.scores]
     x, y = (np.array([score[name] for score in scores], float) for name in ("rouge_l", "label_f1"))
     figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
@@ -114,25 +117,25 @@ def show_text_against_labels(predictions: Sequence[Prediction], stage: int = 3) 
     axes.scatter(x, y + shift, s=22, color=BLUE, alpha=0.75, linewidths=0)
     axes.axvspan(0.5, 1.03, ymax=0.5 / 1.12 + 0.05, color=VERMILION, alpha=0.08, linewidth=0)
     axes.text(1.01, 0.46, "similar words,\nwrong findings", ha="right", va="top", fontsize=9, color=VERMILION)
-    axes.set(xlabel=f"ROUGE-L, stage {stage}", ylabel="label F1 of the study", xlim=(-0.03, 1.03), ylim=(-0.06, 1.06))
+    axes.set(xlabel=f"ROUGE-L, stage {STAGE}", ylabel="label F1 of the study", xlim=(-0.03, 1.03), ylim=(-0.06, 1.06))
     tidy(axes)
     return figure
 
 
-def show_agreement(predictions: Sequence[Prediction], stage: int = 3) -> Figure:
-    """For each observation, in how many studies a stage's report agrees with the reference by the rules, or how not."""
-    judged = [(ours.verdicts or {}).items() for ours in predictions if ours.stage == stage]
+def show_agreement(predictions: Sequence[Prediction]) -> Figure:
+    """For each observation, in how many studies the report agrees with the reference by the rules, or how not."""
+    judged = [(ours.verdicts or {}).items() for ours in predictions if ours.stage == STAGE]
     figure = _stacked(Counter(pair for pairs in judged for pair in pairs), "neither report asserts an observation")
-    figure.axes[0].set(xlabel=f"studies, stage {stage}; rule-based, may be wrong")
+    figure.axes[0].set(xlabel=f"studies, stage {STAGE}; rule-based, may be wrong")
     return figure
 
 
-def show_verdicts(predictions: Sequence[Prediction], stage: int = 3) -> Figure:
-    """For each finding, how often a stage's reports agree with what was drawn, miss it, or assert it without reason."""
-    drawn = [ours.findings for ours in predictions if ours.stage == stage]
+def show_verdicts(predictions: Sequence[Prediction]) -> Figure:
+    """For each finding, how often reports agree with what was drawn, miss it, or assert it without reason."""
+    drawn = [ours.findings for ours in predictions if ours.stage == STAGE]
     counts = Counter((finding.name, finding.verdict) for findings in drawn for finding in findings)
     figure = _stacked(counts, "no finding was drawn or asserted here")
-    figure.axes[0].set(xlabel=f"findings of the split, stage {stage}")
+    figure.axes[0].set(xlabel=f"findings of the split, stage {STAGE}")
     return figure
 
 
@@ -151,7 +154,7 @@ def _stacked(counts: Mapping[tuple[str, str], int], none: str) -> Figure:
             names, widths, left=left, color=VERDICT_COLORS[verdict], label=f"{VERDICTS[verdict]} {verdict}"
         )
         words = [f"{VERDICTS[verdict]} {n}" if n >= 0.06 * max(sums.values()) else "" for n in widths]
-        axes.bar_label(bars, words, label_type="center", fontsize=9, color="#07090b")
+        axes.bar_label(bars, words, label_type="center", fontsize=9, color=GLYPH_INK)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     if names:
         axes.bar_label(bars, [str(sums[name]) for name in names], padding=4, fontsize=9)

@@ -434,8 +434,7 @@ def _faults_of_texts(row: Mapping[str, Any], n: int) -> list[str]:
     if row["empty_reports"] > HALF * n:
         return [f"wrote nothing for {row['empty_reports']} of {n} studies"]
     faults = []
-    repeated, unnamed = row.get("repeats_itself", 0), row.get("without_observation", 0)  # older evaluations lack them
-    same = round(row["commonest_share"] * n)
+    same, repeated, unnamed = round(row["commonest_share"] * n), row["repeats_itself"], row["without_observation"]
     if same > max(1, MOST * n):
         faults.append(f"wrote the same report for {same} of {n} studies")
     if repeated > HALF:

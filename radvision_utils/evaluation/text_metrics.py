@@ -67,7 +67,8 @@ def _r2gen_pair(generated: Report, reference: Report, known: Set[str] | None) ->
 
 
 def _raw_pair(generated: Report, reference: Report, known: Set[str] | None) -> tuple[str, str]:
-    return tuple(" ".join(f"{r.findings} {r.impression}".split()) for r in (generated, reference))  # type: ignore[return-value]
+    ours, true = (" ".join(f"{report.findings} {report.impression}".split()) for report in (generated, reference))
+    return ours, true
 
 
 R2GEN = "findings, R2Gen normalization"
@@ -157,9 +158,9 @@ def score_texts(
     return TextScores(corpus, [dict(zip(METRICS, map(float, row), strict=True)) for row in rows], np.array(counts))
 
 
-def bleu4_times_cider_d(generated: Sequence[Report], references: Sequence[Report], protocol: str) -> float:
-    """The product of two of the figures of `score_texts`, without the cost of the others."""
-    pairs = text_pairs(generated, references, protocol)
+def bleu4_times_cider_d(generated: Sequence[Report], references: Sequence[Report]) -> float:
+    """The product of two of the figures of `score_texts` by the protocol `R2GEN`, without the cost of the others."""
+    pairs = text_pairs(generated, references, R2GEN)
     bleu, _ = _bleu_scorer(pairs).compute_score(option="closest", verbose=0)
     cider, _ = _cider_d(pairs)
     return float(bleu[3] * cider)

@@ -175,6 +175,7 @@ def longest(profile: Profile) -> Lengths:
     return Lengths(profile.model.visual_tokens, text, profile.model.max_report_tokens)
 
 
+@cache
 def read_shape(settings: ModelSettings) -> Shape:
     """The model's sizes: the embedded tiny base, a folder's config.json, or the 7B's for a hub id.
 
@@ -330,9 +331,9 @@ def study_counts(profile: Profile) -> dict[str, int]:
     return {split: round(share * count) for split, count in known.items()}
 
 
-def disk_gib(shape: Shape, profile: Profile) -> dict[str, float]:
+def disk_gib(profile: Profile) -> dict[str, float]:
     """GiB on disk by what they are for; a source of studies that is downloaded comes on top."""
-    counts = study_counts(profile)
+    shape, counts = read_shape(profile.model), study_counts(profile)
     tensors = shape.adapter_tensors(profile)
     adapter = 4 * sum(map(sum, tensors.values()))
     trained = max(sum(sizes) for sizes in tensors.values())
@@ -343,7 +344,7 @@ def disk_gib(shape: Shape, profile: Profile) -> dict[str, float]:
         "base model from the hub": 0 if embedded else 2 * shape.parameters,
         "prepared studies": sum(counts.values()) * profile.data.image_size**2 * _BYTES_PER_PIXEL,
         "features of the frozen vision encoder": cached * features
-        if (profile.stage2.cache_features or profile.stage3.cache_features) and not profile.data.augment
+        if any(profile.keeps_features(stage, counts["train"]) for stage in (2, 3))
         else 0,
         # Two are kept, and the oldest goes when the next is written: what trains, and its 8-bit optimizer state.
         "checkpoints of a stage while it trains": 3 * (4 + 2 + 8 / 256) * trained,

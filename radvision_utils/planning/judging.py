@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from radvision_utils.config import AUTO, EvaluationSettings, Profile
 from radvision_utils.environment import Device, peak_memory_gib
-from radvision_utils.planning.cost import Card, Lengths, Shape, longest, read_shape, study_counts, typical
+from radvision_utils.planning.cost import Card, Lengths, longest, read_shape, study_counts, typical
 from radvision_utils.planning.plan import MARGIN_GIB, card_here
 from radvision_utils.planning.step import ON_CARD, ON_CPU, Memory, Numbers, Step
 
@@ -72,7 +72,7 @@ def plan_judging(profile: Profile, card: Card) -> list[JudgingPart]:
     """
     profile, copied = settled(profile, card)
     counts, asked, usual = study_counts(profile), profile.evaluation, EvaluationSettings()
-    judge, test = Judging(read_shape(profile.model), profile, card, copied), counts["test"]
+    judge, test = Judging(profile, card, copied), counts["test"]
     some, again = min(USE_STUDIES, test), min(CALIBRATED, counts["validation"])
     rows = ["base", *(f"stage {stage}" for stage in asked.judged if stage)]
     others = [f"stage {stage}" for stage in usual.judged if stage not in asked.judged]
@@ -100,12 +100,12 @@ def settled(profile: Profile, card: Card) -> tuple[Profile, bool]:
 
     It leaves `MARGIN_GIB` free, or, where nothing does, needs least.
     """
-    shape, tokens, asked = read_shape(profile.model), longest(profile).total, profile.generation.batch_size
+    tokens, asked = longest(profile).total, profile.generation.batch_size
     sizes = [1 << power for power in range(MOST_REPORTS.bit_length())] if asked == AUTO else [asked]
     ways = []
     for size, copied in itertools.product(sizes, (False, True) if profile.model.quantization == "nf4" else (False,)):
         one = replace(profile, generation=replace(profile.generation, batch_size=size))
-        judge = Judging(shape, one, card, copied)
+        judge = Judging(one, card, copied)
         ways.append((judge.step_seconds(tokens) / size, not copied, judge.memory().total, one))
     roomy = [way for way in ways if way[2] + MARGIN_GIB <= card.usable_gib]
     _, plain, _, best = min(roomy or ways, key=lambda way: way[:2] if roomy else way[2])
@@ -131,7 +131,6 @@ def copied_here(profile: Profile, device: Device) -> bool:
 class Judging:
     """A card that judges a run; `copied`: it keeps 4-bit weights a second time in 16 bits."""
 
-    shape: Shape
     profile: Profile
     card: Card
     copied: bool = False
@@ -175,7 +174,7 @@ class Judging:
 
     def batch(self, lengths: Lengths) -> JudgingStep:
         """Studies of such lengths, as many at a time as the profile says."""
-        return JudgingStep.of(self.shape, self.profile, lengths, self.profile.generation.batch_size, copied=self.copied)
+        return JudgingStep.of(self.profile, lengths, self.profile.generation.batch_size, copied=self.copied)
 
     def seconds(self, studies: int, lengths: Lengths) -> float:
         """Of the language model over whole sequences, a batch at a time."""
@@ -193,7 +192,8 @@ class Judging:
 
     def card_seconds(self, tokens: int) -> float:
         """The card's own work in a step: weights, head and cache are read, 4-bit weights unpacked and read again."""
-        language, step = self.shape.language, self.batch(longest(self.profile))
+        step = self.batch(longest(self.profile))
+        language = step.shape.language
         weights = language.linear_weights + language.vocabulary * language.width
         read = self.card.reading_seconds((2 * weights + step.cache(tokens)) / 1e9)
         return read + step.dequantizing_seconds(self.card) + self.card.seconds(2 * step.batch * weights / 1e12)
@@ -205,7 +205,6 @@ class JudgingStep(Step):
     @classmethod
     def of(
         cls,
-        shape: Shape,
         profile: Profile,
         lengths: Lengths,
         batch: int,
@@ -214,7 +213,8 @@ class JudgingStep(Step):
     ) -> JudgingStep:
         """So many studies of such lengths."""
         still = replace(profile.stage3, micro_batch=batch, accumulation=1, lora_dropout=0.0, checkpointed_layers=0)
-        return cls(shape, replace(profile, stage3=still), 3, lengths, numbers=numbers, copied=copied)
+        shape, profile = read_shape(profile.model), replace(profile, stage3=still)
+        return cls(shape, profile, 3, lengths, numbers=numbers, copied=copied)
 
     def language_tflop(self) -> float:
         """10^12 operations of the language model for one study, once forward, with the logits of its report."""
@@ -260,7 +260,7 @@ class JudgingStep(Step):
         language = self.shape.language
         # The visual tokens of each image in float32, before and after the exchange.
         mixed = 2 * 4.0 * self.batch * self.lengths.image * language.width
-        one = JudgingStep.of(self.shape, self.profile, self.lengths, 1, self.numbers, self.copied)
+        one = JudgingStep.of(self.profile, self.lengths, 1, self.numbers, self.copied)
         kept = language.depth * one.language_layer() + one.ends()  # all that autograd keeps
         last_gradients = 3.0 * one.tokens * language.inner * self.numbers.compute
         logarithms = 4.0 * scored * language.vocabulary  # which their gradient needs
@@ -340,7 +340,7 @@ def _step(reporter: Reporter, studies: Sequence[Study], report: int, size: int) 
     numbers = ON_CARD if reporter.device.kind == "cuda" else ON_CPU
     copied = any(hasattr(weight, "dequantized") for weight in reporter.core.parameters())
     lengths = Lengths(image, prompt - image, report)
-    return JudgingStep.of(read_shape(profile.model), profile, lengths, size, numbers, copied)
+    return JudgingStep.of(profile, lengths, size, numbers, copied)
 
 
 def _beside(planned: float, device: Device) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from radvision_utils.environment import Device, choose_device, process_count
 from radvision_utils.planning.cost import (
     Card,
     Lengths,
-    Shape,
     find_card,
     longest,
     open_card,
@@ -43,7 +42,6 @@ class StagePlan:
         copied: the planner has 4-bit weights kept a second time in 16 bits.
     """
 
-    shape: Shape
     profile: Profile
     stage: int
     card: Card
@@ -62,13 +60,10 @@ class StagePlan:
 
     @cached_property
     def step(self) -> Step:
-        """A micro-batch with reports as long as the profile allows.
-
-        Features are not cached where the stage would not see every study (`features.py`).
-        """
-        cached = self.stage > 1 and self.settings.cache_features and not self.profile.data.augment
-        cached = cached and self.samples >= study_counts(self.profile)["train"]
-        return Step(self.shape, self.profile, self.stage, longest(self.profile), cached, copied=self.copied)
+        """A micro-batch with reports as long as the profile allows."""
+        profile, stage = self.profile, self.stage
+        cached = profile.keeps_features(stage, study_counts(profile)["train"])
+        return Step(read_shape(profile.model), profile, stage, longest(profile), cached, copied=self.copied)
 
     @property
     def usual(self) -> Step:
@@ -145,7 +140,7 @@ class StagePlan:
         def at(layers: int) -> StagePlan:
             return self.changed({f"stage{self.stage}.checkpointed_layers": layers})
 
-        depth = self.shape.language.depth
+        depth = self.step.shape.language.depth
         return at(min(bisect_left(range(depth + 1), True, key=lambda layers: at(layers).roomy), depth))
 
     def _effort(self) -> tuple[float, int, bool]:
@@ -175,7 +170,7 @@ def plan_stage(profile: Profile, stage: int, card: Card) -> StagePlan:
     Raises:
         RadVisionError: the base's configuration cannot be read.
     """
-    return StagePlan(read_shape(profile.model), profile, stage, card).settled()
+    return StagePlan(profile, stage, card).settled()
 
 
 def plan_here(profile: Profile, stage: int, device: Device) -> StagePlan:
@@ -273,10 +268,10 @@ def _changes(plan: StagePlan) -> Iterator[dict[str, Any]]:
         steps.append({"data.augment": False})
     if plan.profile.model.quantization != "nf4":
         steps.append({"model.quantization": "nf4"})
-    if plan.step.layers < plan.shape.language.depth:
+    if plan.step.layers < plan.step.shape.language.depth:
         steps.append({f"{name}.checkpointed_layers": None})
     steps += [split for split in _splits(settings, name) if split[f"{name}.micro_batch"] < settings.micro_batch]
-    steps += _smaller_images(plan.shape, plan.profile)
+    steps += _smaller_images(plan.profile)
     if plan.profile.model.max_report_tokens > 128:
         steps.append({"model.max_report_tokens": 128})
     for step in steps:
@@ -284,11 +279,12 @@ def _changes(plan: StagePlan) -> Iterator[dict[str, Any]]:
         yield changes
 
 
-def _smaller_images(shape: Shape, profile: Profile) -> list[dict[str, Any]]:
+def _smaller_images(profile: Profile) -> list[dict[str, Any]]:
     """Smaller and smaller images; none where the processor reduces images anyway, as the tiny one."""
+    vision = read_shape(profile.model).vision
 
     def tokens(side: int) -> int:
-        return round(side / (shape.vision.patch * shape.vision.merge)) ** 2
+        return round(side / (vision.patch * vision.merge)) ** 2
 
     side = profile.data.image_size
     if tokens(side) != profile.model.visual_tokens:

@@ -9,7 +9,7 @@ from typing import Any
 
 from radvision_utils.config import AUTO, STAGES, Profile
 from radvision_utils.environment import Device
-from radvision_utils.planning.cost import Card, disk_gib, find_card, longest, read_shape, typical
+from radvision_utils.planning.cost import Card, disk_gib, find_card, longest, typical
 from radvision_utils.planning.judging import STEP_SECONDS, JudgingPart, plan_judging, reports_here
 from radvision_utils.planning.plan import StagePlan, card_here, copied_from, plan_here, plan_run
 
@@ -119,7 +119,7 @@ def _time(hours: float) -> str:
 def cost_line(profile: Profile, card: Card) -> str:
     """What a whole run costs, in a line: time, memory, disk, and on a card that Kaggle lends the share of its week."""
     gib, hours, _ = _totals(plan_run(profile, card), plan_judging(profile, card))["the whole run"]
-    disk = sum(disk_gib(read_shape(profile.model), profile).values())
+    disk = sum(disk_gib(profile).values())
     line = f"{_time(hours)}, {gib:.1f} of {card.usable_gib:.1f} GiB, {disk:.0f} GiB of disk"
     if re.search("T4|P100", card.title):
         line += f", {hours / KAGGLE_HOURS:.0%} of Kaggle's {KAGGLE_HOURS} hours a week"
@@ -134,7 +134,7 @@ def cost_here(profile: Profile, device: str) -> str:
 
 def disk_table(profile: Profile) -> list[dict[str, str]]:
     """GiB on disk by use, and their total."""
-    uses = disk_gib(read_shape(profile.model), profile)
+    uses = disk_gib(profile)
     return [{"on disk": use, "GiB": _number(gib)} for use, gib in {**uses, "total": sum(uses.values())}.items()]
 
 

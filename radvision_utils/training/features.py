@@ -97,10 +97,7 @@ def open_features(
 def stage_features(
     model: Any, stage: Stage, dataset: PreparedDataset, collator: Collator, ledger: Mapping[str, str]
 ) -> Features | None:
-    """The features for a stage whose vision encoder is frozen, None where they are not wanted or would not pay.
-
-    They pay where the stage sees every study at least once, each time the same; a trial of a few steps computes what it
-    needs as it goes.
+    """The features for a stage whose vision encoder is frozen, None where they are not kept (`Profile.keeps_features`).
 
     Args:
         ledger: of the model's weights, as `weight_ledger` gives it.
@@ -108,9 +105,8 @@ def stage_features(
     Raises:
         RadVisionError: the disk has no room for them.
     """
-    profile, settings, train = stage.profile, stage.settings, dataset.split("train")
-    kept = settings.cache_features and not profile.data.augment and settings.shown(len(train)) >= len(train)
-    if stage.component == "vision_encoder" or not kept:
+    profile, train = stage.profile, dataset.split("train")
+    if not profile.keeps_features(stage.number, len(train)):
         return None
     # Validation as far as either stage measures it: both read the same file.
     measured = max(profile.stage2.validation_studies, profile.stage3.validation_studies)
@@ -124,7 +120,7 @@ def stage_features(
             choose_device().dtype,
         ]
     )
-    return open_features(model, collator, studies, stage.run.features, key, settings.micro_batch)
+    return open_features(model, collator, studies, stage.run.features, key, stage.settings.micro_batch)
 
 
 @contextmanager

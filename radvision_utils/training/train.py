@@ -159,8 +159,7 @@ def _train(stage: Stage, watch: Stopwatch, model: PeftModel | None) -> None:
         collator.features = features = stage_features(model, stage, dataset, collator, before)
 
     # Train, in micro-batches that fit the memory.
-    pace = plan.usual.seconds(plan.card)
-    fit, memory = _Fit(stage, device, model, collator, dataset, watch, plan.copied, pace), MemoryBudget(stage)
+    fit, memory = _Fit(stage, device, model, collator, dataset, watch, plan), MemoryBudget(stage)
     with features_for_pixels(model) if features else nullcontext(), taught_by_labels(stage, model, collator, dataset):
         facts = train_in_memory(memory, model, fit.attempt)
 
@@ -237,8 +236,7 @@ class _Fit:
     collator: Collator
     dataset: PreparedDataset
     watch: Stopwatch
-    copied: bool  # 4-bit weights are kept a second time in 16 bits
-    seconds: float  # of a micro-batch by plan; NaN: not known
+    plan: Any  # a `planning.plan.StagePlan`
 
     def attempt(self, split: Split) -> dict[str, Any]:
         """Train, with the loss on validation studies before, at each epoch's end and after; what there is to record."""
@@ -312,14 +310,15 @@ class _Fit:
                 max(len(collator.report_ids(collator.target(study))) for study in train),
                 cached=collator.features is not None,
                 card=self.device.kind == "cuda",
-                copied=self.copied,
+                copied=self.plan.copied,
             ),
         }
 
     @contextmanager
     def _compiled(self, settings: StageSettings, train: Sequence[Any]) -> Iterator[None]:
         """Within, the layers train as compiled code where that is asked for or pays, and where it works."""
-        minutes = settings.shown(len(train)) / settings.micro_batch * self.seconds / 60
+        seconds = self.plan.usual.seconds(self.plan.card)  # of a micro-batch; NaN where that is not known
+        minutes = settings.shown(len(train)) / settings.micro_batch * seconds / 60
         # A card of the T4's age computes for seconds at a micro-batch, and does not wait for Python.
         able = self.device.kind == "cuda" and self.device.dtype == "bfloat16" and process_count() == 1
         auto, earned = settings.compile == "auto" and able, minutes >= _EARNED

@@ -115,7 +115,7 @@ def test_a_checkpoint_holds_what_the_stage_trains_in_the_bytes_that_are_planned(
     shape = read_shape(profile.model)
     assert sum(tensor.numel() for tensor in saved.values()) == sum(shape.adapter_tensors(profile)[2])
     # The plan has room for three, of the stage that trains most: here the projector's.
-    planned = disk_gib(shape, profile)["checkpoints of a stage while it trains"] * 2**30 / 3
+    planned = disk_gib(profile)["checkpoints of a stage while it trains"] * 2**30 / 3
     assert sum(path.stat().st_size for path in checkpoint.iterdir()) == pytest.approx(planned, rel=0.05)
 
 

@@ -21,7 +21,7 @@ from radvision_utils.model.base import attach_adapter, load_base, load_processor
 from radvision_utils.model.faster import speed_up_lora
 from radvision_utils.model.greedy import write_greedily
 from radvision_utils.planning import judging
-from radvision_utils.planning.cost import Lengths, open_card, read_shape
+from radvision_utils.planning.cost import Lengths, open_card
 from radvision_utils.planning.judging import JudgingStep, plan_judging
 from radvision_utils.planning.plan import plan_run
 from radvision_utils.planning.step import GIB, ON_CPU, Numbers
@@ -111,7 +111,7 @@ def test_planned_memory_of_writing_is_that_of_live_tensors(
         list(write_greedily(model.get_base_model(), lambda *_: inputs, BATCH, **options))
 
     lengths = Lengths(100, TEXT, words)
-    planned = JudgingStep.of(read_shape(profile_.model), profile_, lengths, BATCH, numbers).writing()
+    planned = JudgingStep.of(profile_, lengths, BATCH, numbers).writing()
     try:
         assert_planned(planned, model, storages(inputs.values()), write)
     finally:
@@ -131,7 +131,7 @@ def test_planned_memory_of_scoring_reports_is_that_of_live_tensors(reporter, dat
     batch = reporter.collator(studies)
     rows, report = len(studies), batch["logits_to_keep"] - 1
     lengths = Lengths(16, batch["input_ids"].shape[1] - report - 16, report)
-    planned = JudgingStep.of(read_shape(reporter.profile.model), reporter.profile, lengths, rows, ON_CPU).scoring()
+    planned = JudgingStep.of(reporter.profile, lengths, rows, ON_CPU).scoring()
 
     def score():
         with torch.no_grad():
@@ -150,7 +150,7 @@ def test_planned_memory_of_maps_is_that_of_live_tensors(batch, reporter, dataset
     layout = passage.layout
     prompt = len(reporter.prompt(study))
     lengths = Lengths(16, prompt - 16, len(layout.ids) - prompt)
-    step = JudgingStep.of(read_shape(reporter.profile.model), reporter.profile, lengths, batch, ON_CPU)
+    step = JudgingStep.of(reporter.profile, lengths, batch, ON_CPU)
     planned = step.maps(len(layout.scored))
     assert_planned(planned, reporter.model, 0, lambda: explain_passage(passage))
     assert planned.moment == ("gradient" if batch == 1 else "occlusion")
@@ -171,7 +171,7 @@ def test_the_plan_counts_what_the_evaluation_does():
 def test_planned_steps_of_decoding_are_those_measured_on_an_h100():
     # 19 ms of work in a step of 113, batch 32, random weights of the 7B's shape.
     lingshu = load_profile("lingshu-7b", {"generation.batch_size": 32})
-    judge = judging.Judging(read_shape(lingshu.model), lingshu, open_card("h100"))
+    judge = judging.Judging(lingshu, open_card("h100"))
     assert judge.card_seconds(440) == pytest.approx(0.019, rel=0.15)
     assert judge.step_seconds(440) == judging.STEP_SECONDS
     assert replace(judge, card=open_card("t4")).step_seconds(440) > judging.STEP_SECONDS
