@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -179,13 +179,32 @@ def load_base(settings: ModelSettings, device: Device, shard: bool = False) -> P
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # transformers' own error does not name them
         )
-        misfits = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
-        with torch.device("meta"):
-            shapes = {n: t.shape for n, t in type(model)(model.config).named_parameters(remove_duplicate=False)}
-        for name, tensor in model.named_parameters():  # where there is quantization the report does not know the shape
-            if getattr(tensor, "quant_state", tensor).shape != shapes[name]:
-                misfits.add(name)
-        require_whole(f"the base model {path}", report["missing_keys"], report["unexpected_keys"], misfits)
+        _require_loaded(f"the base model {path}", model, report)
+    _settle_4_bit_layers(model)
+    patch_embedding_by_matmul(model)
+    attention_by_window_length(model)
+    model.requires_grad_(False)
+    model.config.use_cache = True
+    model.eval()
+    return model
+
+
+def _require_loaded(what: str, model: nn.Module, report: Mapping[str, Any]) -> None:
+    """Every tensor of the config was read, in its shape.
+
+    Args:
+        report: transformers' on loading the model. Where there is quantization it does not know the shapes.
+    """
+    misfits = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
+    with torch.device("meta"):
+        shapes = {n: t.shape for n, t in type(model)(model.config).named_parameters(remove_duplicate=False)}
+    for name, tensor in model.named_parameters():
+        if getattr(tensor, "quant_state", tensor).shape != shapes[name]:
+            misfits.add(name)
+    require_whole(what, report["missing_keys"], report["unexpected_keys"], misfits)
+
+
+def _settle_4_bit_layers(model: nn.Module) -> None:
     for module in model.modules():
         # On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first evaluation forward, and the next
         # training step fails on a view of a leaf variable. Its own switch turns the repacking off.
@@ -195,12 +214,6 @@ def load_base(settings: ModelSettings, device: Device, shard: bool = False) -> P
         for weight in module.parameters(recurse=False):
             if hasattr(weight, "quant_state"):
                 weight.module = None
-    patch_embedding_by_matmul(model)
-    attention_by_window_length(model)
-    model.requires_grad_(False)
-    model.config.use_cache = True
-    model.eval()
-    return model
 
 
 def load_processor(settings: ModelSettings, image_size: int) -> ProcessorMixin:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, TrainerState
 
 from radvision_utils.config import Profile, StageSettings
-from radvision_utils.data.studies import PreparedDataset, open_prepared
+from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import (
     Device,
     choose_device,
@@ -130,6 +130,7 @@ def train_stage(profile: Profile, stage: int, force: bool = False, model: PeftMo
 
 def _train(stage: Stage, watch: Stopwatch, model: PeftModel | None) -> None:
     device, dataset = choose_device(), open_prepared(stage.profile)
+    train, validation = dataset.split("train"), dataset.split("validation")
     # Where a setting is "auto" the planner puts what fits the card; an optimizer step takes the same studies.
     plan = open_room("planning.plan").plan_here(stage.profile, stage.number, device)
     asked, stage = stage, Stage(plan.profile, stage.number)
@@ -147,7 +148,7 @@ def _train(stage: Stage, watch: Stopwatch, model: PeftModel | None) -> None:
 
         # Studies become prompt, image and report; only the report carries loss.
         collator = Collator(load_processor(stage.profile.model, stage.profile.data.image_size), stage.profile.model)
-        sample = to_device(collator(dataset.split("train")[:2]), compute_device(model))
+        sample = to_device(collator(train[:2]), compute_device(model))
         float32_blocks = guard_fp16(model, {name: sample[name] for name in MODEL_INPUTS}, device)
 
     # Every weight has a fingerprint: at the end only the stage's may differ.
@@ -159,7 +160,8 @@ def _train(stage: Stage, watch: Stopwatch, model: PeftModel | None) -> None:
         collator.features = features = stage_features(model, stage, dataset, collator, before)
 
     # Train, in micro-batches that fit the memory.
-    fit, memory = _Fit(stage, device, model, collator, dataset, watch, plan), MemoryBudget(stage)
+    held_out, memory = validation[: stage.settings.validation_studies], MemoryBudget(stage)
+    fit = _Fit(stage, device, model, collator, train, held_out, watch, plan)
     with features_for_pixels(model) if features else nullcontext(), taught_by_labels(stage, model, collator, dataset):
         facts = train_in_memory(memory, model, fit.attempt)
 
@@ -234,39 +236,51 @@ class _Fit:
     device: Device
     model: PeftModel
     collator: Collator
-    dataset: PreparedDataset
+    train: Sequence[Study]
+    held_out: Sequence[Study]  # of validation, as many as are measured
     watch: Stopwatch
     plan: Any  # a `planning.plan.StagePlan`
 
     def attempt(self, split: Split) -> dict[str, Any]:
-        """Train, with the loss on validation studies before, at each epoch's end and after; what there is to record."""
+        """Train in such micro-batches, from the last checkpoint on where there is one; what there is to record."""
         stage, model, collator, work = self.stage, self.model, self.collator, self.stage.work
         settings = replace(stage.settings, micro_batch=split.micro_batch, accumulation=split.accumulation)
-        train = self.dataset.split("train")
-        held_out = self.dataset.split("validation")[: settings.validation_studies]
         model.config.use_cache = False
         checkpoint_layers(model, stage, settings.checkpointed_layers)
 
+        # Before the first step, after each epoch and after the last step.
         def validate() -> tuple[float, str]:
             with self.watch.part("validation"):
-                loss = mean_report_loss(model, collator, held_out, settings.micro_batch * 2, self.device.autocast)
-                return loss, begin_report(model, collator, held_out[0], self.device.autocast)
+                loss = mean_report_loss(model, collator, self.held_out, settings.micro_batch * 2, self.device.autocast)
+                return loss, begin_report(model, collator, self.held_out[0], self.device.autocast)
 
         step = stage.settings.step_size
         log = StageLog(work / "log.jsonl", f"stage {stage.number}", step, validate, settings.eval_steps)
+        checkpoint = last_checkpoint(work / "checkpoints")
+        state = finished_state(checkpoint)
+        if checkpoint is not None and state is not None:  # killed after the last step
+            load_trained(model, checkpoint.with_name(Path(state.best_model_checkpoint or checkpoint).name))
+            log.begin(state)
+        else:
+            state = self._take_steps(settings, log, checkpoint)
+        return self._facts(settings, log, checkpoint, state)
+
+    def _take_steps(self, settings: StageSettings, log: StageLog, checkpoint: Path | None) -> TrainerState:
+        """The stage's steps by transformers.Trainer, all of them or those behind a checkpoint."""
+        stage, collator, labels = self.stage, self.collator, self.collator.labels or {}
         budget = TimeBudget(settings.max_minutes, self.watch.started)
-        seed, data, labels = stage.profile.seed + stage.number, stage.profile.data, collator.labels or {}
+        seed, data = stage.profile.seed + stage.number, stage.profile.data
         share = data.abnormal_share
         trainer = ReportTrainer(
-            model=model,
-            args=training_arguments(settings, self.device, work / "checkpoints", seed),
+            model=self.model,
+            args=training_arguments(settings, self.device, stage.work / "checkpoints", seed),
             collator=collator.augmenting(Augmentation(seed)) if data.augment else collator,
-            abnormal=None if share is None else ([shows_finding(labels[s.uid]) for s in train], share),
+            abnormal=None if share is None else ([shows_finding(labels[s.uid]) for s in self.train], share),
             label_weight=stage.label_weight,
             measured=lambda: log.validation_losses[-1],
             waiting=lambda: self.watch.part("waiting for data"),
-            train_dataset=train,
-            eval_dataset=held_out,
+            train_dataset=self.train,
+            eval_dataset=self.held_out,
             callbacks=[
                 GradientCheck(stage),
                 log,
@@ -276,38 +290,35 @@ class _Fit:
                 *([VisionLeaves()] if collator.features else []),
             ],
         )
-        checkpoint = last_checkpoint(work / "checkpoints")
-        state = finished_state(checkpoint)
-        if checkpoint is not None and state is not None:
-            load_trained(model, checkpoint.with_name(Path(state.best_model_checkpoint or checkpoint).name))
-            log.begin(state)
-        else:
-            with (
-                other_processes_watched(stage),
-                let_go(trainer),
-                self._compiled(settings, train),
-                self.watch.part("steps"),
-            ):
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-                state = trainer.state
-            pause_if_unfinished(stage, state, budget)
+        with other_processes_watched(stage), let_go(trainer), self._compiled(settings), self.watch.part("steps"):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            state = trainer.state
+        pause_if_unfinished(stage, state, budget)
+        return state
+
+    def _facts(
+        self, settings: StageSettings, log: StageLog, checkpoint: Path | None, state: TrainerState
+    ) -> dict[str, Any]:
+        """What `stage.json` says of the steps, with the memory that the planner reckons for them."""
+        stage, model, collator = self.stage, self.model, self.collator
+        auc = None
+        if stage.label_weight:
+            auc = label_auc(model, collator, self.held_out, settings.micro_batch * 2, self.device.autocast)
         return {
-            "studies": {"train": len(train), "validation": len(held_out)},
+            "studies": {"train": len(self.train), "validation": len(self.held_out)},
             "steps": state.global_step,
             "resumed_from": checkpoint.name if checkpoint else None,
             "samples_per_second": round(log.samples_per_second, 2),
             "train_loss": log.train_loss(),
             "validation_loss": log.validation_losses,
             "best": {"step": state.best_global_step, "loss": state.best_metric} if settings.patience else None,
-            "label_auc": label_auc(model, collator, held_out, settings.micro_batch * 2, self.device.autocast)
-            if stage.label_weight
-            else None,
+            "label_auc": auc,
             "plan": open_room("planning.plan").plan_record(
                 stage.profile,
                 stage.number,
                 settings,
                 len(collator.prompt()),
-                max(len(collator.report_ids(collator.target(study))) for study in train),
+                max(len(collator.report_ids(collator.target(study))) for study in self.train),
                 cached=collator.features is not None,
                 card=self.device.kind == "cuda",
                 copied=self.plan.copied,
@@ -315,10 +326,10 @@ class _Fit:
         }
 
     @contextmanager
-    def _compiled(self, settings: StageSettings, train: Sequence[Any]) -> Iterator[None]:
+    def _compiled(self, settings: StageSettings) -> Iterator[None]:
         """Within, the layers train as compiled code where that is asked for or pays, and where it works."""
         seconds = self.plan.usual.seconds(self.plan.card)  # of a micro-batch; NaN where that is not known
-        minutes = settings.shown(len(train)) / settings.micro_batch * seconds / 60
+        minutes = settings.shown(len(self.train)) / settings.micro_batch * seconds / 60
         # A card of the T4's age computes for seconds at a micro-batch, and does not wait for Python.
         able = self.device.kind == "cuda" and self.device.dtype == "bfloat16" and process_count() == 1
         auto, earned = settings.compile == "auto" and able, minutes >= _EARNED
@@ -328,7 +339,7 @@ class _Fit:
             yield
             return
         with ExitStack() as compiled, self.watch.part("compile"):
-            batch = to_device(self.collator(train[: settings.micro_batch]), compute_device(self.model))
+            batch = to_device(self.collator(self.train[: settings.micro_batch]), compute_device(self.model))
             try:
                 compiled.enter_context(compiled_layers(self.model))
                 with self.device.autocast():
