@@ -23,10 +23,9 @@ from PIL import Image
 from transformers import LogitsProcessorList, PreTrainedModel
 
 from radvision_utils.config import Profile, RadVisionError
-from radvision_utils.data.images import letterbox, load_image, load_square
+from radvision_utils.data.images import letterbox, load_image, load_square, moved
 from radvision_utils.data.reports import Report, format_report, line_of_findings, parse_report
 from radvision_utils.data.studies import Study
-from radvision_utils.decoding import Contrast, LineChoice, moved, nothing_in_particular, thresholds
 from radvision_utils.environment import Device, choose_device, is_out_of_memory, open_room
 from radvision_utils.model.base import (
     compute_device,
@@ -44,7 +43,6 @@ from radvision_utils.progress import Progress, show_progress
 from radvision_utils.runs import RunFolder, Stage
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import report_token_losses, to_device
-from radvision_utils.training.summary import following
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +88,8 @@ class Reporter:
         self.model, self.collator, self.profile, self.stage, self.device = model, collator, profile, stage, device
         self.sampling: Sampling | None = None
         self.mean: Image.Image | None = None  # what each image is contrasted with, if generation.contrast asks for it
-        self.choice: LineChoice | None = None  # of the findings that a report begins with; None: the model writes them
+        # Of the findings that a report begins with, a `small_data.decoding.LineChoice`; None: the model writes them.
+        self.choice: Any = None
         self._batch_size = profile.generation.batch_size
         model.eval()
         model.config.use_cache = True
@@ -257,7 +256,8 @@ class Reporter:
     def _write_batch(self, images: Sequence[ImageLike]) -> list[WrittenReport]:
         start = time.perf_counter()
         inputs, begun = self._inputs(images, self.mean)
-        contrast = [] if self.mean is None else [Contrast(self.profile.generation.contrast)]
+        share = self.profile.generation.contrast
+        contrast = [] if self.mean is None else [open_room("small_data.decoding").Contrast(share)]
         with self.device.autocast(), self._lot(images[0]) as lot:
             output: Any = self.model.generate(
                 **to_device(inputs, compute_device(self.model)),
@@ -278,7 +278,7 @@ class Reporter:
         text = self.collator.tokenizer.decode(beginning + ids, skip_special_tokens=True).strip()
         report = parse_report(text, self.profile.model.summary)
         if self.choice:
-            report = following(report)
+            report = open_room("small_data.summary").following(report)
             text = format_report(report)
         return WrittenReport(report, text, len(ids), bool(stops), seconds)
 
@@ -322,9 +322,9 @@ def reporter_of(profile: Profile, stage: int, base: PreTrainedModel | None = Non
     keep_in_float32(model, _float32_blocks(profile, stage) if device.dtype == "float16" else [])
     reporter = Reporter(model, collator, profile, stage, device)
     if stage and profile.model.summary and profile.generation.findings == "scored":
-        reporter.choice = thresholds(reporter)
+        reporter.choice = open_room("small_data.decoding").thresholds(reporter)
     if stage and profile.generation.contrast:
-        reporter.mean = nothing_in_particular(reporter)
+        reporter.mean = open_room("small_data.decoding").nothing_in_particular(reporter)
     return reporter
 
 

@@ -12,7 +12,6 @@ from radvision_utils import RadVisionError, Report, load_reporter
 from radvision_utils import report as inference
 from radvision_utils.config import AUTO
 from radvision_utils.data.studies import open_prepared
-from radvision_utils.decoding import Contrast
 from radvision_utils.environment import choose_device
 from radvision_utils.evaluation.image_use import study_losses
 from radvision_utils.model import greedy
@@ -22,6 +21,7 @@ from radvision_utils.planning import judging
 from radvision_utils.planning.cost import Card
 from radvision_utils.report import reporter_of, write_in_stages
 from radvision_utils.runs import RunFolder
+from radvision_utils.small_data.decoding import Contrast
 from radvision_utils.training.loss import report_token_losses
 
 

@@ -475,6 +475,12 @@ def mean_image(paths: list[Path]) -> Image.Image:
     return Image.fromarray((total / len(paths)).round().astype(np.uint8))
 
 
+def moved(image: Image.Image, right: float, down: float) -> Image.Image:
+    """The image moved by shares of its sides, with black behind it."""
+    by = (1, 0, -right * image.width, 0, 1, -down * image.height)
+    return image.transform(image.size, Image.Transform.AFFINE, by)
+
+
 def mirror_symmetry(square: Image.Image) -> float:
     """How alike the middle of a picture and its mirror image are: Pearson's r of gray levels at the best axis.
 

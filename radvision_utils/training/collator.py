@@ -25,9 +25,8 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from radvision_utils.config import ModelSettings, RadVisionError
 from radvision_utils.data.reports import Report, format_report
 from radvision_utils.data.studies import Study
+from radvision_utils.environment import open_room
 from radvision_utils.runs import checked
-from radvision_utils.training.augmentation import Augmentation
-from radvision_utils.training.summary import token_weights, with_line
 
 IGNORED = -100  # label of a position that the loss skips
 _CACHE_BYTES = 1 << 30
@@ -61,6 +60,13 @@ class ImageFeatures(Protocol):
     def of(self, studies: Sequence[Study]) -> torch.Tensor: ...
 
 
+class ImageChanges(Protocol):
+    """What varies the images of training by chance, (1, H, W) uint8 each, another way in each epoch."""
+
+    def set_epoch(self, epoch: int) -> None: ...
+    def __call__(self, image: torch.Tensor, uid: str) -> torch.Tensor: ...
+
+
 class Collator:
     """Makes batches. The images are square and of one size, so that prompts are equally long but for the indications.
 
@@ -83,11 +89,11 @@ class Collator:
         self.pad = self.tokenizer.convert_tokens_to_ids("<|endoftext|>")
         self._prompts: dict[str, list[int]] = {}  # by what they ask
         self.prompt()  # an image token in model.prompt is refused before anything else is done
-        self.augmentation: Augmentation | None = None
+        self.augmentation: ImageChanges | None = None
         self.labels: Mapping[str, torch.Tensor] | None = None  # of studies, for those of a batch to stand in it
         self._resized: dict[str, torch.Tensor] = {}
 
-    def augmenting(self, augmentation: Augmentation) -> Collator:
+    def augmenting(self, augmentation: ImageChanges) -> Collator:
         """The same, with the images of training batches changed by chance."""
         other = copy.copy(self)
         other.augmentation = augmentation
@@ -127,7 +133,10 @@ class Collator:
 
     def target(self, study: Study) -> Report:
         """The report that a study teaches: its own, with `model.summary` begun by a line of its findings."""
-        return with_line(study.report, study.reference) if self.settings.summary else study.report
+        if not self.settings.summary:
+            return study.report
+        told: Report = open_room("small_data.summary").with_line(study.report, study.reference)
+        return told
 
     def report_ids(self, report: Report) -> list[int]:
         """Token numbers of a report with the end mark; a longer one is cut and then has no end mark to learn."""
@@ -212,7 +221,7 @@ class Collator:
         return {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": is_image}
 
     def _weights(self, targets: Sequence[Report], labels: torch.Tensor) -> torch.Tensor:
-        weights = torch.ones(labels.shape)
+        weights, token_weights = torch.ones(labels.shape), open_room("small_data.summary").token_weights
         for row, target in enumerate(targets):
             text = self.tokenizer(format_report(target), add_special_tokens=False, return_offsets_mapping=True)
             places = (labels[row] != IGNORED).nonzero().flatten()[: len(text.input_ids)]

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import EarlyStoppingCallback, TrainerState
 
 from radvision_utils.config import Profile, StageSettings
-from radvision_utils.data.studies import Study, open_prepared
+from radvision_utils.data.studies import PreparedDataset, Study, open_prepared
 from radvision_utils.environment import (
     Device,
     choose_device,
@@ -54,10 +54,8 @@ from radvision_utils.runs import (
     read_json_lines,
     write_json,
 )
-from radvision_utils.training.augmentation import Augmentation
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.features import VisionLeaves, features_for_pixels, stage_features
-from radvision_utils.training.label_head import label_auc, shows_finding, taught_by_labels
 from radvision_utils.training.loss import MODEL_INPUTS, mean_report_loss, report_token_losses, to_device
 from radvision_utils.training.resume import (
     CheckpointMark,
@@ -162,7 +160,7 @@ def _train(stage: Stage, watch: Stopwatch, model: PeftModel | None) -> None:
     # Train, in micro-batches that fit the memory.
     held_out, memory = validation[: stage.settings.validation_studies], MemoryBudget(stage)
     fit = _Fit(stage, device, model, collator, train, held_out, watch, plan)
-    with features_for_pixels(model) if features else nullcontext(), taught_by_labels(stage, model, collator, dataset):
+    with features_for_pixels(model) if features else nullcontext(), _taught(stage, model, collator, dataset):
         facts = train_in_memory(memory, model, fit.attempt)
 
     # Prove that nothing else has moved, then save.
@@ -188,6 +186,13 @@ def stage_model(stage: Stage, device: Device) -> PeftModel:
     with loading_in_memory(stage.profile, stage.number):
         base = load_base(stage.profile.model, device, shard=process_count() > 1)
         return load_adapter(base, stage.parent.adapter) if stage.parent else attach_adapter(base, stage.profile)
+
+
+def _taught(stage: Stage, model: PeftModel, collator: Collator, dataset: PreparedDataset) -> Any:
+    """The context in which finding labels teach, or choose which studies are shown, where the settings ask for that."""
+    if not stage.label_weight and stage.profile.data.abnormal_share is None:
+        return nullcontext()
+    return open_room("small_data.label_head").taught_by_labels(stage, model, collator, dataset)
 
 
 def _tell(stage: Stage, model: PeftModel, device: Device, chosen: dict[str, Any]) -> None:
@@ -267,15 +272,16 @@ class _Fit:
 
     def _take_steps(self, settings: StageSettings, log: StageLog, checkpoint: Path | None) -> TrainerState:
         """The stage's steps by transformers.Trainer, all of them or those behind a checkpoint."""
-        stage, collator, labels = self.stage, self.collator, self.collator.labels or {}
+        stage, collator = self.stage, self.collator
         budget = TimeBudget(settings.max_minutes, self.watch.started)
         seed, data = stage.profile.seed + stage.number, stage.profile.data
-        share = data.abnormal_share
+        if data.augment:
+            collator = collator.augmenting(open_room("small_data.augmentation").Augmentation(seed))
         trainer = ReportTrainer(
             model=self.model,
             args=training_arguments(settings, self.device, stage.work / "checkpoints", seed),
-            collator=collator.augmenting(Augmentation(seed)) if data.augment else collator,
-            abnormal=None if share is None else ([shows_finding(labels[s.uid]) for s in self.train], share),
+            collator=collator,
+            abnormal=self._abnormal(),
             label_weight=stage.label_weight,
             measured=lambda: log.validation_losses[-1],
             waiting=lambda: self.watch.part("waiting for data"),
@@ -296,6 +302,14 @@ class _Fit:
         pause_if_unfinished(stage, state, budget)
         return state
 
+    def _abnormal(self) -> tuple[list[bool], float] | None:
+        """Which studies show a finding, and their share of what is shown; None where that is left as it is."""
+        share, labels = self.stage.profile.data.abnormal_share, self.collator.labels or {}
+        if share is None:
+            return None
+        shows_finding = open_room("small_data.label_head").shows_finding
+        return [shows_finding(labels[study.uid]) for study in self.train], share
+
     def _facts(
         self, settings: StageSettings, log: StageLog, checkpoint: Path | None, state: TrainerState
     ) -> dict[str, Any]:
@@ -303,6 +317,7 @@ class _Fit:
         stage, model, collator = self.stage, self.model, self.collator
         auc = None
         if stage.label_weight:
+            label_auc = open_room("small_data.label_head").label_auc
             auc = label_auc(model, collator, self.held_out, settings.micro_batch * 2, self.device.autocast)
         return {
             "studies": {"train": len(self.train), "validation": len(self.held_out)},

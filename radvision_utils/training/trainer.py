@@ -23,15 +23,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from radvision_utils.config import RadVisionError, StageSettings
 from radvision_utils.data.studies import Study
-from radvision_utils.environment import Device, in_live_notebook, process_count, process_rank
+from radvision_utils.environment import Device, in_live_notebook, open_room, process_count, process_rank
 from radvision_utils.figures import loss_figure
 from radvision_utils.model.base import is_sharded
 from radvision_utils.model.greedy import write_greedily
 from radvision_utils.model.stage import assert_gradients
 from radvision_utils.runs import Stage, read_json_lines, write_json_lines
-from radvision_utils.training.augmentation import Augmentation
-from radvision_utils.training.collator import Collator, ahead
-from radvision_utils.training.label_head import label_head_of, look_only
+from radvision_utils.training.collator import Collator, ImageChanges, ahead
 from radvision_utils.training.loss import report_token_losses
 from radvision_utils.training.resume import load_trained, save_trained
 
@@ -107,7 +105,7 @@ class StudyOrder(Sampler[int]):
 class EpochOrder(TrainerCallback):
     """Tells what changes with the epoch. accelerate's `set_epoch` reaches no order where several processes resume."""
 
-    def __init__(self, *changing: StudyOrder | Augmentation) -> None:
+    def __init__(self, *changing: StudyOrder | ImageChanges) -> None:
         self.changing = changing
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -226,10 +224,11 @@ class ReportTrainer(Trainer):
                 losses = losses * inputs["weights"][:, -losses.shape[1] :]
             parts = [(1 - share) * losses.sum() / (counts.sum() if num_items_in_batch is None else num_items_in_batch)]
         else:
-            look_only(model, inputs)
+            open_room("small_data.label_head").look_only(model, inputs)
         if share:
             studies = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            parts.append(share * label_head_of(model).loss(inputs["findings"]) / studies)
+            head = open_room("small_data.label_head").label_head_of(model)
+            parts.append(share * head.loss(inputs["findings"]) / studies)
         loss = torch.stack(parts).sum()
         if not torch.isfinite(loss):
             raise RadVisionError(

@@ -23,7 +23,7 @@ from radvision_utils.model.base import (
 from radvision_utils.model.stage import select_stage
 from radvision_utils.planning.cost import read_shape
 from radvision_utils.runs import Stage
-from radvision_utils.training.label_head import LabelHead
+from radvision_utils.small_data.label_head import LabelHead
 
 CONFIG = project_root() / "radvision_utils" / "model" / "qwen2_5_vl_7b.json"
 

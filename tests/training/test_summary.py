@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from radvision_utils import RadVisionError, Report, load_profile, train_stage
+from radvision_utils.data.images import moved
 from radvision_utils.data.labels import ABNORMAL, asserted, label
 from radvision_utils.data.reports import format_report, line_of_findings, parse_report
-from radvision_utils.decoding import LineChoice, calibrate, limits_of, moved
 from radvision_utils.evaluation.records import Model, Prediction, normal_form, report_labels
 from radvision_utils.evaluation.table import Scorer
 from radvision_utils.model.base import load_processor
 from radvision_utils.report import reporter_of
 from radvision_utils.runs import RunFolder, read_json
+from radvision_utils.small_data.decoding import LineChoice, calibrate, limits_of
+from radvision_utils.small_data.summary import LINE, PLAIN, following, with_line
 from radvision_utils.training.collator import IGNORED, Collator
-from radvision_utils.training.summary import LINE, PLAIN, following, with_line
 
 PLAIN_FIRST = Report("The lungs are clear. The heart is enlarged.", "Cardiomegaly.")
 REFERENCE = Report("The lungs are clear. The heart is enlarged. XXXX pacemaker.", "Cardiomegaly.")
@@ -178,7 +179,7 @@ def test_an_image_without_anything_has_a_line_too(summarized, dataset, tmp_path)
 
 
 def test_a_line_is_scored_as_the_loss_scores_it(summarized, dataset):
-    from radvision_utils.decoding import _line_scores
+    from radvision_utils.small_data.decoding import _line_scores
 
     reporter, study = reporter_of(summarized, 3), dataset.split("test")[0]
     [scores] = _line_scores(reporter, [study], [(), ("Cardiomegaly",)], [(0.0, 0.0)])

@@ -7,7 +7,7 @@ does. The head is thrown away when the stage ends: no adapter holds it, and no r
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -121,14 +121,14 @@ def reading_labels(model: Any, head: LabelHead) -> Iterator[None]:
 
 @contextmanager
 def taught_by_labels(stage: Stage, model: Any, collator: Collator, dataset: PreparedDataset) -> Iterator[None]:
-    """Within, batches hold the labels that the settings ask for, and the model a head that learns them."""
-    weight, share, train = stage.label_weight, stage.profile.data.abnormal_share, dataset.split("train")
-    labels = finding_labels([*train, *dataset.split("validation")]) if weight or share is not None else {}
-    collator.labels = labels or None
-    head = (
-        LabelHead(model.config.get_text_config().hidden_size, {s.uid: labels[s.uid] for s in train}) if weight else None
-    )
-    with reading_labels(model, head) if head else nullcontext():
+    """Within, batches hold the studies' labels, and with a label weight the model a head that learns them."""
+    train = dataset.split("train")
+    collator.labels = labels = finding_labels([*train, *dataset.split("validation")])
+    if not stage.label_weight:
+        yield
+        return
+    head = LabelHead(model.config.get_text_config().hidden_size, {s.uid: labels[s.uid] for s in train})
+    with reading_labels(model, head):
         yield
 
 

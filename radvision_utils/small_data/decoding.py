@@ -95,12 +95,6 @@ def thresholds(reporter: Any) -> LineChoice:
     return LineChoice([tuple(chosen) for chosen in found["sets"]], found["thresholds"])
 
 
-def moved(image: Image.Image, right: float, down: float) -> Image.Image:
-    """The image moved by shares of its sides, with black behind it."""
-    by = (1, 0, -right * image.width, 0, 1, -down * image.height)
-    return image.transform(image.size, Image.Transform.AFFINE, by)
-
-
 @torch.inference_mode()
 def _line_scores(
     reporter: Any, images: Sequence[Any], sets: Sequence[Findings], views: Sequence[tuple[float, float]]
