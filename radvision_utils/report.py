@@ -24,7 +24,8 @@ from transformers import LogitsProcessorList, PreTrainedModel
 
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.data.images import letterbox, load_image, load_square, moved
-from radvision_utils.data.reports import Report, format_report, line_of_findings, parse_report
+from radvision_utils.data.parsing import parse_report
+from radvision_utils.data.reports import Report, format_report, line_of_findings
 from radvision_utils.data.studies import Study
 from radvision_utils.environment import Device, choose_device, is_out_of_memory, open_room
 from radvision_utils.model.base import (

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from radvision_utils.config import RadVisionError
 from radvision_utils.data.cells import check_columns, csv_columns, csv_lines, given, open_i_number, study_number
+from radvision_utils.data.cleaning import clean_section
 from radvision_utils.data.labels import OBSERVATIONS, Label, find_mentions, label, mesh_labels, sentences
-from radvision_utils.data.reports import Report, clean_section, format_report
+from radvision_utils.data.reports import Report, format_report
 from radvision_utils.evaluation.baselines import CANDIDATES, best_constant, commonest_normal_report
 from radvision_utils.evaluation.label_scores import mesh_agreement
 from radvision_utils.evaluation.score import SEED

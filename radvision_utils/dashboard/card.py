@@ -33,8 +33,9 @@ from radvision_utils.dashboard.record import (
     Sentence,
     is_explained,
 )
+from radvision_utils.data.cleaning import DEIDENTIFIED, PRIORS, clean_section, drop_sentences
 from radvision_utils.data.labels import Label
-from radvision_utils.data.reports import DEIDENTIFIED, PRIORS, Report, clean_section, drop_sentences
+from radvision_utils.data.reports import Report
 from radvision_utils.evaluation.records import FLAGS
 from radvision_utils.figures import BAND, DARK, GLASS, GLYPH_INK, LIGHT, SIGN_COLORS, VERDICT_COLORS, VERDICTS, WELL
 from radvision_utils.runs import write_text

@@ -12,6 +12,7 @@ from itertools import pairwise
 _LINE_END = re.compile(r"\r\n?|[\n\v\f\x1c-\x1e\x85\u2028\u2029]")
 _MARK = r"\s*(?:[-*\u2013\u2014](?=\s)|[\u2022\u00b7\u25aa\u25e6\u25cf\u25a0])\s*"
 _BULLET = re.compile(rf"(?:{_MARK}|\s*\(?\d{{1,2}}[.)](?!\d))(?=\s*\S)")
+
 # A line that ends in one of these goes on in the next.
 _GOES_ON = re.compile(
     r"(?:[,:/&(-]|\b(?:the|a|an|of|and|or|nor|no|in|on|at|with|without|to|for|from|by|as|than|is|are|was|were|be|been|has"
@@ -85,3 +86,14 @@ def join_lines(text: str) -> str:
     lines = [" ".join(re.sub(rf"^{_MARK}", "", line).split()) for line in raw]
     *others, last = [line for line in lines if line] or [""]
     return " ".join([*(line if line[-1] in ".!?:;," else f"{line}." for line in others), last])
+
+
+# Control characters, marks of writing direction and characters without width: unseen, and no part of a report.
+UNSEEN = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]+")
+
+# Known names only: in "[<The heart is normal.>]" the brackets stand for something else.
+TAG = re.compile(
+    r"</?(?:p|br|hr|div|span|b|i|u|em|strong|small|font|a|img|ul|ol|li|h[1-6]|table|tbody|thead|tr|td|th|pre|code|sup"
+    r"|sub|html|head|body|title|script|style)(?:\s[^<>]{0,500}=[^<>]{0,500})?\s?/?>",
+    re.IGNORECASE,
+)

@@ -14,7 +14,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from radvision_utils.data.cells import shown
-from radvision_utils.data.reports import DEIDENTIFIED, PRIORS, Report, format_report
+from radvision_utils.data.cleaning import DEIDENTIFIED, PRIORS
+from radvision_utils.data.reports import Report, format_report
 from radvision_utils.data.studies import SPLITS
 
 LEFT_OUT, MENDED, DOUBTED = "left out", "mended", "in doubt"

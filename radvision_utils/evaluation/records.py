@@ -22,17 +22,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get
 
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.content import parameter_count, public_name
+from radvision_utils.data.cleaning import DEIDENTIFIED, PRIORS, clean_section, drop_sentences, is_english
 from radvision_utils.data.labels import ASSERTED, Label, compare, find_mentions, label
-from radvision_utils.data.reports import (
-    DEIDENTIFIED,
-    PRIORS,
-    Report,
-    clean_section,
-    drop_sentences,
-    format_report,
-    is_english,
-    split_sentences,
-)
+from radvision_utils.data.reports import Report, format_report, split_sentences
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import open_room
 from radvision_utils.evaluation.label_scores import study_f1

@@ -15,8 +15,10 @@ from typing import Any
 
 from radvision_utils.config import STAGE_LABELS, RadVisionError, parse_json
 from radvision_utils.data.cells import check_columns, csv_columns, csv_lines, given, open_i_number, study_number
+from radvision_utils.data.cleaning import is_english
 from radvision_utils.data.labels import label
-from radvision_utils.data.reports import Report, is_english, parse_report
+from radvision_utils.data.parsing import parse_report
+from radvision_utils.data.reports import Report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.evaluation.records import check_texts
 from radvision_utils.evaluation.table import Scorer, figures_of, page

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from radvision_utils.config import Profile
-from radvision_utils.data.reports import format_report, parse_report
+from radvision_utils.data.parsing import parse_report
+from radvision_utils.data.reports import format_report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import process_count, process_rank
 from radvision_utils.report import Reporter, WrittenReport, reporter_of

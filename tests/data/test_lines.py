@@ -4,8 +4,8 @@ import textwrap
 
 import pytest
 
+from radvision_utils.data.cleaning import clean_section
 from radvision_utils.data.lines import join_lines, statement_lines
-from radvision_utils.data.reports import clean_section
 
 SENTENCES = [
     "The heart is mildly enlarged and the mediastinum is not widened",

@@ -2,14 +2,9 @@
 
 import pytest
 
-from radvision_utils.data.reports import (
-    Report,
-    clean_section,
-    drop_sentences,
-    format_report,
-    parse_report,
-    split_sentences,
-)
+from radvision_utils.data.cleaning import clean_section, drop_sentences
+from radvision_utils.data.parsing import parse_report
+from radvision_utils.data.reports import Report, format_report, split_sentences
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from radvision_utils import RadVisionError, evaluate
 from radvision_utils.__main__ import main
 from radvision_utils.config import project_root
-from radvision_utils.data.reports import is_english
+from radvision_utils.data.cleaning import is_english
 from radvision_utils.evaluation.score import score_file
 from radvision_utils.runs import RunFolder
 

@@ -10,7 +10,8 @@ import zlib
 import pytest
 
 from radvision_utils.config import project_root
-from radvision_utils.data.reports import Report, parse_report
+from radvision_utils.data.parsing import parse_report
+from radvision_utils.data.reports import Report
 from radvision_utils.evaluation.bootstrap import Bootstrap
 from radvision_utils.evaluation.charts import show_confusion, show_observations
 from radvision_utils.evaluation.table import Scorer, model_verdict, variety

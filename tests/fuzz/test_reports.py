@@ -15,19 +15,10 @@ from hypothesis import strategies as st
 from radvision_utils.__main__ import parse_settings
 from radvision_utils.collections.mimic import sections_of
 from radvision_utils.config import PROFILES, PROMPT, Profile, RadVisionError, load_profile, settings_of
+from radvision_utils.data.cleaning import DEIDENTIFIED, PRIORS, clean_section, drop_sentences, is_english, oddities
 from radvision_utils.data.labels import OBSERVATIONS, compare, find_mentions, label, sentences
-from radvision_utils.data.reports import (
-    DEIDENTIFIED,
-    PRIORS,
-    Report,
-    clean_section,
-    drop_sentences,
-    format_report,
-    is_english,
-    oddities,
-    parse_report,
-    split_sentences,
-)
+from radvision_utils.data.parsing import parse_report
+from radvision_utils.data.reports import Report, format_report, split_sentences
 
 # Pieces that the rules look for, mixed with anything: random letters alone would hardly ever meet a rule.
 PIECES = [

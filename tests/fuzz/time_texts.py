@@ -9,17 +9,10 @@ import time
 from collections.abc import Callable
 
 from radvision_utils.collections.mimic import sections_of
+from radvision_utils.data.cleaning import DEIDENTIFIED, PRIORS, clean_section, drop_sentences, is_english, oddities
 from radvision_utils.data.labels import find_mentions, label
-from radvision_utils.data.reports import (
-    DEIDENTIFIED,
-    PRIORS,
-    clean_section,
-    drop_sentences,
-    is_english,
-    oddities,
-    parse_report,
-    split_sentences,
-)
+from radvision_utils.data.parsing import parse_report
+from radvision_utils.data.reports import split_sentences
 
 LENGTHS = (12_500, 25_000, 50_000, 100_000)  # characters
 PATTERNS = [

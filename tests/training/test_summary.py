@@ -15,7 +15,8 @@ from PIL import Image
 from radvision_utils import RadVisionError, Report, load_profile, train_stage
 from radvision_utils.data.images import moved
 from radvision_utils.data.labels import ABNORMAL, asserted, label
-from radvision_utils.data.reports import format_report, line_of_findings, parse_report
+from radvision_utils.data.parsing import parse_report
+from radvision_utils.data.reports import format_report, line_of_findings
 from radvision_utils.evaluation.records import Model, Prediction, normal_form, report_labels
 from radvision_utils.evaluation.table import Scorer
 from radvision_utils.model.base import load_processor
