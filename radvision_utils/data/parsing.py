@@ -162,6 +162,7 @@ def _as_lines(text: str) -> str:
     text = html.unescape(_TOKEN.sub("\n", UNSEEN.sub(" ", text)))
     text = re.sub(r"\\(?:begin|end)\{\w{1,20}\}|\\item\b", "\n", text)  # of LaTeX
     text = re.sub(r"\\[a-z]{2,20}\*?(?=\{)", "", text)
+    text = re.sub(r"</t[dh]>\s*<t[dh]\b[^<>]{0,500}>", " | ", text, flags=re.IGNORECASE)
     text = _SECTION_TAG.sub(lambda tag: "\n" if tag[1] else f"\n{tag[2]}:\n", text)
     text = TAG.sub(" ", _BOLD_TAG.sub("**", _BLOCK_TAG.sub("\n", text)))
     for name in set(re.findall(r"</([a-zA-Z][\w-]{0,30})>", text)):  # <report>, <response>: whatever is closed, too
@@ -170,19 +171,18 @@ def _as_lines(text: str) -> str:
 
 
 def _one_below_the_other(text: str) -> str:
-    """A table of two columns, findings and impression, as two sections."""
+    """A table with findings and impression side by side as two sections; its other columns are no part of a report."""
     lines = text.split("\n")
     rows = [re.sub(r"^\|(.*?)\|?$", r"\1", line).split("|") for line in lines]
     for at, row in enumerate(rows):
         heads = [_CANDIDATE.fullmatch(f"{cell} ") for cell in row]
-        if len(row) == 2 and heads[0] and heads[1] and _section(heads[0]) != _section(heads[1]):
-            end = next((n for n in range(at + 1, len(rows)) if len(rows[n]) != 2), len(rows))
-            if end > at + 1:
-                columns = zip(*rows[at + 1 : end], strict=True)
-                below = [
-                    f"{head['name']}:\n" + "\n".join(cells) for head, cells in zip(heads, columns, strict=True) if head
-                ]
-                return "\n".join([*lines[:at], *below, *lines[end:]])
+        if {_section(head) for head in heads if head} < {"findings", "impression"}:
+            continue
+        end = next((n for n in range(at + 1, len(rows)) if len(rows[n]) != len(row)), len(rows))
+        if end > at + 1:
+            columns = zip(heads, zip(*rows[at + 1 : end], strict=True), strict=True)
+            below = [f"{head['name']}:\n" + "\n".join(cells) for head, cells in columns if head]
+            return "\n".join([*lines[:at], *below, *lines[end:]])
     return text
 
 

@@ -203,6 +203,20 @@ def test_a_report_is_read_from_a_table_of_two_columns(ours, true, names, turned,
     assert parse_report(text) == Report(" ".join(ours), " ".join(true)), text
 
 
+ROW, CELLS = "<tr><td>{}</td></tr>", '</td>\n<td class="x">'
+
+
+@given(
+    *(POINTS, POINTS, st.sampled_from(HEADINGS), st.permutations([0, 1, 2, 3]), st.sampled_from(AROUND)),
+    *(st.integers(2, 4), st.sampled_from([("| {} |", " | "), ("{}", "|"), (ROW, CELLS), (ROW.upper(), "</TH><TH>")])),
+)
+def test_a_report_is_read_from_a_table_with_further_columns(ours, true, names, order, around, width, style):
+    rows = [[*names, "Study", "Technique"], *zip_longest(ours, true, ["CXR 17"], ["PA view"], fillvalue="-")]
+    shown, (row, cells) = [place for place in order if place < width], style
+    text = around.format("\n".join(row.format(cells.join(each[place] for place in shown)) for each in rows))
+    assert parse_report(text) == Report(" ".join(ours), " ".join(true)), text
+
+
 @given(POINTS, POINTS, st.booleans(), st.booleans(), st.booleans(), st.data())
 def test_a_report_in_json_is_read(ours, true, turned, nested, listed, data):
     names = data.draw(st.sampled_from([("Findings", "impression"), ("section_findings", "section_impression")]))
