@@ -16,8 +16,8 @@ from pathlib import Path
 
 from radvision_utils.config import DISCLAIMER, RadVisionError
 from radvision_utils.environment import choose_device, quiet_libraries
+from radvision_utils.files import write_text
 from radvision_utils.planning.cost import TYPICAL_REPORT
-from radvision_utils.runs import write_text
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 

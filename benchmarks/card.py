@@ -54,19 +54,12 @@ from radvision_utils.environment import (
     quiet_libraries,
 )
 from radvision_utils.figures import markdown_table
+from radvision_utils.files import append_json_lines, first_line, read_json, read_json_lines, write_json, write_text
 from radvision_utils.model.base import load_processor
 from radvision_utils.planning.cost import Lengths, find_card, read_shape
 from radvision_utils.planning.step import Step
 from radvision_utils.report import Reporter, reporter_of
-from radvision_utils.runs import (
-    RunFolder,
-    append_json_lines,
-    first_line,
-    read_json,
-    read_json_lines,
-    write_json,
-    write_text,
-)
+from radvision_utils.runs import RunFolder
 from radvision_utils.training import train
 from radvision_utils.training.collator import Collator
 

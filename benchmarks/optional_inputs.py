@@ -19,8 +19,9 @@ from radvision_utils.config import STAGES, Profile, RadVisionError
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import quiet_libraries
 from radvision_utils.evaluation.table import DRAWN
+from radvision_utils.files import read_json_lines
 from radvision_utils.phantoms.phantom_reports import read_findings, truth_findings
-from radvision_utils.runs import RunFolder, read_json_lines
+from radvision_utils.runs import RunFolder
 
 KINDS = {"consolidation", "atelectasis"}
 INPUTS: Mapping[str, dict[str, Any]] = {

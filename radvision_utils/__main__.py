@@ -29,7 +29,8 @@ from radvision_utils.config import (
     settings_of,
 )
 from radvision_utils.environment import open_room, process_rank, quiet_libraries, set_up_libraries
-from radvision_utils.runs import RunFolder, is_current, only_run, require_locks, require_writable
+from radvision_utils.files import require_writable
+from radvision_utils.runs import RunFolder, is_current, only_run, require_locks
 
 
 class _Parser(argparse.ArgumentParser):
@@ -266,7 +267,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _score(options: argparse.Namespace) -> None:
     from radvision_utils.evaluation.score import score_file
-    from radvision_utils.runs import write_json
+    from radvision_utils.files import write_json
 
     if options.json:
         require_writable(options.json)

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from radvision_utils.config import AUTO, DISCLAIMER, settings_of
 from radvision_utils.environment import choose_device, in_live_notebook, open_room
-from radvision_utils.runs import read_json_lines
+from radvision_utils.files import read_json_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

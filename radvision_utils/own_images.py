@@ -19,6 +19,7 @@ from pathlib import Path
 from PIL import Image
 
 from radvision_utils.config import Profile, RadVisionError, unusual_settings
+from radvision_utils.content import file_hash, fingerprint
 from radvision_utils.data.cells import csv_columns, csv_lines, given, study_number
 from radvision_utils.data.images import is_dicom, load_square
 from radvision_utils.environment import choose_device, open_room
@@ -31,20 +32,10 @@ from radvision_utils.evaluation.records import (
     predictions_csv,
     training_forms,
 )
+from radvision_utils.files import append_json_lines, read_json_lines, write_json, write_json_lines, write_text
 from radvision_utils.progress import show_progress
 from radvision_utils.report import Reporter, reporter_of
-from radvision_utils.runs import (
-    RunFolder,
-    append_json_lines,
-    file_hash,
-    fingerprint,
-    holding,
-    read_json_lines,
-    require,
-    write_json,
-    write_json_lines,
-    write_text,
-)
+from radvision_utils.runs import RunFolder, holding, require
 
 logger = logging.getLogger(__name__)
 

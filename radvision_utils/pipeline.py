@@ -23,15 +23,8 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 
 from radvision_utils.config import REPOSITORY, Profile, RadVisionError, RunPaused, command_words, project_root
-from radvision_utils.runs import (
-    FORCE_VARIABLE,
-    NOTEBOOKS,
-    RunFolder,
-    first_line,
-    is_current,
-    redo_command,
-    told_if_unwritable,
-)
+from radvision_utils.files import first_line, told_if_unwritable
+from radvision_utils.runs import FORCE_VARIABLE, NOTEBOOKS, RunFolder, is_current, redo_command
 
 logger = logging.getLogger(__name__)
 

@@ -35,9 +35,9 @@ from benchmarks.training import StageRace, check_same_work, step_memory
 from radvision_utils import RadVisionError, load_profile
 from radvision_utils.data.prepare import prepare_dataset
 from radvision_utils.environment import Device
+from radvision_utils.files import read_json
 from radvision_utils.model.base import load_processor
 from radvision_utils.model.folder import TINY_BASE
-from radvision_utils.runs import read_json
 from radvision_utils.training.collator import Collator
 
 TURNS = 3

@@ -13,8 +13,9 @@ from radvision_utils import RadVisionError, load_profile, prepare_dataset
 from radvision_utils import content as module
 from radvision_utils.content import public_name, source_content
 from radvision_utils.data import prepare
+from radvision_utils.files import read_json, write_json
 from radvision_utils.phantoms.phantom_rows import phantom_rows
-from radvision_utils.runs import RunFolder, is_current, made_from, read_json, require, write_json
+from radvision_utils.runs import RunFolder, is_current, made_from, require
 
 
 @pytest.fixture(scope="module")

@@ -23,13 +23,14 @@ from radvision_utils.config import DISCLAIMER, PROMPT, project_root
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import choose_device
 from radvision_utils.evaluation.table import COLUMNS
+from radvision_utils.files import read_json
 from radvision_utils.hand_over import export
 from radvision_utils.hand_over.export import export_run, model_card, push_to_hub
 from radvision_utils.hand_over.merge import merge_into_files
 from radvision_utils.model.base import load_adapter, load_base, load_processor
 from radvision_utils.model.folder import TINY_BASE
 from radvision_utils.report import Reporter
-from radvision_utils.runs import RunFolder, read_json
+from radvision_utils.runs import RunFolder
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import MODEL_INPUTS
 

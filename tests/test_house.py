@@ -11,7 +11,19 @@ from radvision_utils.config import project_root
 PACKAGE = project_root() / "radvision_utils"
 ROOMS = ("phantoms", "small_data", "evidence", "planning", "hand_over", "bases", "collections")
 # From the ground up: a module imports from its own floor or from below.
-FLOORS = ("config", "content", "environment", "runs", "progress", "figures", "data", "model", "training", "report")
+FLOORS = (
+    "config",
+    "content",
+    "files",
+    "environment",
+    "runs",
+    "progress",
+    "figures",
+    "data",
+    "model",
+    "training",
+    "report",
+)
 FLOORS += ("evaluation", "dashboard", "own_images", "cards", "pipeline", "__main__")
 
 
@@ -80,7 +92,7 @@ def test_no_import_runs_upward():
 
 
 @pytest.mark.parametrize(
-    "name", sorted(name for name in MODULES if floor(name) in ("config", "content", "runs", "data"))
+    "name", sorted(name for name in MODULES if floor(name) in ("config", "content", "files", "runs", "data"))
 )
 def test_what_lies_below_the_model_knows_no_torch(name):
     nodes = ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8")))
@@ -107,11 +119,11 @@ def test_no_two_files_have_one_name():
     ("what", "names", "files", "most"),
     [  # what there is now; wanted: 75 files and 13,500 lines, the spine 9,000, and 16 / 3,500, 13 / 3,000, 27 / 5,200
         ("what README names to read", to_read, 8, 2_590),
-        ("the package", lambda: set(MODULES), 84, 22_280),
-        ("the spine", spine, 55, 15_220),
-        ("behind train_stage", lambda: behind("training.train"), 20, 5_530),
-        ("behind load_reporter", lambda: behind("report"), 18, 5_050),
-        ("behind evaluate", lambda: behind("evaluation.evaluate"), 32, 8_490),
+        ("the package", lambda: set(MODULES), 85, 22_270),
+        ("the spine", spine, 56, 15_210),
+        ("behind train_stage", lambda: behind("training.train"), 21, 5_550),
+        ("behind load_reporter", lambda: behind("report"), 19, 5_080),
+        ("behind evaluate", lambda: behind("evaluation.evaluate"), 33, 8_510),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

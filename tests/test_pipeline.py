@@ -9,7 +9,8 @@ import torch
 from radvision_utils import RadVisionError, load_profile, pipeline
 from radvision_utils.__main__ import _parser, profile_of
 from radvision_utils.config import RunPaused
-from radvision_utils.runs import NOTEBOOKS, STEPS, RunFolder, is_current, made_from, write_json
+from radvision_utils.files import write_json
+from radvision_utils.runs import NOTEBOOKS, STEPS, RunFolder, is_current, made_from
 
 OVERRIDES = {"stage2.epochs": 2, "stage1.max_minutes": None, "data.required": "either", "model.indication": True}
 

@@ -12,12 +12,13 @@ from radvision_utils import load_profile, predict_beautiful, prepare_dataset, tr
 from radvision_utils.config import STAGES
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.evaluation.records import study_prediction
+from radvision_utils.files import write_json_lines
 from radvision_utils.hand_over.export import export_run
 from radvision_utils.model.folder import TINY_BASE
 from radvision_utils.own_images import predict_files
 from radvision_utils.phantoms.phantom_rows import phantom_rows
 from radvision_utils.report import WrittenReport
-from radvision_utils.runs import RunFolder, write_json_lines
+from radvision_utils.runs import RunFolder
 
 USER, HOST = "alice.smith", "reading-room-7"
 _OF_A_STAGE = ("stage.json", "begun.json")  # they name the settings that a stage was made with; they stay at home

@@ -14,16 +14,8 @@ from radvision_utils.config import (
     settings_of,
     usual_settings,
 )
-from radvision_utils.runs import (
-    STEPS,
-    RunFolder,
-    is_current,
-    made_from,
-    read_json,
-    require,
-    working,
-    write_json,
-)
+from radvision_utils.files import read_json, write_json
+from radvision_utils.runs import STEPS, RunFolder, is_current, made_from, require, working
 
 
 @pytest.fixture

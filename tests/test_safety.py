@@ -22,9 +22,10 @@ from radvision_utils.data.reports import Report
 from radvision_utils.data.studies import Studies
 from radvision_utils.environment import choose_device
 from radvision_utils.evaluation.records import Model
+from radvision_utils.files import list_files
 from radvision_utils.model.base import load_adapter, load_base, load_processor
 from radvision_utils.model.folder import TINY_BASE
-from radvision_utils.runs import RunFolder, list_files
+from radvision_utils.runs import RunFolder
 
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 RUNNERS = {"eval", "exec", "__import__"}

@@ -34,17 +34,18 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from radvision_utils.bases.random import TEXT_TOKENS, build_processor, config_with_tokens, token_numbers
 from radvision_utils.config import DISCLAIMER, PROMPT, Profile, RadVisionError, load_profile, unusual_settings
+from radvision_utils.content import fingerprint
 from radvision_utils.data.prepare import prepare_dataset
 from radvision_utils.data.reports import format_report
 from radvision_utils.data.studies import PreparedDataset
 from radvision_utils.environment import choose_device, seed_everything, versions
 from radvision_utils.evaluation.bootstrap import Bootstrap
+from radvision_utils.files import read_json, require_writable, write_json, write_text
 from radvision_utils.model.base import count_parameters, load_base, load_processor
 from radvision_utils.model.faster import patch_embedding_by_matmul
 from radvision_utils.model.folder import TINY_BASE
 from radvision_utils.phantoms.phantom_reports import phantom_estimates
 from radvision_utils.report import Reporter
-from radvision_utils.runs import fingerprint, read_json, require_writable, write_json, write_text
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import mean_report_loss
 from radvision_utils.training.trainer import ReportTrainer, StageLog

@@ -27,9 +27,9 @@ from transformers import (
 )
 from transformers.quantizers import AutoHfQuantizer
 
+from radvision_utils.files import read_json, write_json
 from radvision_utils.model.base import ATTENTION
 from radvision_utils.model.folder import QWEN_7B, RANDOM_WEIGHTS, TINY_BASE
-from radvision_utils.runs import read_json, write_json
 
 _TOKENS = {
     "bos_token_id": "<|endoftext|>",

@@ -17,7 +17,7 @@ from radvision_utils.data.sources import (
     share_of,
     split_name,
 )
-from radvision_utils.runs import inside
+from radvision_utils.files import inside
 
 
 def open_collection(name: str, folder: Path, seed: int) -> Source:

@@ -22,7 +22,7 @@ from radvision_utils.data.sources import (
     check_count,
     make_row,
 )
-from radvision_utils.runs import inside
+from radvision_utils.files import inside
 
 SPLIT = "mimic-cxr-2.0.0-split.csv"
 

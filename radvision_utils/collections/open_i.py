@@ -22,7 +22,7 @@ from radvision_utils.evaluation.score import SEED
 from radvision_utils.evaluation.table import RULE_LABELS, Scorer
 from radvision_utils.evaluation.text_metrics import R2GEN, REXRANK, REXRANK_TEXTS, r2gen_vocabulary, sentence_bleu2
 from radvision_utils.figures import markdown_table
-from radvision_utils.runs import read_json, require_writable, write_text
+from radvision_utils.files import read_json, require_writable, write_text
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from radvision_utils.dashboard.record import (
     observations,
 )
 from radvision_utils.figures import VERDICTS
-from radvision_utils.runs import write_text
+from radvision_utils.files import write_text
 
 WRAP = {"flex_flow": "row wrap", "align_items": "center", "width": "100%"}
 ReportOn = Callable[[str, bytes | Path, int], ReportCard]

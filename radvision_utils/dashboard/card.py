@@ -38,7 +38,7 @@ from radvision_utils.data.labels import Label
 from radvision_utils.data.reports import Report
 from radvision_utils.evaluation.records import FLAGS
 from radvision_utils.figures import BAND, DARK, GLASS, GLYPH_INK, LIGHT, SIGN_COLORS, VERDICT_COLORS, VERDICTS, WELL
-from radvision_utils.runs import write_text
+from radvision_utils.files import write_text
 
 RULES = "rule-based, may be wrong"
 NO_HEADINGS = "no headings in the model's text"

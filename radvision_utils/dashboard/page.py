@@ -26,7 +26,7 @@ from radvision_utils.dashboard.record import AUTHORS, SECTIONS, Record, by_contr
 from radvision_utils.evaluation.records import clean
 from radvision_utils.evaluation.table import COLUMNS, FACTS, capital, model_verdict
 from radvision_utils.figures import DARK, LIGHT, SIGN_COLORS, VERDICTS
-from radvision_utils.runs import checked, inside, write_text
+from radvision_utils.files import checked, inside, write_text
 
 _IMAGE_BYTES = 45_000  # of each of some hundred images; a page of 600 studies stays under 40 MB
 _MAPPED = 200  # studies with evidence maps at most

@@ -27,7 +27,7 @@ from radvision_utils.config import DISCLAIMER
 from radvision_utils.dashboard.radiograph import Box, open_image, viridis, with_map
 from radvision_utils.dashboard.record import Sentence
 from radvision_utils.figures import BAND, GLYPH_INK, LIGHT, SIGN_COLORS, VERDICT_COLORS, VERDICTS, WELL
-from radvision_utils.runs import told_if_unwritable
+from radvision_utils.files import told_if_unwritable
 
 if TYPE_CHECKING:  # a card saves itself by this module
     from radvision_utils.dashboard.card import Chip, ReportCard, Section

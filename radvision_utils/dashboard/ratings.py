@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from radvision_utils.dashboard.record import AUTHORS, Record
-from radvision_utils.runs import append_json_lines, now, read_json_lines, write_json_lines
+from radvision_utils.files import append_json_lines, read_json_lines, write_json_lines
+from radvision_utils.runs import now
 
 SCORES = (1, 2, 3, 4, 5)  # 1: unusable, 5: as good as it gets
 ERRORS = ("no error", "finding invented", "finding missed", "wrong place", "wrong severity", "other")

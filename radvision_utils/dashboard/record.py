@@ -25,7 +25,8 @@ from radvision_utils.evaluation.records import (
     read_as,
 )
 from radvision_utils.figures import VERDICTS
-from radvision_utils.runs import checked, parse_line, redo_command, text_lines
+from radvision_utils.files import checked, parse_line, text_lines
+from radvision_utils.runs import redo_command
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.runs import first_line
+from radvision_utils.files import first_line
 
 log = logging.getLogger(__name__)
 

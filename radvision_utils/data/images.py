@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.runs import checked
+from radvision_utils.files import checked
 
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused: a few kilobytes can claim to be gigabytes of pixels (decompression bombs). The largest

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from radvision_utils import runs
+from radvision_utils import files, runs
 from radvision_utils.config import DataSettings, Profile, RadVisionError
-from radvision_utils.content import source_content
+from radvision_utils.content import file_hash, fingerprint, source_content
 from radvision_utils.data.cleaning import LONGEST, clean_section, drop_sentences, is_english, oddities
 from radvision_utils.data.images import LATERAL_BELOW, Stored, store_squares
 from radvision_utils.data.reports import Report
@@ -71,7 +71,7 @@ def _prepare_aside(
 ) -> None:
     """Prepare in a folder of its own; the pictures that an interrupted preparation of the same studies left count."""
     partial, content = run.partial("data"), source_content(source.name)  # before it is read: it may change meanwhile
-    journal = partial / f"stored.{runs.fingerprint([runs.made_from(profile, 'data'), content])}.jsonl"
+    journal = partial / f"stored.{fingerprint([runs.made_from(profile, 'data'), content])}.jsonl"
     if force or not journal.is_file():
         if partial.exists():
             log.info("removing %s, left by a preparation that did not finish", partial)
@@ -103,11 +103,11 @@ def _prepare(profile: Profile, source: Source, content: str | None, journal: Pat
     journal.unlink()
     remarks.tell()
     _check_splits(tally, remarks, source, profile.data)
-    runs.write_json(folder / "split.json", tally.splits)
+    files.write_json(folder / "split.json", tally.splits)
     seconds = time.monotonic() - started
     summary = {
         "made_from": runs.made_from(profile, "data"),
-        "hash": runs.file_hash(folder / "studies.arrow"),
+        "hash": file_hash(folder / "studies.arrow"),
         "source": source.name,
         "content": content,
         "kind": source.kind,
@@ -118,7 +118,7 @@ def _prepare(profile: Profile, source: Source, content: str | None, journal: Pat
         "seconds": round(seconds, 2),
         "studies_per_second": round(tally.read / seconds, 1),
     }
-    runs.write_json(folder / "summary.json", summary)
+    files.write_json(folder / "summary.json", summary)
 
 
 @dataclass(frozen=True)
@@ -205,8 +205,8 @@ def _missing(report: Report, required: str) -> str:
 def _stored_before(journal: Path) -> dict[str, Stored]:
     """What an interrupted preparation noted of the pictures that it stored, or could not store, by their paths."""
     shape = {"image": str, "pixels": str, "symmetry": float, "oddities": [str], "reason": str, "fault": str}
-    lines = runs.read_json_lines(journal, shape, torn=True) if journal.is_file() else []
-    runs.write_json_lines(journal, lines)  # without the line that a killed process did not finish
+    lines = files.read_json_lines(journal, shape, torn=True) if journal.is_file() else []
+    files.write_json_lines(journal, lines)  # without the line that a killed process did not finish
     before = {}
     for line in lines:
         image, mended = line.pop("image"), tuple(line.pop("oddities"))

@@ -27,7 +27,7 @@ from radvision_utils.config import DataSettings, RadVisionError, parse_json
 from radvision_utils.content import find_source, is_hub_name
 from radvision_utils.data.cells import check_columns, csv_columns, csv_lines, given, shown, study_number
 from radvision_utils.environment import open_room
-from radvision_utils.runs import first_line, inside, of_shape, read_json
+from radvision_utils.files import first_line, inside, of_shape, read_json
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any, overload
 
 import pyarrow as pa
 
-from radvision_utils import runs
+from radvision_utils import files, runs
 from radvision_utils.config import Profile, RadVisionError
 from radvision_utils.data.reports import Report
 
@@ -49,7 +49,7 @@ class Studies(Sequence[Study]):
 
     def __init__(self, folder: Path, split: str) -> None:
         self.folder, self.split = folder, split
-        with pa.memory_map(str(runs.checked(folder / "studies.arrow"))) as source:
+        with pa.memory_map(str(files.checked(folder / "studies.arrow"))) as source:
             self.table: pa.Table = pa.ipc.open_stream(source).read_all()
         names = self.table.column("split").to_pylist()
         self._rows = [row for row, name in enumerate(names) if name == split]
@@ -75,7 +75,7 @@ class Studies(Sequence[Study]):
 
     def _study(self, row: int) -> Study:
         values = self.table.slice(row, 1).to_pylist()[0]
-        if runs.inside(self.folder, values["image"]) is None:
+        if files.inside(self.folder, values["image"]) is None:
             raise RadVisionError(
                 f"image {values['image']!r} of study {values['uid']!r} is not in {self.folder}: prepare the data again."
             )

@@ -11,7 +11,7 @@ from PIL import Image
 
 from radvision_utils.data.studies import SPLITS, PreparedDataset, Study
 from radvision_utils.figures import BLUE, GREEN, ORANGE, new_figure, tidy
-from radvision_utils.runs import checked
+from radvision_utils.files import checked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

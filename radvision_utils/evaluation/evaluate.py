@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from radvision_utils.config import STAGE_LABELS, STAGES, Profile, RadVisionError
+from radvision_utils.content import fingerprint
 from radvision_utils.data.studies import SPLITS, open_prepared
 from radvision_utils.environment import choose_device, forget_peak_memory, open_room, process_rank, versions
 from radvision_utils.evaluation import image_use
@@ -44,21 +45,9 @@ from radvision_utils.evaluation.table import (
 )
 from radvision_utils.evaluation.text_metrics import r2gen_vocabulary
 from radvision_utils.evaluation.writing import help_first_process, write_reports
+from radvision_utils.files import read_json, write_json, write_json_lines, write_text
 from radvision_utils.report import Reporter, WrittenReport, reporter_of
-from radvision_utils.runs import (
-    RunFolder,
-    asked_to_force,
-    fingerprint,
-    is_current,
-    made_from,
-    now,
-    publish_finished,
-    read_json,
-    working,
-    write_json,
-    write_json_lines,
-    write_text,
-)
+from radvision_utils.runs import RunFolder, asked_to_force, is_current, made_from, now, publish_finished, working
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,8 @@ from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import open_room
 from radvision_utils.evaluation.label_scores import study_f1
 from radvision_utils.figures import VERDICTS
-from radvision_utils.runs import RunFolder, read_json_lines
+from radvision_utils.files import read_json_lines
+from radvision_utils.runs import RunFolder
 
 if TYPE_CHECKING:  # whose module imports torch, which a score does without
     from radvision_utils.report import WrittenReport

@@ -24,7 +24,8 @@ from radvision_utils.evaluation.records import check_texts
 from radvision_utils.evaluation.table import Scorer, figures_of, page
 from radvision_utils.evaluation.text_metrics import r2gen_vocabulary
 from radvision_utils.figures import markdown_table
-from radvision_utils.runs import RunFolder, of_shape, read_json, text_lines
+from radvision_utils.files import of_shape, read_json, text_lines
+from radvision_utils.runs import RunFolder
 
 SEED = 7
 _COLUMNS = ("uid", "prediction", "reference")

@@ -14,20 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from radvision_utils.config import Profile
+from radvision_utils.content import fingerprint
 from radvision_utils.data.parsing import parse_report
 from radvision_utils.data.reports import format_report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import process_count, process_rank
+from radvision_utils.files import append_json_lines, read_json_lines, write_json_lines
 from radvision_utils.report import Reporter, WrittenReport, reporter_of
-from radvision_utils.runs import (
-    RunFolder,
-    append_json_lines,
-    fingerprint,
-    is_current,
-    made_from,
-    read_json_lines,
-    write_json_lines,
-)
+from radvision_utils.runs import RunFolder, is_current, made_from
 
 logger = logging.getLogger(__name__)
 

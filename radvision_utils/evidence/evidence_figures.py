@@ -18,8 +18,8 @@ from radvision_utils.evaluation.bootstrap import figure_text
 from radvision_utils.evaluation.records import read_predictions
 from radvision_utils.evidence.pointing import not_validated
 from radvision_utils.figures import BLUE, GRAY, GREEN, ORANGE, VERMILION, interval_bar, new_figure, save_figure, tidy
+from radvision_utils.files import checked, read_json_lines
 from radvision_utils.phantoms.phantom_reports import asserted_pairs
-from radvision_utils.runs import checked, read_json_lines
 
 _COLORS = {"occlusion": BLUE, "gradient": ORANGE, "center": GREEN, "random": GRAY}
 _COVERAGE = (("shown", "value"), ("unsupported", "value"), ("unsupported", "low"), ("unsupported", "high"))

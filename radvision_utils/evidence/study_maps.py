@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from radvision_utils.config import STAGES, Profile
+from radvision_utils.content import fingerprint
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import forget_peak_memory, open_room
 from radvision_utils.evaluation.bootstrap import Bootstrap, figure_text, rounded
@@ -43,21 +44,20 @@ from radvision_utils.evidence.pointing import (
     pointing_figures,
     regions_of,
 )
-from radvision_utils.phantoms.phantom_reports import asserted_pairs, read_findings
-from radvision_utils.phantoms.phantom_rows import drawn_regions
-from radvision_utils.progress import show_progress
-from radvision_utils.report import Reporter, reporter_of
-from radvision_utils.runs import (
+from radvision_utils.files import (
     LIST,
-    RunFolder,
     append_json_lines,
-    fingerprint,
     read_json,
     read_json_lines,
     write_json,
     write_json_lines,
     write_text,
 )
+from radvision_utils.phantoms.phantom_reports import asserted_pairs, read_findings
+from radvision_utils.phantoms.phantom_rows import drawn_regions
+from radvision_utils.progress import show_progress
+from radvision_utils.report import Reporter, reporter_of
+from radvision_utils.runs import RunFolder
 
 VALIDATED = 60  # phantoms whose maps are compared with what was drawn
 MAPS = ("occlusion", "gradient")

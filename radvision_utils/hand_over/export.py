@@ -23,20 +23,11 @@ from radvision_utils.data.studies import open_prepared
 from radvision_utils.environment import Device, choose_device, memory_cap
 from radvision_utils.evaluation.table import interval_rows
 from radvision_utils.figures import markdown_table
+from radvision_utils.files import first_line, read_json, require_writable, told_if_unwritable, write_json, write_text
 from radvision_utils.hand_over.merge import base_bytes, merge_into_files
 from radvision_utils.model.base import WEIGHTS, compute_device, load_adapter, load_base, load_processor
 from radvision_utils.model.folder import base_path
-from radvision_utils.runs import (
-    RunFolder,
-    first_line,
-    now,
-    read_json,
-    require,
-    require_writable,
-    told_if_unwritable,
-    write_json,
-    write_text,
-)
+from radvision_utils.runs import RunFolder, now, require
 from radvision_utils.training.collator import IGNORED, Collator
 from radvision_utils.training.loss import MODEL_INPUTS, to_device
 

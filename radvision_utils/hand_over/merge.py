@@ -19,8 +19,8 @@ from peft import LoraConfig
 from safetensors import safe_open
 
 from radvision_utils.config import RadVisionError
+from radvision_utils.files import checked, read_json
 from radvision_utils.model.base import WEIGHTS, read_lora
-from radvision_utils.runs import checked, read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

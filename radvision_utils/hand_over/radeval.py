@@ -14,7 +14,7 @@ from pathlib import Path
 
 from radvision_utils.config import RadVisionError, project_root
 from radvision_utils.data.reports import Report
-from radvision_utils.runs import read_json, write_json
+from radvision_utils.files import read_json, write_json
 
 METRICS = ("f1chexbert", "radgraph", "radcliq", "ratescore")
 # What the field reports -> its key in RadEval's answer.

@@ -34,9 +34,9 @@ from transformers import (
 from radvision_utils.config import ModelSettings, Profile, RadVisionError
 from radvision_utils.content import public_name
 from radvision_utils.environment import Device, free_failed_calls, is_out_of_memory, open_room, require_device
+from radvision_utils.files import checked, first_line, read_json
 from radvision_utils.model.faster import attention_by_window_length, patch_embedding_by_matmul
 from radvision_utils.model.folder import RANDOM_WEIGHTS, base_path, from_pretrained, require_whole, what_is_wrong
-from radvision_utils.runs import checked, first_line, read_json
 
 COMPONENTS = ("vision_encoder", "projector", "language_model")
 

@@ -18,8 +18,8 @@ from transformers import AutoProcessor, ProcessorMixin
 
 from radvision_utils.config import ModelSettings, RadVisionError
 from radvision_utils.environment import is_out_of_memory
+from radvision_utils.files import first_line, is_disk_full, write_json
 from radvision_utils.progress import download_bar
-from radvision_utils.runs import first_line, is_disk_full, write_json
 
 TINY_BASE = Path(__file__).parent / "tiny_base"
 QWEN_7B = Path(__file__).parent / "qwen2_5_vl_7b.json"

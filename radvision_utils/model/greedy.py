@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from radvision_utils.environment import is_out_of_memory
+from radvision_utils.files import first_line
 from radvision_utils.model.base import compute_device
-from radvision_utils.runs import first_line
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from radvision_utils.data.labels import find_mentions
 from radvision_utils.data.reports import Report
 from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate, share
+from radvision_utils.files import read_json
 from radvision_utils.phantoms.hospitals import FINDINGS, Finding, Habits
 from radvision_utils.phantoms.scene import SIZE
-from radvision_utils.runs import read_json
 
 # Of asserted findings, of what is absent, of impressions: statement -> hospital -> phrasings.
 ASSERTED, ABSENT, CONCLUDED = read_json(Path(__file__).with_name("phrases.json")).values()

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from radvision_utils.config import PROMPT, ModelSettings, Profile, RadVisionError
-from radvision_utils.runs import RunFolder, read_json
+from radvision_utils.files import read_json
+from radvision_utils.runs import RunFolder
 
 _MODEL = Path(__file__).resolve().parent.parent / "model"
 # The report prompt with its chat template, without the image's tokens, counted with Qwen's vocabulary.

@@ -37,12 +37,13 @@ from radvision_utils.environment import (
     versions,
 )
 from radvision_utils.figures import markdown_table
+from radvision_utils.files import first_line, read_json, read_json_lines, write_json, write_text
 from radvision_utils.hand_over.export import check_merge
 from radvision_utils.hand_over.merge import merge_into_files
 from radvision_utils.model.base import attach_adapter, is_adapter, load_base, load_processor, save_adapter
 from radvision_utils.pipeline import environment_variables, run_notebooks, training_command
 from radvision_utils.report import reporter_of
-from radvision_utils.runs import RunFolder, first_line, now, read_json, read_json_lines, write_json, write_text
+from radvision_utils.runs import RunFolder, now
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import mean_report_loss
 from radvision_utils.training.train import train_stage

@@ -21,12 +21,14 @@ from transformers import LogitsProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from radvision_utils.config import RadVisionError
+from radvision_utils.content import fingerprint
 from radvision_utils.data.images import mean_image
 from radvision_utils.data.labels import asserted
 from radvision_utils.data.reports import line_of_findings
 from radvision_utils.data.studies import Study, open_prepared
+from radvision_utils.files import read_json, write_json
 from radvision_utils.model.base import compute_device
-from radvision_utils.runs import RunFolder, fingerprint, read_json, require, write_json
+from radvision_utils.runs import RunFolder, require
 from radvision_utils.training.loss import report_token_losses, to_device
 
 logger = logging.getLogger(__name__)

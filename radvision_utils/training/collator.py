@@ -26,7 +26,7 @@ from radvision_utils.config import ModelSettings, RadVisionError
 from radvision_utils.data.reports import Report, format_report
 from radvision_utils.data.studies import Study
 from radvision_utils.environment import open_room
-from radvision_utils.runs import checked
+from radvision_utils.files import checked
 
 IGNORED = -100  # label of a position that the loss skips
 _CACHE_BYTES = 1 << 30

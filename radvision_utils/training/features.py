@@ -22,12 +22,14 @@ from transformers import TrainerCallback
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from radvision_utils.config import RadVisionError
+from radvision_utils.content import fingerprint
 from radvision_utils.data.studies import PreparedDataset, Study
 from radvision_utils.environment import choose_device
+from radvision_utils.files import is_whole, list_files
 from radvision_utils.model.base import compute_device, core_of
 from radvision_utils.model.faster import computing
 from radvision_utils.progress import show_progress
-from radvision_utils.runs import Stage, fingerprint, is_whole, list_files
+from radvision_utils.runs import Stage
 from radvision_utils.training.collator import Collator, ahead
 
 logger = logging.getLogger(__name__)

@@ -28,22 +28,9 @@ from transformers import TrainerCallback, TrainerState
 
 from radvision_utils.config import RadVisionError, RunPaused, StageSettings
 from radvision_utils.environment import choose_device, conditions, is_out_of_memory, open_room, process_count
+from radvision_utils.files import first_line, is_whole, list_files, read_json, read_json_lines, write_json
 from radvision_utils.model.base import trained_tensors
-from radvision_utils.runs import (
-    Stage,
-    differences,
-    first_line,
-    is_current,
-    is_whole,
-    list_files,
-    made_from,
-    publish_finished,
-    read_json,
-    read_json_lines,
-    redo_command,
-    working,
-    write_json,
-)
+from radvision_utils.runs import Stage, differences, is_current, made_from, publish_finished, redo_command, working
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import EarlyStoppingCallback, TrainerState
 
 from radvision_utils.config import Profile, StageSettings
+from radvision_utils.content import file_hash, fingerprint
 from radvision_utils.data.studies import PreparedDataset, Study, open_prepared
 from radvision_utils.environment import (
     Device,
@@ -28,6 +29,7 @@ from radvision_utils.environment import (
     seed_everything,
 )
 from radvision_utils.figures import loss_figure
+from radvision_utils.files import first_line, read_json_lines, write_json
 from radvision_utils.model.base import (
     WEIGHTS,
     attach_adapter,
@@ -42,18 +44,7 @@ from radvision_utils.model.base import (
 from radvision_utils.model.faster import compiled_layers, keep_dequantized, speed_up_lora
 from radvision_utils.model.fp16 import guard_fp16
 from radvision_utils.model.stage import check_ledger, checkpoint_layers, select_stage, weight_ledger
-from radvision_utils.runs import (
-    Stage,
-    asked_to_force,
-    file_hash,
-    fingerprint,
-    first_line,
-    is_current,
-    made_from,
-    now,
-    read_json_lines,
-    write_json,
-)
+from radvision_utils.runs import Stage, asked_to_force, is_current, made_from, now
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.features import VisionLeaves, features_for_pixels, stage_features
 from radvision_utils.training.loss import MODEL_INPUTS, mean_report_loss, report_token_losses, to_device

@@ -25,10 +25,11 @@ from radvision_utils.config import RadVisionError, StageSettings
 from radvision_utils.data.studies import Study
 from radvision_utils.environment import Device, in_live_notebook, open_room, process_count, process_rank
 from radvision_utils.figures import loss_figure
+from radvision_utils.files import read_json_lines, write_json_lines
 from radvision_utils.model.base import is_sharded
 from radvision_utils.model.greedy import write_greedily
 from radvision_utils.model.stage import assert_gradients
-from radvision_utils.runs import Stage, read_json_lines, write_json_lines
+from radvision_utils.runs import Stage
 from radvision_utils.training.collator import Collator, ImageChanges, ahead
 from radvision_utils.training.loss import report_token_losses
 from radvision_utils.training.resume import load_trained, save_trained

@@ -19,9 +19,9 @@ from radvision_utils.evidence.confidence import (
     selected,
 )
 from radvision_utils.evidence.evidence_figures import _joined, evidence_rows, show_coverage, show_maps, show_reliability
+from radvision_utils.files import read_json_lines
 from radvision_utils.phantoms.phantom_reports import asserted_pairs
 from radvision_utils.report import Sampling, reporter_of
-from radvision_utils.runs import read_json_lines
 
 EFFUSION = frozenset({("Pleural Effusion", "left")})
 

@@ -39,7 +39,9 @@ from matplotlib.figure import Figure
 
 from radvision_utils import evaluate, load_profile, prepare_dataset, train_stage
 from radvision_utils.cards import write_dashboard
-from radvision_utils.runs import STEPS, RunFolder, file_hash, read_json, read_json_lines
+from radvision_utils.content import file_hash
+from radvision_utils.files import read_json, read_json_lines
+from radvision_utils.runs import STEPS, RunFolder
 from radvision_utils.training.resume import last_checkpoint
 
 CHAIN = (*STEPS, "dashboard")

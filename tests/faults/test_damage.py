@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from radvision_utils import RadVisionError, predict_beautiful, prepare_dataset, train_stage
 from radvision_utils.data.images import load_image
 from radvision_utils.data.studies import open_prepared
+from radvision_utils.files import LIST, DamagedFile, checked, is_whole, list_files, read_json_lines
 from radvision_utils.report import reporter_of
-from radvision_utils.runs import LIST, DamagedFile, RunFolder, checked, is_whole, list_files, read_json_lines, require
+from radvision_utils.runs import RunFolder, require
 from radvision_utils.training import train as trainer
 from radvision_utils.training.resume import CheckpointMark, last_checkpoint
 

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 
 from radvision_utils import RadVisionError, evaluate, prepare_dataset, train_stage
 from radvision_utils.cards import write_dashboard
+from radvision_utils.files import told_if_unwritable, write_json
 from radvision_utils.hand_over.export import export_run
-from radvision_utils.runs import RunFolder, is_current, told_if_unwritable, write_json
+from radvision_utils.runs import RunFolder, is_current
 from radvision_utils.training.resume import last_checkpoint
 
 TOLD = r"a file in .* could not be written to its end \(.*\): make room and give the same command again"

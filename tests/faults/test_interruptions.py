@@ -16,25 +16,14 @@ from safetensors.torch import load_file, save_file
 
 from radvision_utils import RadVisionError, train_stage
 from radvision_utils.config import RunPaused, project_root, settings_of
+from radvision_utils.content import file_hash
 from radvision_utils.data.reports import format_report
 from radvision_utils.evaluation.writing import write_reports
+from radvision_utils.files import LIST, is_whole, list_files, read_json, read_json_lines, write_json, write_text
 from radvision_utils.model.base import component_of
 from radvision_utils.planning.cost import disk_gib, read_shape
 from radvision_utils.report import reporter_of
-from radvision_utils.runs import (
-    LIST,
-    NO_RESULT,
-    RunFolder,
-    file_hash,
-    is_current,
-    is_whole,
-    list_files,
-    read_json,
-    read_json_lines,
-    working,
-    write_json,
-    write_text,
-)
+from radvision_utils.runs import NO_RESULT, RunFolder, is_current, working
 from radvision_utils.training import train as trainer
 from radvision_utils.training.resume import TRAINED, last_checkpoint
 
@@ -180,7 +169,7 @@ def killed_before_change(patch, number):
     patch.setattr(Path, "rename", counted(Path.rename))
     patch.setattr("os.rmdir", counted(os.rmdir))
     patch.setattr("os.unlink", counted(os.unlink))
-    patch.setattr("radvision_utils.runs.write_json", counted(write_json))
+    patch.setattr("radvision_utils.files.write_json", counted(write_json))
 
 
 @pytest.mark.parametrize("number", range(6))

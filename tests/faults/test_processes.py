@@ -14,8 +14,9 @@ from radvision_utils import evaluate, train_stage
 from radvision_utils.config import RunPaused, project_root
 from radvision_utils.data.reports import Report
 from radvision_utils.environment import choose_device
+from radvision_utils.files import read_json_lines
 from radvision_utils.model.base import is_adapter
-from radvision_utils.runs import RunFolder, Stage, read_json_lines
+from radvision_utils.runs import RunFolder, Stage
 from radvision_utils.training.resume import last_checkpoint
 from radvision_utils.training.train import stage_model
 

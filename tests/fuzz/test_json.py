@@ -14,8 +14,9 @@ from radvision_utils.config import DataSettings, RadVisionError, load_profile, p
 from radvision_utils.dashboard import ratings, record
 from radvision_utils.data.sources import open_source
 from radvision_utils.evaluation import records, score
+from radvision_utils.files import is_whole
 from radvision_utils.planning.cost import study_counts
-from radvision_utils.runs import STEPS, RunFolder, Stage, is_current, is_whole, working
+from radvision_utils.runs import STEPS, RunFolder, Stage, is_current, working
 from radvision_utils.training.resume import _begun, finished_state
 
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from radvision_utils.environment import DTYPE_VARIABLE, Device, choose_device
+from radvision_utils.files import read_json, write_json
 from radvision_utils.model.base import attach_adapter, load_base, load_processor
 from radvision_utils.model.fp16 import MARGIN, audit_fp16, guard_fp16, keep_in_float32
 from radvision_utils.model.stage import select_stage
 from radvision_utils.report import reporter_of
-from radvision_utils.runs import RunFolder, Stage, read_json, write_json
+from radvision_utils.runs import RunFolder, Stage
 from radvision_utils.training import train as trainer
 from radvision_utils.training.collator import Collator
 from radvision_utils.training.loss import MODEL_INPUTS

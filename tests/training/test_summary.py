@@ -19,9 +19,10 @@ from radvision_utils.data.parsing import parse_report
 from radvision_utils.data.reports import format_report, line_of_findings
 from radvision_utils.evaluation.records import Model, Prediction, normal_form, report_labels
 from radvision_utils.evaluation.table import Scorer
+from radvision_utils.files import read_json
 from radvision_utils.model.base import load_processor
 from radvision_utils.report import reporter_of
-from radvision_utils.runs import RunFolder, read_json
+from radvision_utils.runs import RunFolder
 from radvision_utils.small_data.decoding import LineChoice, calibrate, limits_of
 from radvision_utils.small_data.summary import LINE, PLAIN, following, with_line
 from radvision_utils.training.collator import IGNORED, Collator

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from radvision_utils import RadVisionError, load_profile, train_stage
 from radvision_utils.config import AUTO, RunPaused
 from radvision_utils.environment import choose_device
+from radvision_utils.files import read_json_lines
 from radvision_utils.model.base import WEIGHTS, attach_adapter, component_of, is_adapter, load_base, load_processor
 from radvision_utils.model.faster import compiled_layers
 from radvision_utils.model.stage import (
@@ -28,7 +29,7 @@ from radvision_utils.model.stage import (
 )
 from radvision_utils.planning import plan
 from radvision_utils.planning.cost import Card
-from radvision_utils.runs import RunFolder, Stage, read_json_lines
+from radvision_utils.runs import RunFolder, Stage
 from radvision_utils.training import loss
 from radvision_utils.training import train as trainer
 from radvision_utils.training import trainer as steps
