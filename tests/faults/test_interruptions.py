@@ -169,7 +169,7 @@ def killed_before_change(patch, number):
     patch.setattr(Path, "rename", counted(Path.rename))
     patch.setattr("os.rmdir", counted(os.rmdir))
     patch.setattr("os.unlink", counted(os.unlink))
-    patch.setattr("radvision_utils.files.write_json", counted(write_json))
+    patch.setattr("radvision_utils.runs.write_json", counted(write_json))
 
 
 @pytest.mark.parametrize("number", range(6))
