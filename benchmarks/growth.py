@@ -182,7 +182,7 @@ def planned_by_resolution(sides: Sequence[int] = (224, 336, 448, 504, 672, 1008)
 def planned_by_cards(counts: Sequence[int] = (1, 2, 4, 8)) -> tuple[list[Row], list[Row]]:
     """T4s that each hold the whole 4-bit base, and L4s that share the decoder of one without quantization."""
     whole = _planned("l4", 3, **_one_at_a_time(3), **{"model.quantization": "none"})
-    language, minutes = whole.shape.language, 60 * whole.hours
+    language, minutes = whole.step.shape.language, 60 * whole.hours
     decoder = 2 * (language.linear_weights + language.other_weights - language.width) / 2**30
     copied, shared = [], []
     for count in counts:

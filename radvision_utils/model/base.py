@@ -204,7 +204,7 @@ def _require_loaded(what: str, model: nn.Module, report: Mapping[str, Any]) -> N
     require_whole(what, report["missing_keys"], report["unexpected_keys"], misfits)
 
 
-def _settle_4_bit_layers(model: nn.Module) -> None:
+def _settle_4_bit_layers(model: Any) -> None:
     for module in model.modules():
         # On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first evaluation forward, and the next
         # training step fails on a view of a leaf variable. Its own switch turns the repacking off.
