@@ -109,6 +109,7 @@ def make_profile(folder: Path, train: int, model: str = MINI, /, **changes: Any)
     stages = {
         "micro_batch": BATCH,
         "accumulation": 1,
+        "checkpointed_layers": None,  # all, as the peers do
         "epochs": 1.0,
         "validation_studies": HELD_OUT,
         # In the 7B LoRA of rank 16 is 0.6 % of the decoder's parameters and 1.8 % of the vision encoder's. At a 56th of

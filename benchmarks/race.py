@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from datasets import disable_progress_bars
 from torch import profiler
@@ -239,13 +240,15 @@ def fetch_heap() -> None:
     """Take back from the system, before a turn, what `malloc_trim` gave up at the end of the last one.
 
     Else the steps would fetch it page by page, and on a virtual machine, which may have to get it from its host, that
-    can take longer than the step: most for who uses most memory. Where the system is no Linux nothing is done.
+    can take longer than the step: most for who uses most memory. Where the system is no Linux nothing is done, nor
+    where it has not that much left: of a heap full of holes a step needs only a part.
     """
-    maps = Path("/proc/self/maps")
+    maps, left = Path("/proc/self/maps"), psutil.virtual_memory().available
     for line in maps.read_text(encoding="utf-8").splitlines() if maps.is_file() else []:
         if line.endswith("[heap]"):
             start, end = (int(bound, 16) for bound in line.split()[0].split("-"))
-            _libc("madvise", start, end - start, 23)  # MADV_POPULATE_WRITE, of Linux 5.14; an older one refuses
+            if end - start < left:
+                _libc("madvise", start, end - start, 23)  # MADV_POPULATE_WRITE, of Linux 5.14; an older one refuses
 
 
 def _libc(name: str, *arguments: int) -> None:

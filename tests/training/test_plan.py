@@ -297,7 +297,7 @@ def test_where_memory_is_plentiful_4_bit_weights_are_kept_in_16_bits_too_and_the
             plan_stage(lingshu, stage, replace(open_card("h100"), usable_gib=each)) for each in (gib - 1, gib)
         )
         assert (small.copied, large.copied) == (False, True)
-        more = 2 * large.shape.language.linear_weights / GIB
+        more = 2 * large.step.shape.language.linear_weights / GIB
         assert large.memory.parts["weights"] - small.memory.parts["weights"] == pytest.approx(more)
         assert large.hours <= small.hours
     assert not any(plan.copied for plan in plan_run(lingshu, T4))
