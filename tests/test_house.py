@@ -11,20 +11,8 @@ from radvision_utils.config import project_root
 PACKAGE = project_root() / "radvision_utils"
 ROOMS = ("phantoms", "small_data", "evidence", "planning", "hand_over", "bases", "collections")
 # From the ground up: a module imports from its own floor or from below.
-FLOORS = (
-    "config",
-    "content",
-    "files",
-    "environment",
-    "runs",
-    "progress",
-    "figures",
-    "data",
-    "model",
-    "training",
-    "report",
-)
-FLOORS += ("evaluation", "dashboard", "own_images", "cards", "pipeline", "__main__")
+FLOORS = ("config", "content", "files", "environment", "runs", "progress", "figures", "data", "model", "training")
+FLOORS += ("report", "evaluation", "dashboard", "own_images", "cards", "pipeline", "__main__")
 
 
 def modules():

@@ -6,7 +6,6 @@ The adapter is LoRA on vision encoder and language model, and the projector in f
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shutil
@@ -97,8 +96,6 @@ def _numbers(parameter: nn.Parameter) -> int:
     state = getattr(parameter, "quant_state", None)
     return int(state.shape.numel()) if state is not None else parameter.numel()
 
-
-logger = logging.getLogger(__name__)
 
 # Full paths: shorter names are silently ignored, and the vision tower and the merger would be quantized too.
 NOT_QUANTIZED = ("model.visual", "lm_head")

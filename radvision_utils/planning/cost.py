@@ -176,7 +176,6 @@ def longest(profile: Profile) -> Lengths:
     return Lengths(profile.model.visual_tokens, text, profile.model.max_report_tokens)
 
 
-@cache
 def read_shape(settings: ModelSettings) -> Shape:
     """The model's sizes: the embedded tiny base, a folder's config.json, or the 7B's for a hub id.
 
@@ -193,6 +192,12 @@ def read_shape(settings: ModelSettings) -> Shape:
         path = _MODEL / "qwen2_5_vl_7b.json"
     if not path.is_file():
         raise RadVisionError(f"{path} does not exist: model.base must be a folder with a model's config.json.")
+    state = path.stat()
+    return _shape_in(path, state.st_size, state.st_mtime_ns)
+
+
+@cache  # a plan tries hundreds of settings; a base may be made anew meanwhile
+def _shape_in(path: Path, size: int, modified: int) -> Shape:
     try:
         return shape_of(read_json(path, dict))
     except (KeyError, TypeError, ValueError) as error:

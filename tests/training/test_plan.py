@@ -5,6 +5,7 @@ included) on top of what is alive before it: weights, optimizer state, the batch
 """
 
 import gc
+import json
 import re
 import subprocess
 import sys
@@ -26,8 +27,10 @@ from radvision_utils.__main__ import main, parse_settings
 from radvision_utils.data.reports import Report
 from radvision_utils.environment import Device, choose_device
 from radvision_utils.figures import settings_table
+from radvision_utils.files import read_json
 from radvision_utils.model.base import attach_adapter, count_parameters, load_base, load_processor
 from radvision_utils.model.faster import speed_up_lora
+from radvision_utils.model.folder import QWEN_7B
 from radvision_utils.model.stage import checkpoint_layers, select_stage
 from radvision_utils.planning.cost import Card, Lengths, find_card, longest, open_card, read_shape
 from radvision_utils.planning.plan import copied_from, first_change, plan_run, plan_stage
@@ -456,6 +459,14 @@ def test_a_folder_without_a_configuration_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(RadVisionError, match=r"is not the configuration of a Qwen2\.5-VL"):
         read_shape(load_profile("lingshu-7b", {"model.base": str(tmp_path)}).model)
+
+
+def test_a_base_that_is_made_anew_in_its_folder_is_planned_as_it_is_now(tmp_path):
+    config, model = tmp_path / "config.json", load_profile("lingshu-7b", {"model.base": str(tmp_path)}).model
+    values = read_json(QWEN_7B)
+    for depth in (28, 4):
+        config.write_text(json.dumps(values | {"num_hidden_layers": depth}))
+        assert read_shape(model).language.depth == depth
 
 
 def test_planning_needs_no_torch():
