@@ -16,7 +16,8 @@ from PIL import Image
 
 from benchmarks.mini import IMAGE_SIZE, SEED
 from benchmarks.ratios import Ratio
-from radvision_utils.data.images import letterbox, store_squares
+from radvision_utils.data.images import letterbox
+from radvision_utils.data.storing import store_squares
 from radvision_utils.phantoms.phantom_rows import draw
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from radvision_utils import load_profile, prepare_dataset
-from radvision_utils.data.images import cores, load_image, store_square
+from radvision_utils.data.images import load_image
+from radvision_utils.data.storing import cores, store_square
 from radvision_utils.phantoms.phantom_rows import phantom_row
 
 SIZES = (1000, 10_000, 50_000)

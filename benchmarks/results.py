@@ -18,7 +18,7 @@ from benchmarks.preparation import Preparation
 from benchmarks.race import Account
 from benchmarks.training import StageRace, planned_for_t4
 from radvision_utils.config import STAGES, Profile
-from radvision_utils.data.images import cores
+from radvision_utils.data.storing import cores
 from radvision_utils.environment import choose_device, versions
 from radvision_utils.figures import markdown_table
 

@@ -25,9 +25,9 @@ from radvision_utils import files, runs
 from radvision_utils.config import DataSettings, Profile, RadVisionError
 from radvision_utils.content import file_hash, fingerprint, source_content
 from radvision_utils.data.cleaning import LONGEST, clean_section, drop_sentences, is_english, oddities
-from radvision_utils.data.images import LATERAL_BELOW, Stored, store_squares
 from radvision_utils.data.reports import Report
 from radvision_utils.data.sources import Row, Source, open_source, share_of
+from radvision_utils.data.storing import LATERAL_BELOW, Stored, store_squares
 from radvision_utils.data.studies import SPLITS, PreparedDataset, open_prepared
 from radvision_utils.data.tally import DOUBTED, LEFT_OUT, MENDED, REASONS, REMARKS, Met, Remarks, Tally
 from radvision_utils.progress import Progress, show_progress

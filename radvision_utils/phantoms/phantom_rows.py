@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from radvision_utils.data.images import cores, in_processes
+from radvision_utils.data.storing import cores, in_processes
 from radvision_utils.phantoms.drawing import Stream, draw_findings, render
 from radvision_utils.phantoms.hospitals import FINDINGS, HOSPITALS, Finding, Hospital
 from radvision_utils.phantoms.phantom_reports import soil, write_report

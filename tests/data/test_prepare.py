@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from radvision_utils.config import DISCLAIMER, Profile, RadVisionError, load_profile, project_root
-from radvision_utils.data import images, prepare
+from radvision_utils.data import images, prepare, storing
 from radvision_utils.data.images import load_image
 from radvision_utils.data.prepare import prepare_dataset, safe_name, split_of
 from radvision_utils.data.studies import SPLITS, PreparedDataset, Study, open_prepared
@@ -152,7 +152,7 @@ def test_the_summary_counts_what_notebook_one_shows(tmp_path):
 
 
 def test_two_processes_give_what_one_gives(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "_PER_WORKER", 16)
+    monkeypatch.setattr(storing, "_PER_WORKER", 16)
     rows = [*ENOUGH, row(1, img_frontal=b"no image")]
     one = prepare_dataset(profile_for(tmp_path, rows))
     table = (one.folder / "studies.arrow").read_bytes()
@@ -391,8 +391,8 @@ def test_an_interrupted_preparation_goes_on_with_the_pictures_it_has_stored(tmp_
     (journal,) = RunFolder.of(profile).partial("data").glob("stored.*.jsonl")
     with journal.open("a") as file:
         file.write('{"image": "ima')  # as of a process killed in the middle of a line
-    stored, true = [], images.store_square
-    monkeypatch.setattr(images, "store_square", lambda data, path, size: stored.append(path) or true(data, path, size))
+    stored, true = [], storing.store_square
+    monkeypatch.setattr(storing, "store_square", lambda data, path, size: stored.append(path) or true(data, path, size))
     data = prepare_dataset(profile)
     assert len(stored) == len(rows) - 39
     assert {file.name for file in data.folder.iterdir()} == {file.name for file in whole.folder.iterdir()}

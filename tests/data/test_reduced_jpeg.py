@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from radvision_utils.data.images import letterbox, load_image, store_square
+from radvision_utils.data.images import letterbox, load_image
+from radvision_utils.data.storing import store_square
 from radvision_utils.phantoms.phantom_rows import draw
 
 

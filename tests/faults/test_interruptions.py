@@ -411,7 +411,7 @@ class TestReports:
 
 PREPARE = """
 import os, sys, time
-from radvision_utils.data.images import in_processes
+from radvision_utils.data.storing import in_processes
 if __name__ == "__main__":
     for _, process in in_processes(os.getpid, ((n, ()) for n in iter(int, 1)), 2):
         print(process, flush=True)
