@@ -120,12 +120,3 @@ def fingerprint(value: Any) -> str:
     """16 hex digits of the SHA-256 of a JSON value; equal values have equal fingerprints."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def file_hash(path: Path) -> str:
-    """16 hex digits of the SHA-256 of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]

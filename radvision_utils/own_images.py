@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image
 
 from radvision_utils.config import Profile, RadVisionError, unusual_settings
-from radvision_utils.content import file_hash, fingerprint
+from radvision_utils.content import checksum, fingerprint
 from radvision_utils.data.cells import csv_columns, csv_lines, given, study_number
 from radvision_utils.data.images import is_dicom, load_square
 from radvision_utils.environment import choose_device, open_room
@@ -59,7 +59,7 @@ class OwnImage:
     def hash(self) -> str:
         """Of the file's content; "" where it cannot be read."""
         try:
-            return file_hash(self.path) if self.path.is_file() else ""
+            return checksum(self.path) if self.path.is_file() else ""
         except OSError:
             return ""
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from radvision_utils import files, runs
 from radvision_utils.config import DataSettings, Profile, RadVisionError
-from radvision_utils.content import file_hash, fingerprint, source_content
+from radvision_utils.content import checksum, fingerprint, source_content
 from radvision_utils.data.cleaning import LONGEST, clean_section, drop_sentences, is_english, oddities
 from radvision_utils.data.reports import Report
 from radvision_utils.data.sources import Row, Source, open_source, share_of
@@ -107,7 +107,7 @@ def _prepare(profile: Profile, source: Source, content: str | None, journal: Pat
     seconds = time.monotonic() - started
     summary = {
         "made_from": runs.made_from(profile, "data"),
-        "hash": file_hash(folder / "studies.arrow"),
+        "hash": checksum(folder / "studies.arrow"),
         "source": source.name,
         "content": content,
         "kind": source.kind,

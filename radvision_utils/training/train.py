@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import EarlyStoppingCallback, TrainerState
 
 from radvision_utils.config import Profile, StageSettings
-from radvision_utils.content import file_hash, fingerprint
+from radvision_utils.content import checksum, fingerprint
 from radvision_utils.data.studies import PreparedDataset, Study, open_prepared
 from radvision_utils.environment import (
     Device,
@@ -203,7 +203,7 @@ def _publish(stage: Stage, facts: dict[str, Any], device: Device, watch: Stopwat
         "component": stage.component,
         "key": fingerprint(made),  # two stages with one key were made from the same
         "made_from": made,
-        "hash": file_hash(stage.work / "adapter" / WEIGHTS),
+        "hash": checksum(stage.work / "adapter" / WEIGHTS),
         **facts,
         "settings": profile.to_dict()[stage.step],
         "seed": profile.seed,

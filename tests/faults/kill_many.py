@@ -39,7 +39,7 @@ from matplotlib.figure import Figure
 
 from radvision_utils import evaluate, load_profile, prepare_dataset, train_stage
 from radvision_utils.cards import write_dashboard
-from radvision_utils.content import file_hash
+from radvision_utils.content import checksum
 from radvision_utils.files import read_json, read_json_lines
 from radvision_utils.runs import STEPS, RunFolder
 from radvision_utils.training.resume import last_checkpoint
@@ -180,7 +180,7 @@ def outcome(root: Path, step: str) -> dict:
         found["metrics"] = without_times(read_json(run.evaluation / "metrics.json"))
     else:
         record, folder = run.record(step), run.path / step
-        found["weights"] = file_hash(folder / "adapter" / "adapter_model.safetensors")
+        found["weights"] = checksum(folder / "adapter" / "adapter_model.safetensors")
         found["losses"] = [record["validation_loss"], record["train_loss"], record["ledger"]["after"]]
         found["log"] = [without_times(line) for line in read_json_lines(folder / "log.jsonl")]
     return found

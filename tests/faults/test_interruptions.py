@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from radvision_utils import RadVisionError, train_stage
 from radvision_utils.config import RunPaused, project_root, settings_of
-from radvision_utils.content import file_hash
+from radvision_utils.content import checksum
 from radvision_utils.data.reports import format_report
 from radvision_utils.evaluation.writing import write_reports
 from radvision_utils.files import LIST, is_whole, list_files, read_json, read_json_lines, write_json, write_text
@@ -182,7 +182,7 @@ def test_an_exchange_killed_before_any_of_its_changes_leaves_a_whole_result(fini
         run.publish(finished, "stage1")
     assert train_stage(finished, 1).record["finished"] == old["finished"]
     assert not run.before("stage1").exists()
-    assert file_hash(run.adapter(1) / "adapter_model.safetensors") == old["hash"]
+    assert checksum(run.adapter(1) / "adapter_model.safetensors") == old["hash"]
 
 
 @pytest.mark.parametrize("step", ["evaluation", "evaluation/validation"])
