@@ -122,7 +122,7 @@ class ModelSettings:
     max_report_tokens: int = _setting(320, low=8)  # longer reports are cut at the end, never the image
     prompt: str = PROMPT  # what the model is asked, the same in training and in use
     indication: bool = False  # why the examination was made stands behind the prompt
-    # Findings begin with a line of labels, which weighs most in the loss; see small_data/summary.py.
+    # Findings begin with a line of labels, which weighs most in the loss; see small_data/examples.py.
     summary: bool = False
 
 

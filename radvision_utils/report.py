@@ -279,7 +279,7 @@ class Reporter:
         text = self.collator.tokenizer.decode(beginning + ids, skip_special_tokens=True).strip()
         report = parse_report(text, self.profile.model.summary)
         if self.choice:
-            report = open_room("small_data.summary").following(report)
+            report = open_room("small_data.examples").following(report)
             text = format_report(report)
         return WrittenReport(report, text, len(ids), bool(stops), seconds)
 

@@ -135,7 +135,7 @@ class Collator:
         """The report that a study teaches: its own, with `model.summary` begun by a line of its findings."""
         if not self.settings.summary:
             return study.report
-        told: Report = open_room("small_data.summary").with_line(study.report, study.reference)
+        told: Report = open_room("small_data.examples").with_line(study.report, study.reference)
         return told
 
     def report_ids(self, report: Report) -> list[int]:
@@ -221,7 +221,7 @@ class Collator:
         return {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": is_image}
 
     def _weights(self, targets: Sequence[Report], labels: torch.Tensor) -> torch.Tensor:
-        weights, token_weights = torch.ones(labels.shape), open_room("small_data.summary").token_weights
+        weights, token_weights = torch.ones(labels.shape), open_room("small_data.examples").token_weights
         for row, target in enumerate(targets):
             text = self.tokenizer(format_report(target), add_special_tokens=False, return_offsets_mapping=True)
             places = (labels[row] != IGNORED).nonzero().flatten()[: len(text.input_ids)]

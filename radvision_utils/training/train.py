@@ -267,7 +267,7 @@ class _Fit:
         budget = TimeBudget(settings.max_minutes, self.watch.started)
         seed, data = stage.profile.seed + stage.number, stage.profile.data
         if data.augment:
-            collator = collator.augmenting(open_room("small_data.augmentation").Augmentation(seed))
+            collator = collator.augmenting(open_room("small_data.examples").Augmentation(seed))
         trainer = ReportTrainer(
             model=self.model,
             args=training_arguments(settings, self.device, stage.work / "checkpoints", seed),

@@ -13,7 +13,7 @@ from radvision_utils.model.base import WEIGHTS, attach_adapter, load_adapter, lo
 from radvision_utils.model.stage import select_stage
 from radvision_utils.planning.cost import read_shape
 from radvision_utils.runs import RunFolder, Stage, is_current
-from radvision_utils.small_data.augmentation import Augmentation
+from radvision_utils.small_data.examples import Augmentation
 from radvision_utils.small_data.label_head import LabelHead, finding_labels
 from radvision_utils.training import train as trainer
 from radvision_utils.training.trainer import StudyOrder

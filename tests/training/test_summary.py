@@ -24,7 +24,7 @@ from radvision_utils.model.base import load_processor
 from radvision_utils.report import reporter_of
 from radvision_utils.runs import RunFolder
 from radvision_utils.small_data.decoding import LineChoice, calibrate, limits_of
-from radvision_utils.small_data.summary import LINE, PLAIN, following, with_line
+from radvision_utils.small_data.examples import LINE, PLAIN, following, with_line
 from radvision_utils.training.collator import IGNORED, Collator
 
 PLAIN_FIRST = Report("The lungs are clear. The heart is enlarged.", "Cardiomegaly.")
