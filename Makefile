@@ -39,7 +39,7 @@ lint: .venv/.with-test ## formatting, lint (notebooks too) and types
 	$(IN_VENV) ruff check .
 	$(IN_VENV) mypy radvision_utils benchmarks
 
-bench: .venv/.with-bench ## speed and memory against what others use, three quarters of an hour, on a card 20 minutes; writes into benchmarks/
+bench: .venv/.with-bench ## speed and memory against what others use, an hour and a half, on a card 20 minutes; writes into benchmarks/
 	$(IN_VENV) benchmarks
 
 clean: ## remove .venv and caches; outputs/ stays

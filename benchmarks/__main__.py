@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: every table, about 80 minutes on two cores and 24 GB; `--quick`: minutes, nothing written.
+"""`python -m benchmarks`: every table, an hour and a half on two cores and 24 GB; `--quick`: minutes, nothing written.
 
 On a machine with a card it measures the card and nothing else, in 20 minutes (`card.py`).
 """
