@@ -8,20 +8,13 @@ same `files` or below `mimic-cxr-reports`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from radvision_utils.config import RadVisionError
 from radvision_utils.data.cells import check_columns, csv_columns, csv_lines, study_number
-from radvision_utils.data.sources import (
-    MIMIC,
-    Row,
-    Source,
-    add_picture,
-    check_count,
-    make_row,
-)
+from radvision_utils.data.sources import MIMIC, Row, Source, add_picture, make_row
 from radvision_utils.files import inside
 
 SPLIT = "mimic-cxr-2.0.0-split.csv"
@@ -111,12 +104,11 @@ def open_collection(name: str, folder: Path, seed: int) -> Source:
             "mimic-cxr-reports/files/p10/p10000032/s50414267.txt is there."
         )
     count = sum(1 for _ in groupby(csv_lines(metadata), key=lambda line: study_number(line["study_id"])))
-    check_count(count, str(metadata))
     return Source(
         name=name,
         kind="mimic",
         count=count,
-        read=lambda: _rows(folder, metadata, split, roots),
+        rows=lambda: _rows(folder, metadata, split, roots),
         citation="Johnson AEW, Pollard TJ, Greenbaum NR, et al. MIMIC-CXR-JPG, a large publicly available database of "
         "labeled chest radiographs. arXiv:1901.07042, 2019.",
         license="PhysioNet Credentialed Health Data License: for credentialed users, never shipped.",
@@ -152,21 +144,15 @@ def _rows(folder: Path, metadata: Path, split: Path, roots: Sequence[Path]) -> I
                 "split": splits.get(patient),
             }
         )
-        yield add_picture(row, *_picture(folder, place, lines))
+        named = [
+            f"files/{place}/{line['dicom_id']}.jpg"
+            for view in _FRONTAL
+            for line in lines
+            if line["ViewPosition"].strip().upper() == view
+        ]
+        yield add_picture(row, *((name, inside(folder, name, links=True)) for name in named))
 
 
 def _plain(text: str | None) -> str | None:
     """A section in one line: the reports are wrapped at eighty columns."""
     return None if text is None else " ".join(text.split())
-
-
-def _picture(folder: Path, place: str, lines: Sequence[Mapping[str, str]]) -> tuple[str, Path | None]:
-    """The name of the frontal image that is there, and its file; else of the first named."""
-    named = [
-        f"files/{place}/{line['dicom_id']}.jpg"
-        for view in _FRONTAL
-        for line in lines
-        if line["ViewPosition"].strip().upper() == view
-    ]
-    found = ((name, file) for name in named if (file := inside(folder, name, links=True)))
-    return next(found, (named[0] if named else "", None))

@@ -49,7 +49,7 @@ def prepare_dataset(profile: Profile, progress: Progress | None = None) -> Prepa
 
     Args:
         profile: its `data` settings and `seed` decide the result; `data.workers` only the time.
-        progress: called with (rows read, rows in the source or None); without it a bar or log lines appear.
+        progress: called with (rows read, rows in the source); without it a bar or log lines appear.
 
     Raises:
         RadVisionError: the source cannot be read, or leaves a split without studies.
@@ -91,7 +91,7 @@ def _prepare(profile: Profile, source: Source, content: str | None, journal: Pat
     started, tally, folder, before = time.monotonic(), Tally(), journal.parent, _stored_before(journal)
     written = folder / "stored.arrow"
     purpose = ", some of which are damaged on purpose" if source.kind == "phantom" else ""
-    log.info("preparing %s studies of %s%s", "the" if source.count is None else source.count, source.name, purpose)
+    log.info("preparing %d studies of %s%s", source.count, source.name, purpose)
     with show_progress(source.count, progress) as step, (folder / REMARKS).open("w", encoding="utf-8") as listing:
         remarks = Remarks(listing)
         screened = _screen(_counted(source.rows(), tally, step), profile, source.is_open_i, remarks)
