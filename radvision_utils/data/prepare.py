@@ -17,6 +17,7 @@ from dataclasses import asdict
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -94,7 +95,7 @@ def _prepare(profile: Profile, source: Source, content: str | None, journal: Pat
     log.info("preparing %d studies of %s%s", source.count, source.name, purpose)
     with show_progress(source.count, progress) as step, (folder / REMARKS).open("w", encoding="utf-8") as listing:
         remarks = Remarks(listing)
-        screened = _screen(_counted(source.rows(), tally, step), profile, source.is_open_i, remarks)
+        screened = _screen(source, profile, remarks, step)
         jobs = ((row, before.get(row["image"]) or picture, folder / row["image"]) for row, picture in screened)
         stored = store_squares(jobs, profile.data.image_size, profile.data.workers, source.count)
         _write_studies(written, _COUNTED, _stored(_noted(stored, before, journal), remarks))
@@ -102,7 +103,8 @@ def _prepare(profile: Profile, source: Source, content: str | None, journal: Pat
     written.unlink()
     journal.unlink()
     remarks.tell()
-    _check_splits(tally, remarks, source, profile.data)
+    counted = tally.summary(remarks)
+    _check_splits(counted["counts"], source, profile.data)
     files.write_json(folder / "split.json", tally.splits)
     seconds = time.monotonic() - started
     summary = {
@@ -114,21 +116,16 @@ def _prepare(profile: Profile, source: Source, content: str | None, journal: Pat
         "citation": source.citation,
         "license": source.license,
         "split_by": source.split_by,
-        **tally.summary(remarks),
+        **counted,
         "seconds": round(seconds, 2),
-        "studies_per_second": round(tally.read / seconds, 1),
+        "studies_per_second": round(counted["counts"]["read"] / seconds, 1),
     }
     files.write_json(folder / "summary.json", summary)
 
 
-def _counted(rows: Iterable[Row], tally: Tally, step: Callable[[int], None]) -> Iterator[Row]:
-    for row in rows:
-        tally.read += 1
-        step(tally.read)
-        yield row
-
-
-def _screen(rows: Iterable[Row], profile: Profile, is_open_i: bool, remarks: Remarks) -> Iterator[tuple[Row, bytes]]:
+def _screen(
+    source: Source, profile: Profile, remarks: Remarks, step: Callable[[int], None]
+) -> Iterator[tuple[Row, bytes]]:
     """Records and encoded pictures of the rows that are new, have a picture, and a report with the sections required.
 
     A test study is never left out for sentences that cleaning drops: nothing trains on it, and a benchmark that sheds
@@ -137,7 +134,8 @@ def _screen(rows: Iterable[Row], profile: Profile, is_open_i: bool, remarks: Rem
     required, seed = profile.data.required, profile.seed
     unwanted = {reason for reason in REASONS if getattr(profile.data, reason) == "drop"}
     seen: set[str] = set()
-    for row in rows:
+    for number, row in enumerate(source.rows(), start=1):
+        step(number)
         uid, patient = str(row["uid"] or "").strip(), str(row.get("patient") or "")
         reference = Report(row["findings"] or "", row["impression"] or "")
         fault = _fault(uid, seen, row, reference)
@@ -150,7 +148,7 @@ def _screen(rows: Iterable[Row], profile: Profile, is_open_i: bool, remarks: Rem
         (findings, lost), (impression, lost_too) = (
             drop_sentences(text, unwanted) for text in (clean.findings, clean.impression)
         )
-        split = row.get("split") or split_of(patient or uid, is_open_i, seed)
+        split = row.get("split") or split_of(patient or uid, source.is_open_i, seed)
         report = Report(findings, impression)
         if split == "test":
             report = Report(findings or clean.findings, impression or clean.impression)
@@ -282,20 +280,18 @@ def safe_name(uid: str) -> str:
     return f"{stem}-H{hashlib.sha256(uid.encode()).hexdigest()[:12]}"
 
 
-def _check_splits(tally: Tally, remarks: Remarks, source: Source, settings: DataSettings) -> None:
-    empty = [split for split, size in tally.sizes().items() if size == 0]
+def _check_splits(counts: Mapping[str, Any], source: Source, settings: DataSettings) -> None:
+    empty = [split for split, size in counts["splits"].items() if size == 0]
     if not empty:
         return
-    reasons = (
-        ", ".join(f"{count} {reason}" for reason, count in remarks.counts(LEFT_OUT).items()) or "none was left out"
-    )
-    if settings.limit is not None and tally.read == settings.limit:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts["dropped"].items()) or "none was left out"
+    if counts["read"] == settings.limit:
         remedy = "Raise data.limit"
     else:
         remedy = "Raise data.phantoms" if source.kind == "phantom" else "Give a source with more studies"
     raise RadVisionError(
-        f"no study of {source.name} fell to {' and '.join(empty)}: {tally.read} were read and {len(tally.splits)} kept "
-        f"({reasons}). {remedy}."
+        f"no study of {source.name} fell to {' and '.join(empty)}: {counts['read']} were read and {counts['kept']} "
+        f"kept ({reasons}). {remedy}."
     )
 
 

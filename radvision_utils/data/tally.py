@@ -48,7 +48,6 @@ class Tally:
     """Counts studies as they pass. Keeps some bytes of each, never its text or image."""
 
     def __init__(self) -> None:
-        self.read = 0
         self.splits: dict[str, str] = {}
         self._cleaning = {reason: {"sentences": 0, "studies": 0} for reason in REASONS}
         self._words = {"findings": array("I"), "impression": array("I")}
@@ -74,18 +73,18 @@ class Tally:
         target = format_report(Report(row["findings"], row["impression"])).lower()
         self._targets[split].append(int.from_bytes(hashlib.sha256(target.encode()).digest()[:8], "big"))
 
-    def sizes(self) -> dict[str, int]:
-        """Kept studies by split."""
-        counts = Counter(self.splits.values())
-        return {split: counts[split] for split in SPLITS}
-
     def summary(self, remarks: Remarks) -> dict[str, Any]:
         """All counts as JSON values."""
         train, validation, test = (np.asarray(self._targets[split], dtype=np.uint64) for split in SPLITS)
         dropped = remarks.counts(LEFT_OUT)
         mesh = [(name, count) for name, count in self._mesh.most_common() if name not in ("", "normal")]
         return {
-            "counts": {"read": self.read, "kept": len(self.splits), "dropped": dropped, "splits": self.sizes()},
+            "counts": {
+                "read": len(self.splits) + sum(dropped.values()),
+                "kept": len(self.splits),
+                "dropped": dropped,
+                "splits": {split: list(self.splits.values()).count(split) for split in SPLITS},
+            },
             "dropped_uids": remarks.uids(LEFT_OUT),
             "mended": remarks.counts(MENDED),
             "mended_uids": remarks.uids(MENDED),
