@@ -95,10 +95,12 @@ def _prepare(profile: Profile, source: Source, content: str | None, journal: Pat
     log.info("preparing %d studies of %s%s", source.count, source.name, purpose)
     with show_progress(source.count, progress) as step, (folder / REMARKS).open("w", encoding="utf-8") as listing:
         remarks = Remarks(listing)
-        screened = _screen(source, profile, remarks, step)
-        jobs = ((row, before.get(row["image"]) or picture, folder / row["image"]) for row, picture in screened)
+        jobs = (
+            (record, before.get(record["image"]) or picture, folder / record["image"])
+            for record, picture in _screen(source, profile, remarks, step)
+        )
         stored = store_squares(jobs, profile.data.image_size, profile.data.workers, source.count)
-        _write_studies(written, _COUNTED, _stored(_noted(stored, before, journal), remarks))
+        _write_studies(written, _COUNTED, _stored(stored, before, journal, remarks))
         _write_studies(folder / "studies.arrow", _SCHEMA, _staying(written, tally, remarks))
     written.unlink()
     journal.unlink()
@@ -213,28 +215,23 @@ def _stored_before(journal: Path) -> dict[str, Stored]:
     return before
 
 
-def _noted(
-    stored: Iterable[tuple[Row, Stored]], before: Mapping[str, Stored], journal: Path
-) -> Iterator[tuple[Row, Stored]]:
+def _stored(
+    stored: Iterable[tuple[Row, Stored]], before: Mapping[str, Stored], journal: Path, remarks: Remarks
+) -> Iterator[Row]:
+    """The records whose picture was stored; what became of each is noted for a preparation that goes on."""
     with journal.open("a", encoding="utf-8") as file:
         for record, picture in stored:
-            if record["image"] not in before:
-                file.write(json.dumps({"image": record["image"], **asdict(picture)}) + "\n")
-            yield record, picture
-
-
-def _stored(stored: Iterable[tuple[Row, Stored]], remarks: Remarks) -> Iterator[Row]:
-    """The records whose picture was stored."""
-    for record, picture in stored:
-        uid = record["uid"]
-        if picture.fault:
-            remarks.add(LEFT_OUT, uid, picture.reason, picture.fault)
-            continue
-        for oddity in picture.oddities:
-            remarks.add(MENDED, uid, f"image: {oddity}")
-        if picture.symmetry < LATERAL_BELOW:
-            remarks.add(DOUBTED, uid, "frontal image that looks lateral")
-        yield {**record, "pixels": picture.pixels}
+            uid, image = record["uid"], record["image"]
+            if image not in before:
+                file.write(json.dumps({"image": image, **asdict(picture)}) + "\n")
+            if picture.fault:
+                remarks.add(LEFT_OUT, uid, picture.reason, picture.fault)
+                continue
+            for oddity in picture.oddities:
+                remarks.add(MENDED, uid, f"image: {oddity}")
+            if picture.symmetry < LATERAL_BELOW:
+                remarks.add(DOUBTED, uid, "frontal image that looks lateral")
+            yield {**record, "pixels": picture.pixels}
 
 
 def _staying(written: Path, tally: Tally, remarks: Remarks) -> Iterator[Row]:
