@@ -68,9 +68,6 @@ _SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 _SPLIT_WORD = re.compile(rf"({'|'.join(sorted(_SPLIT_NAMES, key=len, reverse=True))}|holdout)(?:set|split|data|s)?")
-# Rows that pyarrow makes at a time. Of several, all could be one large value that the file holds once. It takes 0.1 ms
-# more a row.
-_BATCH = 1
 
 
 @dataclass(frozen=True)
@@ -260,32 +257,27 @@ def _rows_of(file: Path, folder: Path) -> Iterator[Row]:
     with pq.ParquetFile(file, pre_buffer=False) as table:
         columns = [name for name in table.schema_arrow.names if name in (*COLUMNS, *EXTRAS)]
         try:
-            for batch in table.iter_batches(_BATCH, columns=columns):
-                yield from (make_row(values, file.parent, folder) for values in _values(batch))
+            # One at a time: of several, all could be one large value that the file holds once. It takes 0.1 ms a row.
+            for batch in table.iter_batches(1, columns=columns):
+                for row in range(batch.num_rows):
+                    cells = (_value(column[row]) for column in batch.columns)
+                    yield make_row(dict(zip(batch.schema.names, cells, strict=True)), file.parent, folder)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise RadVisionError(f"{file} is damaged ({first_line(error)}): download it again.") from error
 
 
-def _values(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+def _value(cell: pa.Scalar) -> Any:
+    """The value of a cell; what is no UTF-8 in a text becomes a replacement sign."""
     try:
-        return batch.to_pylist()
-    except UnicodeDecodeError:  # texts that are no UTF-8: what cannot be read of them becomes a replacement sign
-        columns = [_lenient(column) for column in batch.columns]
-        return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
-
-
-def _lenient(column: pa.Array) -> list[Any]:
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        return _lenient(column.dictionary_decode())
-    if pa.types.is_struct(kind):
-        fields = {kind.field(n).name: _lenient(column.field(n)) for n in range(kind.num_fields)}
-        cells = [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
-        return [cell if there else None for cell, there in zip(cells, column.is_valid().to_pylist(), strict=True)]
-    if not any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
-        return list(column.to_pylist())
-    binary = pa.binary_view() if pa.types.is_string_view(kind) else pa.large_binary()
-    return [None if text is None else text.decode(errors="replace") for text in column.cast(binary).to_pylist()]
+        return cell.as_py()
+    except UnicodeDecodeError:
+        if isinstance(cell, pa.StructScalar):
+            return {name: _value(inner) for name, inner in cell.items()}
+        if isinstance(cell, pa.DictionaryScalar):
+            return _value(cell.value)
+        if not isinstance(cell, pa.BinaryScalar):
+            raise
+        return cell.as_buffer().to_pybytes().decode(errors="replace")
 
 
 def _open_kaggle(name: str, folder: Path) -> Source:
