@@ -43,17 +43,17 @@ def _study_folder(line: Mapping[str, str]) -> str:
 def _rows(table: Path, seed: int) -> Iterator[Row]:
     for study, group in groupby(csv_lines(table), key=_study_folder):
         lines = list(group)
-        named = [line["path_to_image"] for line in lines if line["frontal_lateral"].strip().lower() == "frontal"]
-        uid, patient = "_".join(study.split("/")[-2:]), study_number(lines[0]["deid_patient_id"])
-        judges = split_name(lines[0]["split"], uid) != "train"
+        line = lines[0]
+        named = [each["path_to_image"] for each in lines if each["frontal_lateral"].strip().lower() == "frontal"]
+        uid, patient = "_".join(study.split("/")[-2:]), study_number(line["deid_patient_id"])
+        judges = split_name(line["split"], uid) != "train"
         known = "validation" if share_of(f"patient:{patient}", seed) < 0.1 else "train"
-        texts = {name: lines[0].get(f"section_{name}") for name in ("findings", "impression", "history")}
         row = make_row(
             {
                 "uid": uid,
-                "findings": texts["findings"],
-                "impression": texts["impression"],
-                "indication": given(lines[0].get("section_clinical_history")) or texts["history"],
+                "findings": line["section_findings"],
+                "impression": line["section_impression"],
+                "indication": given(line.get("section_clinical_history")) or line.get("section_history"),
                 "patient": patient,
                 "split": "test" if judges else known,
             }

@@ -285,7 +285,8 @@ def _mentions(clause: Sequence[_Item]) -> list[_Candidate]:
         for item in clause
         if item.kind == "mentions"
     ]
-    in_front = {n: state for n, item in enumerate(clause) if (state := _state_in_front(clause, n))}
+    subjects = [n for n, item in enumerate(clause) if item.kind == "subjects"]
+    in_front = {n: state for n in subjects if (state := _state_in_front(clause, n))}
     shared = None  # "normal heart size and mediastinal contours": the first subject's state serves the second
     for n, item in enumerate(clause):
         if item.kind in ("statement starters", "degrees"):
@@ -299,8 +300,6 @@ def _mentions(clause: Sequence[_Item]) -> list[_Candidate]:
 
 def _state_in_front(clause: Sequence[_Item], n: int) -> _Item | None:
     """The state before subject `n`: "normal heart size", "enlargement of the heart"."""
-    if clause[n].kind != "subjects":
-        return None
     fillers = ("prepositions", "statement starters", "degrees", "sides")
     nearest = next((item for item in reversed(clause[max(0, n - 3) : n]) if item.kind not in fillers), None)
     near = nearest is not None and nearest.kind == "states" and clause[n].start - nearest.end < 25

@@ -133,7 +133,6 @@ def _screen(
     A test study is never left out for sentences that cleaning drops: nothing trains on it, and a benchmark that sheds
     its awkward studies is another benchmark. A section of it that would be emptied stays as it is.
     """
-    required, seed = profile.data.required, profile.seed
     unwanted = {reason for reason in REASONS if getattr(profile.data, reason) == "drop"}
     seen: set[str] = set()
     for number, row in enumerate(source.rows(), start=1):
@@ -150,34 +149,30 @@ def _screen(
         (findings, lost), (impression, lost_too) = (
             drop_sentences(text, unwanted) for text in (clean.findings, clean.impression)
         )
-        split = row.get("split") or split_of(patient or uid, source.is_open_i, seed)
+        split = row.get("split") or split_of(patient or uid, source.is_open_i, profile.seed)
         report = Report(findings, impression)
         if split == "test":
             report = Report(findings or clean.findings, impression or clean.impression)
-        if missing := _missing(clean, required):
-            remarks.add(LEFT_OUT, uid, f"no {missing}")
-        elif not is_english(f"{clean.findings} {clean.impression}"):
-            remarks.add(LEFT_OUT, uid, "report is not English")
-        elif missing := _missing(report, required):
-            remarks.add(LEFT_OUT, uid, f"no {missing} left after cleaning")
-        else:
-            for oddity in oddities(f"{reference.findings}\n{reference.impression}"):
-                remarks.add(MENDED, uid, f"report with {oddity}")
-            record = {
-                "uid": uid,
-                "split": split,
-                "group": _group_of(patient, seed),
-                "image": f"images/{safe_name(uid)}.png",
-                "findings": report.findings,
-                "impression": report.impression,
-                "reference_findings": reference.findings,
-                "reference_impression": reference.impression,
-                "indication": (row["indication"] or "").strip(),
-                "mesh": (row["MeSH"] or "").strip(),
-                "problems": (row["Problems"] or "").strip(),
-                "truth": row.get("truth"),
-            }
-            yield record | {reason: lost[reason] + lost_too[reason] for reason in REASONS}, row["img_frontal"]
+        if fault := _unfit(clean, report, profile.data.required):
+            remarks.add(LEFT_OUT, uid, fault)
+            continue
+        for oddity in oddities(f"{reference.findings}\n{reference.impression}"):
+            remarks.add(MENDED, uid, f"report with {oddity}")
+        record = {
+            "uid": uid,
+            "split": split,
+            "group": _group_of(patient, profile.seed),
+            "image": f"images/{safe_name(uid)}.png",
+            "findings": report.findings,
+            "impression": report.impression,
+            "reference_findings": reference.findings,
+            "reference_impression": reference.impression,
+            "indication": (row["indication"] or "").strip(),
+            "mesh": (row["MeSH"] or "").strip(),
+            "problems": (row["Problems"] or "").strip(),
+            "truth": row.get("truth"),
+        }
+        yield record | {reason: lost[reason] + lost_too[reason] for reason in REASONS}, row["img_frontal"]
 
 
 def _fault(uid: str, seen: Set[str], row: Row, reference: Report) -> str:
@@ -191,6 +186,16 @@ def _fault(uid: str, seen: Set[str], row: Row, reference: Report) -> str:
     if max(len(reference.findings), len(reference.impression)) > LONGEST:
         return f"report longer than {LONGEST:,} characters"
     return ""
+
+
+def _unfit(clean: Report, report: Report, required: str) -> str:
+    """Why the cleaned report, or what is left of it as a training target, is of no use; "" if it is."""
+    if missing := _missing(clean, required):
+        return f"no {missing}"
+    if not is_english(f"{clean.findings} {clean.impression}"):
+        return "report is not English"
+    missing = _missing(report, required)
+    return f"no {missing} left after cleaning" if missing else ""
 
 
 def _missing(report: Report, required: str) -> str:
