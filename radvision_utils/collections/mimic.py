@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 
 from radvision_utils.config import RadVisionError
@@ -21,7 +21,8 @@ SPLIT = "mimic-cxr-2.0.0-split.csv"
 
 _FRONTAL = ("PA", "AP")  # ViewPosition, the preferred one first
 
-_HEADING = re.compile(r"\n ([A-Z ()/,-]+):\s")
+# With its first line, so that a heading right behind a heading is its text.
+_HEADING = re.compile(r"\n ([A-Z ()/,-]+):\s([^\n]*)")
 _NAMES = {
     "comparisons": "comparison",
     "clinical history": "history",
@@ -59,15 +60,11 @@ def sections_of(text: str) -> list[tuple[str, str]]:
     words in capitals up to a colon; empty findings and impressions are left out; without either, the last paragraph is
     a section of its own, "last_paragraph". That file's list of studies sectioned by hand is not used.
     """
-    match = _HEADING.search(text)
-    found = [("preamble", text[: match.start(1)])] if match else [("full report", text)]
-    while match:
-        # A section's first line is passed over, so that a heading right behind a heading is its text.
-        line_end = text.find("\n", match.end())
-        following = _HEADING.search(text, max(match.end(), line_end))
+    headings = list(_HEADING.finditer(text))
+    found = [("preamble", text[: headings[0].start(1)]) if headings else ("full report", text)]
+    for heading, following in zip_longest(headings, headings[1:]):
         end = following.start() if following else len(text)
-        found.append((_common_name(match[1]), text[match.end() : end]))
-        match = following
+        found.append((_common_name(heading[1]), text[heading.start(2) : end]))
     kept = [(name, body) for name, body in found if body.strip() or name not in ("findings", "impression")]
     return _with_last_paragraph(kept)
 
