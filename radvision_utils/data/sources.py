@@ -351,10 +351,9 @@ def _meant(name: str, files: Sequence[Path]) -> list[Path]:
 
 def _open_mapped(name: str, folder: Path) -> Source:
     told = f"it needs texts for {', '.join(_MAP_NEEDED)}, and may have {', '.join(_MAP_OPTIONAL)}"
-    columns = read_json(folder / MAP, dict.fromkeys(_MAP_NEEDED, str), told)
-    optional = [key for key in columns if key not in _MAP_NEEDED]
-    of_shape(columns, dict.fromkeys(optional, str), str(folder / MAP), told)
-    if wrong := [key for key in optional if key not in _MAP_OPTIONAL]:
+    columns = read_json(folder / MAP, dict, told)
+    of_shape(columns, dict.fromkeys((*_MAP_NEEDED, *columns), str), str(folder / MAP), told)
+    if wrong := [key for key in columns if key not in (*_MAP_NEEDED, *_MAP_OPTIONAL)]:
         raise RadVisionError(f"{folder / MAP} has no use for {shown(wrong[0])}: {told}.")
     table = inside(folder, columns["table"], links=True)
     if table is None:
