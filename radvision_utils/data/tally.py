@@ -36,12 +36,15 @@ def shared(studies: pa.Table, column: str) -> dict[str, str]:
 
     Args:
         studies: with the columns `split` and `column`.
-        column: names pictures or patients; "" is nothing.
+        column: names pictures or patients by 16 hex digits; "" is nothing.
     """
-    places = pa.table({"key": studies[column], "split": pc.index_in(studies["split"], value_set=pa.array(SPLITS))})
-    met = places.group_by("key").aggregate([("split", "count"), ("split", "max")])
-    met = met.filter((pc.field("split_count") > 1) & (pc.field("key") != ""))
-    return {each["key"]: SPLITS[each["split_max"]] for each in met.to_pylist()}
+    # As numbers: the texts, grouped, would take ten times the memory.
+    texts = (text for chunk in studies[column].chunks for text in chunk.to_pylist())
+    keys = np.fromiter((int(text or "0", 16) for text in texts), np.uint64, len(studies))
+    met, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    last = np.zeros(len(met), int)
+    np.maximum.at(last, inverse, pc.index_in(studies["split"], value_set=pa.array(SPLITS)).to_numpy())
+    return {f"{met[n]:016x}": SPLITS[last[n]] for n in np.flatnonzero(counts > 1) if met[n]}
 
 
 class Tally:
