@@ -7,16 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from radvision_utils.data.cells import check_columns, csv_columns, csv_lines, given, study_number
-from radvision_utils.data.sources import (
-    CHEXPERT_PLUS,
-    Row,
-    Source,
-    add_picture,
-    check_count,
-    make_row,
-    share_of,
-    split_name,
-)
+from radvision_utils.data.sources import CHEXPERT_PLUS, Row, Source, add_picture, make_row, share_of, split_name
 from radvision_utils.files import inside
 
 
@@ -33,12 +24,11 @@ def open_collection(name: str, folder: Path, seed: int) -> Source:
     needed = ("path_to_image", "frontal_lateral", "deid_patient_id", "section_findings", "section_impression", "split")
     check_columns(csv_columns(table), str(table), needed)
     count = sum(1 for _ in groupby(csv_lines(table), key=_study_folder))
-    check_count(count, str(table))
     return Source(
         name=name,
         kind="chexpert-plus",
         count=count,
-        read=lambda: _rows(table, seed),
+        rows=lambda: _rows(table, seed),
         citation="Chambon P, Delbrouck JB, Sounack T, et al. CheXpert Plus: augmenting a large chest X-ray dataset "
         "with text radiology reports, patient demographics and additional image formats. arXiv:2405.19538, 2024.",
         license="Stanford University School of Medicine CheXpert Plus research use agreement: never shipped.",
@@ -53,24 +43,22 @@ def _study_folder(line: Mapping[str, str]) -> str:
 def _rows(table: Path, seed: int) -> Iterator[Row]:
     for study, group in groupby(csv_lines(table), key=_study_folder):
         lines = list(group)
-        named = [line["path_to_image"] for line in lines if line["frontal_lateral"].strip().lower() == "frontal"]
-        found = ((name, file) for name in named if (file := _image(table.parent, name)))
-        name, file = next(found, (named[0] if named else "", None))
-        uid, patient = "_".join(study.split("/")[-2:]), study_number(lines[0]["deid_patient_id"])
-        judges = split_name(lines[0]["split"], uid) != "train"
+        line = lines[0]
+        named = [each["path_to_image"] for each in lines if each["frontal_lateral"].strip().lower() == "frontal"]
+        uid, patient = "_".join(study.split("/")[-2:]), study_number(line["deid_patient_id"])
+        judges = split_name(line["split"], uid) != "train"
         known = "validation" if share_of(f"patient:{patient}", seed) < 0.1 else "train"
-        texts = {name: lines[0].get(f"section_{name}") for name in ("findings", "impression", "history")}
         row = make_row(
             {
                 "uid": uid,
-                "findings": texts["findings"],
-                "impression": texts["impression"],
-                "indication": given(lines[0].get("section_clinical_history")) or texts["history"],
+                "findings": line["section_findings"],
+                "impression": line["section_impression"],
+                "indication": given(line.get("section_clinical_history")) or line.get("section_history"),
                 "patient": patient,
                 "split": "test" if judges else known,
             }
         )
-        yield add_picture(row, name, file)
+        yield add_picture(row, *((name, _image(table.parent, name)) for name in named))
 
 
 def _image(folder: Path, name: str) -> Path | None:

@@ -8,27 +8,21 @@ same `files` or below `mimic-cxr-reports`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Iterator, Sequence
+from itertools import groupby, zip_longest
 from pathlib import Path
 
 from radvision_utils.config import RadVisionError
 from radvision_utils.data.cells import check_columns, csv_columns, csv_lines, study_number
-from radvision_utils.data.sources import (
-    MIMIC,
-    Row,
-    Source,
-    add_picture,
-    check_count,
-    make_row,
-)
+from radvision_utils.data.sources import MIMIC, Row, Source, add_picture, make_row
 from radvision_utils.files import inside
 
 SPLIT = "mimic-cxr-2.0.0-split.csv"
 
 _FRONTAL = ("PA", "AP")  # ViewPosition, the preferred one first
 
-_HEADING = re.compile(r"\n ([A-Z ()/,-]+):\s")
+# With its first line, so that a heading right behind a heading is its text.
+_HEADING = re.compile(r"\n ([A-Z ()/,-]+):\s([^\n]*)")
 _NAMES = {
     "comparisons": "comparison",
     "clinical history": "history",
@@ -66,15 +60,11 @@ def sections_of(text: str) -> list[tuple[str, str]]:
     words in capitals up to a colon; empty findings and impressions are left out; without either, the last paragraph is
     a section of its own, "last_paragraph". That file's list of studies sectioned by hand is not used.
     """
-    match = _HEADING.search(text)
-    found = [("preamble", text[: match.start(1)])] if match else [("full report", text)]
-    while match:
-        # A section's first line is passed over, so that a heading right behind a heading is its text.
-        line_end = text.find("\n", match.end())
-        following = _HEADING.search(text, max(match.end(), line_end))
+    headings = list(_HEADING.finditer(text))
+    found = [("preamble", text[: headings[0].start(1)]) if headings else ("full report", text)]
+    for heading, following in zip_longest(headings, headings[1:]):
         end = following.start() if following else len(text)
-        found.append((_common_name(match[1]), text[match.end() : end]))
-        match = following
+        found.append((_common_name(heading[1]), text[heading.start(2) : end]))
     kept = [(name, body) for name, body in found if body.strip() or name not in ("findings", "impression")]
     return _with_last_paragraph(kept)
 
@@ -111,12 +101,11 @@ def open_collection(name: str, folder: Path, seed: int) -> Source:
             "mimic-cxr-reports/files/p10/p10000032/s50414267.txt is there."
         )
     count = sum(1 for _ in groupby(csv_lines(metadata), key=lambda line: study_number(line["study_id"])))
-    check_count(count, str(metadata))
     return Source(
         name=name,
         kind="mimic",
         count=count,
-        read=lambda: _rows(folder, metadata, split, roots),
+        rows=lambda: _rows(folder, metadata, split, roots),
         citation="Johnson AEW, Pollard TJ, Greenbaum NR, et al. MIMIC-CXR-JPG, a large publicly available database of "
         "labeled chest radiographs. arXiv:1901.07042, 2019.",
         license="PhysioNet Credentialed Health Data License: for credentialed users, never shipped.",
@@ -152,21 +141,15 @@ def _rows(folder: Path, metadata: Path, split: Path, roots: Sequence[Path]) -> I
                 "split": splits.get(patient),
             }
         )
-        yield add_picture(row, *_picture(folder, place, lines))
+        named = [
+            f"files/{place}/{line['dicom_id']}.jpg"
+            for view in _FRONTAL
+            for line in lines
+            if line["ViewPosition"].strip().upper() == view
+        ]
+        yield add_picture(row, *((name, inside(folder, name, links=True)) for name in named))
 
 
 def _plain(text: str | None) -> str | None:
     """A section in one line: the reports are wrapped at eighty columns."""
     return None if text is None else " ".join(text.split())
-
-
-def _picture(folder: Path, place: str, lines: Sequence[Mapping[str, str]]) -> tuple[str, Path | None]:
-    """The name of the frontal image that is there, and its file; else of the first named."""
-    named = [
-        f"files/{place}/{line['dicom_id']}.jpg"
-        for view in _FRONTAL
-        for line in lines
-        if line["ViewPosition"].strip().upper() == view
-    ]
-    found = ((name, file) for name in named if (file := inside(folder, name, links=True)))
-    return next(found, (named[0] if named else "", None))

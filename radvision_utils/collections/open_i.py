@@ -10,6 +10,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from radvision_utils.config import RadVisionError
 from radvision_utils.data.cells import check_columns, csv_columns, csv_lines, given, open_i_number, study_number
@@ -23,6 +24,9 @@ from radvision_utils.evaluation.table import RULE_LABELS, Scorer
 from radvision_utils.evaluation.text_metrics import R2GEN, REXRANK, REXRANK_TEXTS, r2gen_vocabulary, sentence_bleu2
 from radvision_utils.figures import markdown_table
 from radvision_utils.files import read_json, require_writable, write_text
+
+_PARTS = ("train", "val", "test")
+_NAMES = {**{part: part for part in _PARTS}, "validation": "val"}
 
 
 @dataclass(frozen=True)
@@ -137,10 +141,8 @@ def read_published(files: Sequence[Path]) -> dict[str, dict[str, Report]]:
             )
     table, split = files[0], files[-1]
     parts = published_split(split)
-    raw: dict[str, dict[str, Report]] = {"train": {}, "val": {}, "test": {}}
-    for uid, report in (_annotated(split) if len(files) == 1 else _in_table(table)).items():
-        if part := parts.get(uid):
-            raw[part][uid] = report
+    reports = _annotated(split) if len(files) == 1 else _in_table(table)
+    raw = {part: {u: report for u, report in reports.items() if parts.get(u) == part} for part in _PARTS}
     if empty := [part for part, studies in raw.items() if not studies]:
         raise RadVisionError(f"{table} has no report of the {empty[0]} part of {split}: give the table of that split.")
     return raw
@@ -172,28 +174,20 @@ def published_split(path: Path) -> dict[str, str]:
         RadVisionError: it is none of these, or has a study in two parts.
     """
     data = read_json(path, remedy="get the file anew")
-    told = (
-        f'{path} is no split: it must hold {{"by_uid": {{uid: "train", "val" or "test"}}}}, or lists of studies under '
-        '"train", "val" and "test".'
-    )
-    names = {"train": "train", "val": "val", "validation": "val", "test": "test"}
     data = data if isinstance(data, dict) else {}
     pairs = list(data["by_uid"].items()) if isinstance(data.get("by_uid"), dict) else []
-    for name in names.keys() & data.keys():
+    for name in _NAMES.keys() & data.keys():
         entries = data[name] if isinstance(data[name], list) else [None]
         pairs += [(entry.get("id") if isinstance(entry, dict) else entry, name) for entry in entries]
-    found: dict[str, str] = {}
-    twice = set()
-    for entry, name in pairs:
-        uid, part = open_i_number(entry), names.get(name) if isinstance(name, str) else None
-        if uid is None or part is None:
-            raise RadVisionError(told)
-        if found.setdefault(uid, part) != part:
-            twice.add(uid)
-    if twice:
+    numbered: list[tuple[Any, Any]] = [(open_i_number(entry), _NAMES.get(str(name))) for entry, name in pairs]
+    if not numbered or any(None in pair for pair in numbered):
         raise RadVisionError(
-            f"{path} has {len(twice)} studies in two parts, such as {', '.join(sorted(twice)[:3])}: keep each in one."
+            f'{path} is no split: it must hold {{"by_uid": {{uid: "train", "val" or "test"}}}}, or lists of studies '
+            'under "train", "val" and "test".'
         )
-    if not found:
-        raise RadVisionError(told)
+    found = dict(numbered)
+    if twice := sorted({uid for uid, part in numbered if found[uid] != part}):
+        raise RadVisionError(
+            f"{path} has {len(twice)} studies in two parts, such as {', '.join(twice[:3])}: keep each in one."
+        )
     return found

@@ -134,18 +134,13 @@ def _without_numbers(text: str) -> str:
     return " ".join([*filter(None, parts), text[end:]])
 
 
-def has_hidden_word(text: str) -> bool:
-    """Whether a word was taken out of a text by de-identification: XXXX in any case, ___, [** **], [REDACTED]."""
-    return bool(_DEIDENTIFIED.search(text))
-
-
 def drop_sentences(text: str, reasons: Set[str]) -> tuple[str, Counter[str]]:
     """A cleaned section without the sentences that an image cannot teach.
 
     Args:
         text: a cleaned section.
-        reasons: any of "deidentified" (a word was taken out, see `has_hidden_word`) and "priors" (refers to an
-            earlier study, or to change since then).
+        reasons: any of "deidentified" (a word was taken out: XXXX in any case, ___, [** **], [REDACTED]) and "priors"
+            (refers to an earlier study, or to change since then).
 
     Returns:
         The text that is left, and how many sentences went for each reason. A sentence with both counts as
@@ -153,7 +148,7 @@ def drop_sentences(text: str, reasons: Set[str]) -> tuple[str, Counter[str]]:
     """
     kept, dropped = [], Counter[str]()
     for sentence in split_sentences(text):
-        if DEIDENTIFIED in reasons and has_hidden_word(sentence):
+        if DEIDENTIFIED in reasons and _DEIDENTIFIED.search(sentence):
             dropped[DEIDENTIFIED] += 1
         elif PRIORS in reasons and _PRIOR.search(sentence):
             dropped[PRIORS] += 1

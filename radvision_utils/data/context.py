@@ -39,14 +39,24 @@ _PLAIN = {ord(c): c.lower() for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
 _PLAIN |= dict.fromkeys(map(ord, "\t\n\r\f\v\u00a0_"), " ") | {0x2019: "'"} | dict.fromkeys(range(0x2010, 0x2015), "-")
 
 
-class Claim(NamedTuple):
-    """A mention in its context: status "present", "absent" or "uncertain"; side "" where none is given."""
+class Mention(NamedTuple):
+    """One place that speaks about an observation.
+
+    Attributes:
+        observation: one of the 14, never No Finding; or "Other Finding".
+        status: "present", "absent" or "uncertain".
+        side: "left", "right", "bilateral", or "" where the text gives none.
+        start: first character in the text.
+        end: one past the last character.
+        sentence: its index in the text.
+    """
 
     observation: str
     status: str
     side: str
     start: int
     end: int
+    sentence: int = 0
 
 
 class _Item(NamedTuple):
@@ -58,7 +68,7 @@ class _Item(NamedTuple):
     end: int
 
 
-class _Mention(NamedTuple):
+class _Candidate(NamedTuple):
     """A mention before its context is read."""
 
     observations: tuple[str, ...]
@@ -126,7 +136,7 @@ _MISSPELT = {part: word for word in LEXICON["long words"] for part in _shortened
 _LONG_WORD = re.compile(r"(?<![a-z])(?:[a-z]{2,5}n't|[a-z]{7,20})(?![a-z])")
 
 
-def read_sentence(sentence: str) -> tuple[Claim, ...]:
+def read_sentence(sentence: str) -> tuple[Mention, ...]:
     """The claims of a sentence in its order; spans are positions in the sentence, any string will do."""
     plain = sentence.translate(_PLAIN)
     mended, moved = _mend(plain)
@@ -171,7 +181,7 @@ def _spelling(word: str) -> str:
 
 
 @functools.lru_cache(maxsize=8192)  # two thirds of the sentences of a collection are repeats
-def _read(sentence: str) -> tuple[Claim, ...]:
+def _read(sentence: str) -> tuple[Mention, ...]:
     items: list[_Item] = []
     for match in _PATTERN.finditer(sentence):
         kind, value = _KINDS[(match.lastindex or 0) - 1]
@@ -180,14 +190,14 @@ def _read(sentence: str) -> tuple[Claim, ...]:
             kind, value = f"{value or 'absent'} {'after' if behind else 'before'}", ""
         if kind != "ignored":
             items.append(_Item(kind, value, match.start(), match.end()))
-    claims: list[Claim] = []
+    claims: list[Mention] = []
     for clause in _clauses(items):
         mentions = _mentions(clause)
         statuses = [_status(mention, clause) for mention in mentions]
         _doubt_alternatives(mentions, statuses, clause)
         for mention, status, side in zip(mentions, statuses, _sides(mentions, statuses, clause), strict=True):
             if status:
-                claims += [Claim(name, status, side, mention.start, mention.end) for name in mention.observations]
+                claims += [Mention(name, status, side, mention.start, mention.end) for name in mention.observations]
     return tuple(sorted(claims, key=lambda claim: (claim.start, claim.end)))
 
 
@@ -269,13 +279,14 @@ def _is_list(before: Sequence[_Item], separator: _Item, rest: Sequence[_Item]) -
     return bare and len(commas) >= 2 and (denied or rest[verb].kind in _BACKWARD)
 
 
-def _mentions(clause: Sequence[_Item]) -> list[_Mention]:
+def _mentions(clause: Sequence[_Item]) -> list[_Candidate]:
     found = [
-        _Mention(tuple(item.value.split(", ")), "present", item.start, item.end, item.start, False)
+        _Candidate(tuple(item.value.split(", ")), "present", item.start, item.end, item.start, False)
         for item in clause
         if item.kind == "mentions"
     ]
-    in_front = {n: state for n, item in enumerate(clause) if (state := _state_in_front(clause, n))}
+    subjects = [n for n, item in enumerate(clause) if item.kind == "subjects"]
+    in_front = {n: state for n in subjects if (state := _state_in_front(clause, n))}
     shared = None  # "normal heart size and mediastinal contours": the first subject's state serves the second
     for n, item in enumerate(clause):
         if item.kind in ("statement starters", "degrees"):
@@ -289,8 +300,6 @@ def _mentions(clause: Sequence[_Item]) -> list[_Mention]:
 
 def _state_in_front(clause: Sequence[_Item], n: int) -> _Item | None:
     """The state before subject `n`: "normal heart size", "enlargement of the heart"."""
-    if clause[n].kind != "subjects":
-        return None
     fillers = ("prepositions", "statement starters", "degrees", "sides")
     nearest = next((item for item in reversed(clause[max(0, n - 3) : n]) if item.kind not in fillers), None)
     near = nearest is not None and nearest.kind == "states" and clause[n].start - nearest.end < 25
@@ -311,19 +320,19 @@ def _state_behind(rest: Sequence[_Item], taken: Set[_Item]) -> _Item | None:
     return None
 
 
-def _of_subject(subject: _Item, state: _Item | None) -> Iterator[_Mention]:
+def _of_subject(subject: _Item, state: _Item | None) -> Iterator[_Candidate]:
     """What a subject in a state amounts to, by the lexicon's table."""
     table = LEXICON["subjects"][subject.value]
     if state is not None and state.value in table:
         start, end = min(subject.start, state.start), max(subject.end, state.end)
         for status, names in table[state.value].items():
-            yield _Mention(tuple(names), status, start, end, state.start, status == "absent")
+            yield _Candidate(tuple(names), status, start, end, state.start, status == "absent")
     else:  # "vascular congestion" says something without a state
         for status, names in table.get("itself", {}).items():
-            yield _Mention(tuple(names), status, subject.start, subject.end, subject.start, False)
+            yield _Candidate(tuple(names), status, subject.start, subject.end, subject.start, False)
 
 
-def _status(mention: _Mention, clause: Sequence[_Item]) -> str:
+def _status(mention: _Candidate, clause: Sequence[_Item]) -> str:
     """The mention's status in its context; "" where nothing is claimed after all."""
     if mention.fixed:
         return mention.status
@@ -335,7 +344,7 @@ def _status(mention: _Mention, clause: Sequence[_Item]) -> str:
     return context or mention.status
 
 
-def _triggered_behind(mention: _Mention, clause: Sequence[_Item]) -> str | None:
+def _triggered_behind(mention: _Candidate, clause: Sequence[_Item]) -> str | None:
     for n, item in enumerate(clause):
         if item.start >= mention.end:
             if item.kind in _WITH:
@@ -347,7 +356,7 @@ def _triggered_behind(mention: _Mention, clause: Sequence[_Item]) -> str | None:
     return None
 
 
-def _triggered_in_front(mention: _Mention, clause: Sequence[_Item]) -> str | None:
+def _triggered_in_front(mention: _Candidate, clause: Sequence[_Item]) -> str | None:
     """The nearest trigger, or the denial of that one: "no opacity to suggest pneumonia"."""
     listed = any(item.kind == "alternatives" for item in clause)
     found, comma, verb, told, after = None, False, False, False, False
@@ -371,7 +380,7 @@ def _triggered_in_front(mention: _Mention, clause: Sequence[_Item]) -> str | Non
     return found
 
 
-def _doubt_alternatives(mentions: Sequence[_Mention], statuses: list[str], clause: Sequence[_Item]) -> None:
+def _doubt_alternatives(mentions: Sequence[_Candidate], statuses: list[str], clause: Sequence[_Item]) -> None:
     """Makes what is asserted on both sides of "or" and "versus" uncertain, in place."""
     ends = [mention.end for mention in mentions]
     for n, item in enumerate(clause):
@@ -385,7 +394,7 @@ def _doubt_alternatives(mentions: Sequence[_Mention], statuses: list[str], claus
             statuses[left] = statuses[left + 1] = "uncertain"
 
 
-def _sides(mentions: Sequence[_Mention], statuses: Sequence[str], clause: Sequence[_Item]) -> list[str]:
+def _sides(mentions: Sequence[_Candidate], statuses: Sequence[str], clause: Sequence[_Item]) -> list[str]:
     """The side of each mention: in front of it ("left effusion"), or behind it ("effusion on the left")."""
     sides, behind = [""] * len(mentions), [False] * len(mentions)
     for n, item in enumerate(clause if mentions else ()):

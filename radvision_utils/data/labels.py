@@ -25,7 +25,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from radvision_utils.data.context import LEXICON, denies_all, read_sentence
+from radvision_utils.data.context import LEXICON, Mention, denies_all, read_sentence
 from radvision_utils.data.lines import statement_lines
 
 OBSERVATIONS: tuple[str, ...] = (
@@ -63,27 +63,6 @@ _SECTION_END = re.compile(
     r"\b(?i:findings?|impressions?|conclusions?|interpretation|report|comparisons?|techniques?|exam(?:ination)?|procedure"
     r"|views?|chest|history|indications?)[ \t]*:|\n[ \t]*[A-Z][A-Za-z /&-]{2,40}:|\n\s*\n"
 )
-
-
-@dataclass(frozen=True)
-class Mention:
-    """One place that speaks about an observation.
-
-    Attributes:
-        observation: one of `OBSERVATIONS`, never No Finding.
-        status: "present", "absent" or "uncertain".
-        side: "left", "right", "bilateral", or "" where the text gives none.
-        start: first character in the text.
-        end: one past the last character.
-        sentence: index in `sentences(text)`.
-    """
-
-    observation: str
-    status: str
-    side: str
-    start: int
-    end: int
-    sentence: int
 
 
 @dataclass(frozen=True)
@@ -178,13 +157,11 @@ def _all_mentions(text: str) -> list[Mention]:
         return n > 0 and place < asked[n - 1][1]
 
     return [
-        Mention(
-            claim.observation,
-            claim.status,
-            "" if claim.observation in _MIDLINE else claim.side,
-            start + claim.start,
-            start + claim.end,
-            index,
+        claim._replace(
+            side="" if claim.observation in _MIDLINE else claim.side,
+            start=start + claim.start,
+            end=start + claim.end,
+            sentence=index,
         )
         for index, (start, end) in enumerate(spans)
         for claim in read_sentence(text[start:end])

@@ -12,12 +12,12 @@ import logging
 import re
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -29,7 +29,7 @@ from radvision_utils.data.reports import Report
 from radvision_utils.data.sources import Row, Source, open_source, share_of
 from radvision_utils.data.storing import LATERAL_BELOW, Stored, store_squares
 from radvision_utils.data.studies import SPLITS, PreparedDataset, open_prepared
-from radvision_utils.data.tally import DOUBTED, LEFT_OUT, MENDED, REASONS, REMARKS, Met, Remarks, Tally
+from radvision_utils.data.tally import DOUBTED, LEFT_OUT, MENDED, REASONS, REMARKS, Remarks, Tally, shared
 from radvision_utils.progress import Progress, show_progress
 from radvision_utils.runs import working
 
@@ -38,6 +38,7 @@ _TEXTS = (
     *("reference_findings", "reference_impression", "indication", "mesh", "problems", "truth"),
 )
 _SCHEMA = pa.schema([(name, pa.string()) for name in _TEXTS])
+_COUNTED = pa.schema([*_SCHEMA, *((reason, pa.int32()) for reason in REASONS)])  # with the sentences dropped
 _NOT_FOUND = "no file at the image's path"
 _BATCH = 256  # studies in an Arrow record batch
 
@@ -49,7 +50,7 @@ def prepare_dataset(profile: Profile, progress: Progress | None = None) -> Prepa
 
     Args:
         profile: its `data` settings and `seed` decide the result; `data.workers` only the time.
-        progress: called with (rows read, rows in the source or None); without it a bar or log lines appear.
+        progress: called with (rows read, rows in the source); without it a bar or log lines appear.
 
     Raises:
         RadVisionError: the source cannot be read, or leaves a split without studies.
@@ -88,21 +89,24 @@ def _prepare_aside(
 
 def _prepare(profile: Profile, source: Source, content: str | None, journal: Path, progress: Progress | None) -> None:
     """Two passes: the rows one by one, then what only all of them together tell: what two splits share, and counts."""
-    started, tally, met, folder, before = time.monotonic(), Tally(), Met(), journal.parent, _stored_before(journal)
+    started, tally, folder, before = time.monotonic(), Tally(), journal.parent, _stored_before(journal)
     written = folder / "stored.arrow"
     purpose = ", some of which are damaged on purpose" if source.kind == "phantom" else ""
-    log.info("preparing %s studies of %s%s", "the" if source.count is None else source.count, source.name, purpose)
+    log.info("preparing %d studies of %s%s", source.count, source.name, purpose)
     with show_progress(source.count, progress) as step, (folder / REMARKS).open("w", encoding="utf-8") as listing:
         remarks = Remarks(listing)
-        candidates = _screen(_counted(source.rows(), tally, step), profile, source.is_open_i, remarks)
-        jobs = ((one, before.get(one.image) or one.picture, folder / one.image) for one in candidates)
+        jobs = (
+            (record, before.get(record["image"]) or picture, folder / record["image"])
+            for record, picture in _screen(source, profile, remarks, step)
+        )
         stored = store_squares(jobs, profile.data.image_size, profile.data.workers, source.count)
-        _write_studies(written, _stored(_noted(stored, before, journal), met, remarks))
-        _write_studies(folder / "studies.arrow", _staying(written, met, tally, remarks))
+        _write_studies(written, _COUNTED, _stored(stored, before, journal, remarks))
+        _write_studies(folder / "studies.arrow", _SCHEMA, _staying(written, tally, remarks))
     written.unlink()
     journal.unlink()
     remarks.tell()
-    _check_splits(tally, remarks, source, profile.data)
+    counted = tally.summary(remarks)
+    _check_splits(counted["counts"], source, profile.data)
     files.write_json(folder / "split.json", tally.splits)
     seconds = time.monotonic() - started
     summary = {
@@ -114,46 +118,26 @@ def _prepare(profile: Profile, source: Source, content: str | None, journal: Pat
         "citation": source.citation,
         "license": source.license,
         "split_by": source.split_by,
-        **tally.summary(remarks),
+        **counted,
         "seconds": round(seconds, 2),
-        "studies_per_second": round(tally.read / seconds, 1),
+        "studies_per_second": round(counted["counts"]["read"] / seconds, 1),
     }
     files.write_json(folder / "summary.json", summary)
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """A study whose text is good; its picture is not yet decoded."""
-
-    uid: str
-    split: str
-    group: str  # stands for the patient
-    image: str  # path in the data folder
-    picture: bytes  # encoded
-    report: Report
-    reference: Report
-    lost: Counter[str]  # sentences dropped from the report, by reason
-    row: Row
-
-
-def _counted(rows: Iterable[Row], tally: Tally, step: Callable[[int], None]) -> Iterator[Row]:
-    for row in rows:
-        tally.read += 1
-        step(tally.read)
-        yield row
-
-
-def _screen(rows: Iterable[Row], profile: Profile, is_open_i: bool, remarks: Remarks) -> Iterator[_Candidate]:
-    """The rows that are new, have a picture, and a report with the sections required.
+def _screen(
+    source: Source, profile: Profile, remarks: Remarks, step: Callable[[int], None]
+) -> Iterator[tuple[Row, bytes]]:
+    """Records and encoded pictures of the rows that are new, have a picture, and a report with the sections required.
 
     A test study is never left out for sentences that cleaning drops: nothing trains on it, and a benchmark that sheds
     its awkward studies is another benchmark. A section of it that would be emptied stays as it is.
     """
-    settings = profile.data
-    unwanted = {reason for reason in REASONS if getattr(settings, reason) == "drop"}
+    unwanted = {reason for reason in REASONS if getattr(profile.data, reason) == "drop"}
     seen: set[str] = set()
-    for row in rows:
-        uid = "" if row["uid"] is None else str(row["uid"]).strip()
+    for number, row in enumerate(source.rows(), start=1):
+        step(number)
+        uid, patient = str(row["uid"] or "").strip(), str(row.get("patient") or "")
         reference = Report(row["findings"] or "", row["impression"] or "")
         fault = _fault(uid, seen, row, reference)
         seen.add(uid)
@@ -165,23 +149,30 @@ def _screen(rows: Iterable[Row], profile: Profile, is_open_i: bool, remarks: Rem
         (findings, lost), (impression, lost_too) = (
             drop_sentences(text, unwanted) for text in (clean.findings, clean.impression)
         )
-        patient = str(row.get("patient") or "")
-        split = row.get("split") or split_of(patient or uid, is_open_i, profile.seed)
+        split = row.get("split") or split_of(patient or uid, source.is_open_i, profile.seed)
         report = Report(findings, impression)
         if split == "test":
             report = Report(findings or clean.findings, impression or clean.impression)
-        if missing := _missing(clean, settings.required):
-            remarks.add(LEFT_OUT, uid, f"no {missing}")
-        elif not is_english(f"{clean.findings} {clean.impression}"):
-            remarks.add(LEFT_OUT, uid, "report is not English")
-        elif missing := _missing(report, settings.required):
-            remarks.add(LEFT_OUT, uid, f"no {missing} left after cleaning")
-        else:
-            for oddity in oddities(f"{reference.findings}\n{reference.impression}"):
-                remarks.add(MENDED, uid, f"report with {oddity}")
-            image, group = f"images/{safe_name(uid)}.png", _group_of(patient, profile.seed)
-            picture = row["img_frontal"]
-            yield _Candidate(uid, split, group, image, picture, report, reference, lost + lost_too, row)
+        if fault := _unfit(clean, report, profile.data.required):
+            remarks.add(LEFT_OUT, uid, fault)
+            continue
+        for oddity in oddities(f"{reference.findings}\n{reference.impression}"):
+            remarks.add(MENDED, uid, f"report with {oddity}")
+        record = {
+            "uid": uid,
+            "split": split,
+            "group": _group_of(patient, profile.seed),
+            "image": f"images/{safe_name(uid)}.png",
+            "findings": report.findings,
+            "impression": report.impression,
+            "reference_findings": reference.findings,
+            "reference_impression": reference.impression,
+            "indication": (row["indication"] or "").strip(),
+            "mesh": (row["MeSH"] or "").strip(),
+            "problems": (row["Problems"] or "").strip(),
+            "truth": row.get("truth"),
+        }
+        yield record | {reason: lost[reason] + lost_too[reason] for reason in REASONS}, row["img_frontal"]
 
 
 def _fault(uid: str, seen: Set[str], row: Row, reference: Report) -> str:
@@ -195,6 +186,16 @@ def _fault(uid: str, seen: Set[str], row: Row, reference: Report) -> str:
     if max(len(reference.findings), len(reference.impression)) > LONGEST:
         return f"report longer than {LONGEST:,} characters"
     return ""
+
+
+def _unfit(clean: Report, report: Report, required: str) -> str:
+    """Why the cleaned report, or what is left of it as a training target, is of no use; "" if it is."""
+    if missing := _missing(clean, required):
+        return f"no {missing}"
+    if not is_english(f"{clean.findings} {clean.impression}"):
+        return "report is not English"
+    missing = _missing(report, required)
+    return f"no {missing} left after cleaning" if missing else ""
 
 
 def _missing(report: Report, required: str) -> str:
@@ -219,75 +220,54 @@ def _stored_before(journal: Path) -> dict[str, Stored]:
     return before
 
 
-def _noted(
-    stored: Iterable[tuple[_Candidate, Stored]], before: Mapping[str, Stored], journal: Path
-) -> Iterator[tuple[_Candidate, Stored]]:
+def _stored(
+    stored: Iterable[tuple[Row, Stored]], before: Mapping[str, Stored], journal: Path, remarks: Remarks
+) -> Iterator[Row]:
+    """The records whose picture was stored; what became of each is noted for a preparation that goes on."""
     with journal.open("a", encoding="utf-8") as file:
-        for candidate, picture in stored:
-            if candidate.image not in before:
-                file.write(json.dumps({"image": candidate.image, **asdict(picture)}) + "\n")
-            yield candidate, picture
+        for record, picture in stored:
+            uid, image = record["uid"], record["image"]
+            if image not in before:
+                file.write(json.dumps({"image": image, **asdict(picture)}) + "\n")
+            if picture.fault:
+                remarks.add(LEFT_OUT, uid, picture.reason, picture.fault)
+                continue
+            for oddity in picture.oddities:
+                remarks.add(MENDED, uid, f"image: {oddity}")
+            if picture.symmetry < LATERAL_BELOW:
+                remarks.add(DOUBTED, uid, "frontal image that looks lateral")
+            yield {**record, "pixels": picture.pixels}
 
 
-def _stored(stored: Iterable[tuple[_Candidate, Stored]], met: Met, remarks: Remarks) -> Iterator[Row]:
-    """The records of the candidates whose picture was stored."""
-    for candidate, picture in stored:
-        uid, row = candidate.uid, candidate.row
-        if picture.fault:
-            remarks.add(LEFT_OUT, uid, picture.reason, picture.fault)
-            continue
-        for oddity in picture.oddities:
-            remarks.add(MENDED, uid, f"image: {oddity}")
-        if picture.symmetry < LATERAL_BELOW:
-            remarks.add(DOUBTED, uid, "frontal image that looks lateral")
-        met.add(candidate.split, picture.pixels, candidate.group, candidate.lost)
-        yield {
-            "uid": uid,
-            "split": candidate.split,
-            "group": candidate.group,
-            "image": candidate.image,
-            "pixels": picture.pixels,
-            "findings": candidate.report.findings,
-            "impression": candidate.report.impression,
-            "reference_findings": candidate.reference.findings,
-            "reference_impression": candidate.reference.impression,
-            "indication": (row["indication"] or "").strip(),
-            "mesh": (row["MeSH"] or "").strip(),
-            "problems": (row["Problems"] or "").strip(),
-            "truth": row.get("truth"),
-        }
-
-
-def _staying(written: Path, met: Met, tally: Tally, remarks: Remarks) -> Iterator[Row]:
+def _staying(written: Path, tally: Tally, remarks: Remarks) -> Iterator[Row]:
     """The written records, counted, without those whose picture or patient belongs to another split; twins are named.
 
     What is shared stays in the split that judges (test before validation before train), in whatever order it came; so a
     benchmark never loses a study, and nothing that it asks was trained on.
     """
-    twins, images, patients = met.images.repeated(), met.images.parted(), met.patients.parted()
-    with pa.memory_map(str(written)) as file, pa.ipc.open_stream(file) as batches:
-        rows = (row for batch in batches for row in batch.to_pylist())
-        for row, lost in zip(rows, met.losses(), strict=True):
-            uid, split, pixels = row["uid"], row["split"], int(row["pixels"], 16)
-            reason = ""
-            if images.get(pixels, split) != split:
+    with pa.memory_map(str(written)) as file:
+        studies = pa.ipc.open_stream(file).read_all()
+        pictures, patients = shared(studies, "pixels"), shared(studies, "group")
+        for row in (row for batch in studies.to_batches() for row in batch.to_pylist()):
+            uid, split, reason = row["uid"], row["split"], ""
+            if pictures.get(row["pixels"], split) != split:
                 reason = "image also in another split"
-            elif row["group"] and patients.get(int(row["group"], 16), split) != split:
+            elif patients.get(row["group"], split) != split:
                 reason = "patient also in another split"
             if reason:
                 remarks.add(LEFT_OUT, uid, reason)
                 (written.parent / row["image"]).unlink()
                 continue
-            if pixels in twins:
+            if row["pixels"] in pictures:
                 remarks.add(DOUBTED, uid, "image of another study too")
-            tally.add(row, lost)
+            tally.add(row)
             yield row
 
 
-def _write_studies(path: Path, records: Iterator[Row]) -> None:
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, _SCHEMA) as stream:
+def _write_studies(path: Path, schema: pa.Schema, records: Iterator[Row]) -> None:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
         while batch := list(islice(records, _BATCH)):
-            stream.write_batch(pa.RecordBatch.from_pylist(batch, schema=_SCHEMA))
+            stream.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
 
 
 def safe_name(uid: str) -> str:
@@ -302,20 +282,18 @@ def safe_name(uid: str) -> str:
     return f"{stem}-H{hashlib.sha256(uid.encode()).hexdigest()[:12]}"
 
 
-def _check_splits(tally: Tally, remarks: Remarks, source: Source, settings: DataSettings) -> None:
-    empty = [split for split, size in tally.sizes().items() if size == 0]
+def _check_splits(counts: Mapping[str, Any], source: Source, settings: DataSettings) -> None:
+    empty = [split for split, size in counts["splits"].items() if size == 0]
     if not empty:
         return
-    reasons = (
-        ", ".join(f"{count} {reason}" for reason, count in remarks.counts(LEFT_OUT).items()) or "none was left out"
-    )
-    if settings.limit is not None and tally.read == settings.limit:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts["dropped"].items()) or "none was left out"
+    if counts["read"] == settings.limit:
         remedy = "Raise data.limit"
     else:
         remedy = "Raise data.phantoms" if source.kind == "phantom" else "Give a source with more studies"
     raise RadVisionError(
-        f"no study of {source.name} fell to {' and '.join(empty)}: {tally.read} were read and {len(tally.splits)} kept "
-        f"({reasons}). {remedy}."
+        f"no study of {source.name} fell to {' and '.join(empty)}: {counts['read']} were read and {counts['kept']} "
+        f"kept ({reasons}). {remedy}."
     )
 
 

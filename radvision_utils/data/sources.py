@@ -68,9 +68,6 @@ _SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 _SPLIT_WORD = re.compile(rf"({'|'.join(sorted(_SPLIT_NAMES, key=len, reverse=True))}|holdout)(?:set|split|data|s)?")
-# Rows that pyarrow makes at a time. Of several, all could be one large value that the file holds once. It takes 0.1 ms
-# more a row.
-_BATCH = 1
 
 
 @dataclass(frozen=True)
@@ -80,8 +77,9 @@ class Source:
     Attributes:
         name: what the user asked for: "phantom", a hub id or a path.
         kind: how it is read.
-        count: number of rows, None if unknown.
-        read: gives the rows anew, see `rows`.
+        count: number of rows.
+        rows: gives the rows anew, in the source's order, each with `COLUMNS` (and those of `EXTRAS` that the source
+            has); absent values are None, and only the row at hand is in memory.
         is_open_i: whether its uids are those of the Open-I collection, so that R2Gen's split applies.
         citation: what to cite; empty if unknown.
         license: terms of use; empty if unknown.
@@ -90,19 +88,12 @@ class Source:
 
     name: str
     kind: Literal["phantom", "hub", "parquet", "kaggle", "table", "mimic", "chexpert-plus"]
-    count: int | None
-    read: Callable[[], Iterator[Row]] = field(repr=False)
+    count: int
+    rows: Callable[[], Iterator[Row]] = field(repr=False)
     is_open_i: bool = False
     citation: str = ""
     license: str = ""
     split_by: str = "hash of the patient, or of the uid where there is none"
-
-    def rows(self) -> Iterator[Row]:
-        """The rows in the source's order, each with `COLUMNS` (and those of `EXTRAS` that the source has).
-
-        Only the row at hand is in memory. Absent values are None.
-        """
-        return self.read()
 
 
 def open_source(source: str, settings: DataSettings, seed: int) -> Source:
@@ -130,10 +121,12 @@ def open_source(source: str, settings: DataSettings, seed: int) -> Source:
             "folder of parquet files, or a folder with images and tables (Kaggle's Open-I, MIMIC-CXR-JPG, CheXpert "
             f"Plus, or your own with {MAP})."
         )
+    if not opened.count:
+        raise RadVisionError(f"{source} holds no studies: give a source with at least one row.")
     if settings.limit is None:
         return opened
-    count = None if opened.count is None else min(settings.limit, opened.count)
-    return replace(opened, count=count, read=lambda: islice(opened.read(), settings.limit))
+    count = min(settings.limit, opened.count)
+    return replace(opened, count=count, rows=lambda: islice(opened.rows(), settings.limit))
 
 
 def _open_phantoms(settings: DataSettings, seed: int) -> Source:
@@ -143,7 +136,7 @@ def _open_phantoms(settings: DataSettings, seed: int) -> Source:
         name="phantom",
         kind="phantom",
         count=count,
-        read=lambda: rows(count, settings.hospital, seed, workers=settings.workers),
+        rows=lambda: rows(count, settings.hospital, seed, workers=settings.workers),
         citation="Phantom studies drawn by this project: radvision_utils/phantoms.",
         license="MIT, as this project.",
         split_by="hash of the uid",
@@ -165,7 +158,6 @@ def _open_hub(name: str) -> Source:
     table = table.select_columns([name for name in table.column_names if name in (*COLUMNS, *EXTRAS)])
     if isinstance(table.features.get("img_frontal"), datasets.Image):
         table = table.cast_column("img_frontal", datasets.Image(decode=False))
-    check_count(table.num_rows, f"the hub data set {name}")
     terms, cache = _OPEN_I if name == OPEN_I_HUB else {}, Path(datasets.config.HF_CACHE_HOME)
     return Source(name, "hub", table.num_rows, lambda: (make_row(values, cache) for values in table), **terms)
 
@@ -213,7 +205,6 @@ def _open_parquet(name: str, files: Sequence[Path], folder: Path, seed: int) -> 
             ) from error
         check_columns(columns, str(file), NEEDED)
         schemas.append(set(columns))
-    check_count(count, name)
     is_open_i = all(columns.issuperset(COLUMNS) and not columns & set(EXTRAS) for columns in schemas)
     terms = dict(_OPEN_I) if is_open_i else {}
     splits = _splits_of_names(files, folder)
@@ -266,32 +257,27 @@ def _rows_of(file: Path, folder: Path) -> Iterator[Row]:
     with pq.ParquetFile(file, pre_buffer=False) as table:
         columns = [name for name in table.schema_arrow.names if name in (*COLUMNS, *EXTRAS)]
         try:
-            for batch in table.iter_batches(_BATCH, columns=columns):
-                yield from (make_row(values, file.parent, folder) for values in _values(batch))
+            # One at a time: of several, all could be one large value that the file holds once. It takes 0.1 ms a row.
+            for batch in table.iter_batches(1, columns=columns):
+                for row in range(batch.num_rows):
+                    cells = (_value(column[row]) for column in batch.columns)
+                    yield make_row(dict(zip(batch.schema.names, cells, strict=True)), file.parent, folder)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise RadVisionError(f"{file} is damaged ({first_line(error)}): download it again.") from error
 
 
-def _values(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+def _value(cell: pa.Scalar) -> Any:
+    """The value of a cell; what is no UTF-8 in a text becomes a replacement sign."""
     try:
-        return batch.to_pylist()
-    except UnicodeDecodeError:  # texts that are no UTF-8: what cannot be read of them becomes a replacement sign
-        columns = [_lenient(column) for column in batch.columns]
-        return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
-
-
-def _lenient(column: pa.Array) -> list[Any]:
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        return _lenient(column.dictionary_decode())
-    if pa.types.is_struct(kind):
-        fields = {kind.field(n).name: _lenient(column.field(n)) for n in range(kind.num_fields)}
-        cells = [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
-        return [cell if there else None for cell, there in zip(cells, column.is_valid().to_pylist(), strict=True)]
-    if not any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
-        return list(column.to_pylist())
-    binary = pa.binary_view() if pa.types.is_string_view(kind) else pa.large_binary()
-    return [None if text is None else text.decode(errors="replace") for text in column.cast(binary).to_pylist()]
+        return cell.as_py()
+    except UnicodeDecodeError:
+        if isinstance(cell, pa.StructScalar):
+            return {name: _value(inner) for name, inner in cell.items()}
+        if isinstance(cell, pa.DictionaryScalar):
+            return _value(cell.value)
+        if not isinstance(cell, pa.BinaryScalar):
+            raise
+        return cell.as_buffer().to_pybytes().decode(errors="replace")
 
 
 def _open_kaggle(name: str, folder: Path) -> Source:
@@ -303,23 +289,22 @@ def _open_kaggle(name: str, folder: Path) -> Source:
             raise RadVisionError(f"folder {folder} lacks {file}: the Kaggle layout has it beside the other table.")
         check_columns(csv_columns(folder / file), str(folder / file), needed)
     count = sum(1 for _ in csv_lines(folder / REPORTS))
-    check_count(count, str(folder / REPORTS))
     frontal = _frontal_images(folder)
     return Source(name, "kaggle", count, lambda: _kaggle_rows(folder, frontal), **_OPEN_I)
 
 
-def _kaggle_rows(folder: Path, frontal: Mapping[str, tuple[str, Path | None]]) -> Iterator[Row]:
+def _kaggle_rows(folder: Path, frontal: Mapping[str, list[tuple[str, Path | None]]]) -> Iterator[Row]:
     for line in csv_lines(folder / REPORTS):
-        yield add_picture(make_row(line), *frontal.get(study_number(line["uid"]) or "", ("", None)))
+        yield add_picture(make_row(line), *frontal.get(study_number(line["uid"]) or "", ()))
 
 
-def _frontal_images(folder: Path) -> dict[str, tuple[str, Path | None]]:
-    """For each study the name of its first frontal image that is there, and its file; else of the first named."""
+def _frontal_images(folder: Path) -> dict[str, list[tuple[str, Path | None]]]:
+    """For each study the names of its frontal images, and the file of each that is there."""
     images = _image_files(folder)
     if not images:
         place = folder / "images" / "images_normalized"
         raise RadVisionError(f"folder {folder} holds no images: put the PNG or JPEG files into {place}.")
-    frontal: dict[str, tuple[str, Path | None]] = {}
+    frontal: dict[str, list[tuple[str, Path | None]]] = {}
     absent, doubled = [], []
     for line in csv_lines(folder / PROJECTIONS):
         name, uid = line["filename"].strip().replace("\\", "/"), study_number(line["uid"])
@@ -328,10 +313,8 @@ def _frontal_images(folder: Path) -> dict[str, tuple[str, Path | None]]:
             absent.append(name)
         if len(files) > 1:
             doubled.append(f"{files[0]} and {files[1]}")
-        if line["projection"].strip().lower() != "frontal" or not uid:
-            continue
-        if uid not in frontal or (files and not frontal[uid][1]):
-            frontal[uid] = (name, files[0] if files else None)
+        if line["projection"].strip().lower() == "frontal" and uid:
+            frontal.setdefault(uid, []).append((name, files[0] if files else None))
     if doubled:
         raise RadVisionError(
             f"{len(doubled)} images named in {folder / PROJECTIONS} could be either of two different files, such as "
@@ -368,10 +351,9 @@ def _meant(name: str, files: Sequence[Path]) -> list[Path]:
 
 def _open_mapped(name: str, folder: Path) -> Source:
     told = f"it needs texts for {', '.join(_MAP_NEEDED)}, and may have {', '.join(_MAP_OPTIONAL)}"
-    columns = read_json(folder / MAP, dict.fromkeys(_MAP_NEEDED, str), told)
-    optional = [key for key in columns if key not in _MAP_NEEDED]
-    of_shape(columns, dict.fromkeys(optional, str), str(folder / MAP), told)
-    if wrong := [key for key in optional if key not in _MAP_OPTIONAL]:
+    columns = read_json(folder / MAP, dict, told)
+    of_shape(columns, dict.fromkeys((*_MAP_NEEDED, *columns), str), str(folder / MAP), told)
+    if wrong := [key for key in columns if key not in (*_MAP_NEEDED, *_MAP_OPTIONAL)]:
         raise RadVisionError(f"{folder / MAP} has no use for {shown(wrong[0])}: {told}.")
     table = inside(folder, columns["table"], links=True)
     if table is None:
@@ -382,7 +364,6 @@ def _open_mapped(name: str, folder: Path) -> Source:
     named = [column for key, column in columns.items() if key not in ("table", "images")]
     check_columns(csv_columns(table), str(table), named)
     count = sum(1 for _ in csv_lines(table))
-    check_count(count, str(table))
     terms: dict[str, Any] = {"split_by": f"column {columns['split']} of the table"} if "split" in columns else {}
     return Source(name, "table", count, lambda: _mapped_rows(folder, table, columns), **terms)
 
@@ -393,11 +374,12 @@ def _mapped_rows(folder: Path, table: Path, columns: Mapping[str, str]) -> Itera
     for line in csv_lines(table):
         name = given(line[columns["image"]]) or ""
         values = {key: line[column] for key, column in texts.items()}
-        yield add_picture(make_row(values), name, inside(images, name, links=True))
+        yield add_picture(make_row(values), (name, inside(images, name, links=True)))
 
 
-def add_picture(row: Row, name: str, file: Path | None) -> Row:
-    """The row with the picture in a file; where there is none, with the name under which it was looked for."""
+def add_picture(row: Row, *named: tuple[str, Path | None]) -> Row:
+    """The row with the first picture whose file is there; where none is, with the name that was looked for first."""
+    name, file = next((each for each in named if each[1]), named[0] if named else ("", None))
     try:
         row["img_frontal"] = file.read_bytes() if file else None
     except OSError:  # it is there and may not be read
@@ -441,7 +423,7 @@ def make_row(values: Mapping[str, Any], *folders: Path) -> Row:
     row["img_frontal"] = image.get("bytes") if isinstance(image, dict) else image
     _check_type(row["uid"], "img_frontal", row["img_frontal"], (bytes,), "the bytes of an image file")
     if row["img_frontal"] is None and isinstance(path, str) and given(path):
-        return add_picture(row, path, _kept_within(path, folders))
+        return add_picture(row, (path, _kept_within(path, folders)))
     return row
 
 
@@ -471,16 +453,6 @@ def split_name(name: str, uid: Any) -> str:
     if name.strip().lower() not in _SPLIT_NAMES:
         raise RadVisionError(f"study {shown(str(uid))} is in split {name[:40]!r}: use train, validation or test.")
     return _SPLIT_NAMES[name.strip().lower()]
-
-
-def check_count(count: int, where: str) -> None:
-    """Refuse a source without rows.
-
-    Raises:
-        RadVisionError: there are none.
-    """
-    if count == 0:
-        raise RadVisionError(f"{where} holds no studies: give a source with at least one row.")
 
 
 def share_of(text: str, seed: int) -> float:

@@ -31,25 +31,16 @@ def show_studies(studies: Sequence[Study]) -> Figure:
     """
     columns = max(1, min(_COLUMNS, len(studies)))
     captions = [_caption(study) for study in studies]
-    rows = [captions[first : first + columns] for first in range(0, len(captions), columns)]
-    below = [_LINE * (max(len(lines) for lines in row) + 1) for row in rows]
-    height = sum(_SIDE + 0.3 + text for text in below) + 0.3
-    figure = new_figure(columns * (_SIDE + 0.15), height)
-    figure.set_layout_engine("none")  # places are known in inches; a layout engine would not see the text below
-    top = height
-    for row, text in enumerate(below):
-        top -= 0.3
-        for column, study in enumerate(studies[row * columns : (row + 1) * columns]):
-            left = column * (_SIDE + 0.15) + 0.075
-            box = (left / figure.get_figwidth(), (top - _SIDE) / height, _SIDE / figure.get_figwidth(), _SIDE / height)
-            axes = figure.add_axes(box)
-            with Image.open(checked(study.image)) as image:
-                axes.imshow(np.asarray(image), cmap="gray", vmin=0, vmax=255)
-            axes.set_axis_off()
-            axes.set_title(f"study {study.uid} ({study.split})", fontsize=9, loc="left", pad=4)
-            lines = "\n".join(rows[row][column])
-            axes.text(0, -0.02, lines, transform=axes.transAxes, fontsize=7.5, va="top", linespacing=1.2)
-        top -= _SIDE + text
+    lines = sum(max(map(len, captions[first : first + columns])) + 1 for first in range(0, len(studies), columns))
+    rows = -(-len(studies) // columns)
+    figure = new_figure(columns * (_SIDE + 0.15), rows * (_SIDE + 0.3) + lines * _LINE + 0.3)
+    for place, (study, caption) in enumerate(zip(studies, captions, strict=True), start=1):
+        axes = figure.add_subplot(rows, columns, place, anchor="N", xticks=[], yticks=[])
+        with Image.open(checked(study.image)) as image:
+            axes.imshow(np.asarray(image), cmap="gray", vmin=0, vmax=255)
+        axes.spines[:].set_visible(False)
+        axes.set_title(f"study {study.uid} ({study.split})", fontsize=9, loc="left", pad=4)
+        axes.set_xlabel("\n".join(caption), fontsize=7.5, loc="left", linespacing=1.2, multialignment="left")
     return figure
 
 

@@ -8,10 +8,12 @@ import logging
 import statistics
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from radvision_utils.data.cells import shown
 from radvision_utils.data.cleaning import DEIDENTIFIED, PRIORS
@@ -29,81 +31,44 @@ _HEADINGS = 20
 log = logging.getLogger(__name__)
 
 
-class Places:
-    """In which splits something is met: pictures, or patients. Nine bytes are kept each time."""
+def shared(studies: pa.Table, column: str) -> dict[str, str]:
+    """What several studies have, and the split in which it may stay: test before validation before train.
 
-    def __init__(self) -> None:
-        self._keys = array("Q")  # 64 bits of a hash
-        self._splits = array("B")
-
-    def add(self, key: str, split: str) -> None:
-        """Note that it was met in a split.
-
-        Args:
-            key: up to 16 hex digits; "" is nothing.
-        """
-        if key:
-            self._keys.append(int(key, 16))
-            self._splits.append(SPLITS.index(split))
-
-    def repeated(self) -> set[int]:
-        """What was met more than once."""
-        keys, counts = np.unique(np.asarray(self._keys, dtype=np.uint64), return_counts=True)
-        return set(keys[counts > 1].tolist())
-
-    def parted(self) -> dict[int, str]:
-        """What was met in several splits, and in which one it may stay."""
-        keys, splits = np.asarray(self._keys, dtype=np.uint64), np.asarray(self._splits)
-        _, inverse = np.unique(keys, return_inverse=True)
-        first, last = np.full(len(keys), len(SPLITS)), np.full(len(keys), -1)
-        np.minimum.at(first, inverse, splits)
-        np.maximum.at(last, inverse, splits)
-        torn = np.flatnonzero((first != last)[inverse])
-        return {int(keys[n]): SPLITS[last[inverse[n]]] for n in torn}
-
-
-class Met:
-    """What must be known of all studies before the first can be counted; some bytes of each."""
-
-    def __init__(self) -> None:
-        self.images, self.patients = Places(), Places()
-        self._lost = array("H")
-
-    def add(self, split: str, pixels: str, group: str, lost: Counter[str]) -> None:
-        """Note a study that is written: picture, patient, and the sentences that cleaning dropped, which are not."""
-        self.images.add(pixels, split)
-        self.patients.add(group, split)
-        self._lost.extend(lost[reason] for reason in REASONS)
-
-    def losses(self) -> Iterator[tuple[int, ...]]:
-        """For each study in order the sentences dropped, as `REASONS` lists the reasons."""
-        return zip(*(self._lost[n :: len(REASONS)] for n in range(len(REASONS))), strict=True)
+    Args:
+        studies: with the columns `split` and `column`.
+        column: names pictures or patients by 16 hex digits; "" is nothing.
+    """
+    # As numbers: the texts, grouped, would take ten times the memory.
+    texts = (text for chunk in studies[column].chunks for text in chunk.to_pylist())
+    keys = np.fromiter((int(text or "0", 16) for text in texts), np.uint64, len(studies))
+    met, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    last = np.zeros(len(met), int)
+    np.maximum.at(last, inverse, pc.index_in(studies["split"], value_set=pa.array(SPLITS)).to_numpy())
+    return {f"{met[n]:016x}": SPLITS[last[n]] for n in np.flatnonzero(counts > 1) if met[n]}
 
 
 class Tally:
     """Counts studies as they pass. Keeps some bytes of each, never its text or image."""
 
     def __init__(self) -> None:
-        self.read = 0
         self.splits: dict[str, str] = {}
-        self._sentences: Counter[str] = Counter()
-        self._touched: Counter[str] = Counter()
+        self._cleaning = {reason: {"sentences": 0, "studies": 0} for reason in REASONS}
         self._words = {"findings": array("I"), "impression": array("I")}
         self._indexed: Counter[str] = Counter()
         self._normal: Counter[str] = Counter()
         self._mesh: Counter[str] = Counter()
         self._targets = {split: array("Q") for split in SPLITS}  # 64 bits of each report's hash
 
-    def add(self, row: Mapping[str, str], lost: Iterable[int]) -> None:
-        """Count a prepared study, with the sentences that its training target lost, see `Met.losses`."""
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Count a prepared study; `REASONS` name how many sentences its training target lost."""
         split, mesh = row["split"], row["mesh"]
         self.splits[row["uid"]] = split
         for section, words in self._words.items():
             if row[section]:
                 words.append(len(row[section].split()))
-        for reason, sentences in zip(REASONS, lost, strict=True):
-            self._sentences[reason] += sentences
-            self._touched[reason] += sentences > 0
+        for reason, counts in self._cleaning.items():
+            counts["sentences"] += row[reason]
+            counts["studies"] += row[reason] > 0
         self._indexed[split] += bool(mesh)
         self._normal[split] += mesh.lower() == "normal"  # the indexers of Open-I found nothing abnormal
         # Without qualifiers: "Opacity/lung/left;Scoliosis" has two headings.
@@ -111,26 +76,24 @@ class Tally:
         target = format_report(Report(row["findings"], row["impression"])).lower()
         self._targets[split].append(int.from_bytes(hashlib.sha256(target.encode()).digest()[:8], "big"))
 
-    def sizes(self) -> dict[str, int]:
-        """Kept studies by split."""
-        counts = Counter(self.splits.values())
-        return {split: counts[split] for split in SPLITS}
-
     def summary(self, remarks: Remarks) -> dict[str, Any]:
         """All counts as JSON values."""
         train, validation, test = (np.asarray(self._targets[split], dtype=np.uint64) for split in SPLITS)
         dropped = remarks.counts(LEFT_OUT)
         mesh = [(name, count) for name, count in self._mesh.most_common() if name not in ("", "normal")]
         return {
-            "counts": {"read": self.read, "kept": len(self.splits), "dropped": dropped, "splits": self.sizes()},
+            "counts": {
+                "read": len(self.splits) + sum(dropped.values()),
+                "kept": len(self.splits),
+                "dropped": dropped,
+                "splits": {split: list(self.splits.values()).count(split) for split in SPLITS},
+            },
             "dropped_uids": remarks.uids(LEFT_OUT),
             "mended": remarks.counts(MENDED),
             "mended_uids": remarks.uids(MENDED),
             "doubted": remarks.counts(DOUBTED),
             "doubted_uids": remarks.uids(DOUBTED),
-            "cleaning": {
-                reason: {"sentences": self._sentences[reason], "studies": self._touched[reason]} for reason in REASONS
-            },
+            "cleaning": self._cleaning,
             "words": {section: _spread(words) for section, words in self._words.items()},
             "normal_share": {
                 split: round(self._normal[split] / self._indexed[split], 4) if self._indexed[split] else None

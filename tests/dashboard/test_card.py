@@ -265,7 +265,7 @@ def test_no_verdict_is_lost_at_the_end_of_a_line_of_the_picture_nor_any_text_bey
     for words in range(1, 12):
         text = "Left effusion" + " again" * words + "."
         judged["generated"] = {"findings": text, "impression": "", "headed": True}
-        judged["mentions"]["generated"] = {"findings": [vars(m) for m in find_mentions(text)][:1]}
+        judged["mentions"]["generated"] = {"findings": [m._asdict() for m in find_mentions(text)][:1]}
         figure = draw_card(card_of(judged))
         assert drawn_texts(figure).count(VERDICTS["contradiction"]) == 4  # the corner, both sentences and the chip
         boxes = [text.get_window_extent() for text in figure.axes[0].texts]
@@ -349,7 +349,7 @@ def judged(make_record):
         labels = label(f"{report['findings']}\n{report['impression']}")
         record["labels"][author] = {n: {"status": x.status, "sides": list(x.sides)} for n, x in labels.items()}
         record["mentions"][author] = {
-            s: [vars(m) for m in find_mentions(report[s])] for s in ("findings", "impression")
+            s: [m._asdict() for m in find_mentions(report[s])] for s in ("findings", "impression")
         }
     return record
 
