@@ -34,6 +34,7 @@ from radvision_utils.dashboard.record import (
     is_explained,
 )
 from radvision_utils.data.cleaning import DEIDENTIFIED, PRIORS, clean_section, drop_sentences
+from radvision_utils.data.images import letterbox
 from radvision_utils.data.labels import Label
 from radvision_utils.data.reports import Report
 from radvision_utils.evaluation.records import FLAGS
@@ -49,9 +50,7 @@ STAGES = {
     3: "stage 3: language model",
 }
 LABELS_TITLE, DRAWN_TITLE = "Generated against reference", "Generated against what was drawn"
-ASSERTED_TITLE, FLAGS_TITLE = "Asserted by the report", "Flags on the generated report"
-CHANGED_TITLE = "Changed by training"
-FIRST_TITLE = "Said first, as a line of findings"
+FLAGS_TITLE = "Flags on the generated report"
 JUDGES = "another judge: the rules read both texts, this one knows what was drawn and where"
 MEANING = (
     "A map shows how much less likely the sentence becomes without each part of the image; the image is the whole "
@@ -61,7 +60,6 @@ LEVELS = f"High confidence: at least {HIGH:.0%} likely to be right; medium: at l
     "%", " %"
 )
 _SCORES = {"label_f1": "Label F1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D"}
-_FONT = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif"
 _ALONE = (
     "body{margin:0;padding:24px 16px;background:var(--rv-sunk)}.rv-card{margin:0 auto}"
     "@page{size:landscape;margin:12mm}@media print{body{padding:0}}"
@@ -76,6 +74,27 @@ _TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
 )
+_TEMPLATES.globals.update(
+    disclaimer=DISCLAIMER,
+    rules=RULES,
+    levels=LEVELS,
+    meaning=MEANING,
+    unsupported=NOT_SUPPORTED,
+    verdict_glyphs=VERDICTS,
+    verdict_colors=VERDICT_COLORS,
+    signs=SIGN_COLORS,
+    ink=GLYPH_INK,
+    light=LIGHT,
+    dark=DARK,
+    well=WELL,
+    band_colors=BAND,
+    glass=GLASS,
+    outline=radiograph.OUTLINE,
+    strengths=radiograph.STRENGTHS,
+    shades=["#" + shade[:3].tobytes().hex() for shade in radiograph.viridis()[::3]],
+    most_overlays=_OVERLAYS,
+)
+_GLYPHS = {**VERDICTS, "warning": "!", "": ""}
 
 
 @dataclass(frozen=True)
@@ -118,7 +137,10 @@ class Chip:
     verdict: str = ""
     detail: str = ""
     sign: str = ""
-    glyph: str = ""
+
+    @property
+    def glyph(self) -> str:
+        return _GLYPHS[self.sign]
 
 
 @dataclass(frozen=True)
@@ -169,7 +191,7 @@ class ReportCard:
         """The card alone, for a page with `base_style` and `card_style`; `attributes` are its element's."""
         image = radiograph.open_image(self.image)
         mapped = [s for s in self.told.explained if s.map and image]
-        image = radiograph.squared(image) if image and mapped else image
+        image = letterbox(image, max(image.size)) if image and mapped else image
         return render(
             "card.html",
             card=self,
@@ -259,20 +281,15 @@ class ReportCard:
         return ", ".join([f"{split} split"] * bool(split) + [f"index {index}"] * (index is not None))
 
     @property
-    def facts(self) -> list[tuple[str, str]]:
-        """Label and value of what made the report, for the card's foot; nothing for a blind card."""
-        model, seconds = self.record.model, self.record.seconds
-        made = "cached" if self.cached else "generated now"
-        if seconds is not None:
-            made += f", written in {seconds:.2f} s" if self.cached else f" in {seconds:.2f} s"
-        facts = [("Run", model.run), ("Model", stage_name(model.stage)), ("Base", model.base_name), ("Report", made)]
-        return [] if self.blind else facts
-
-    @property
     def foot(self) -> str:
-        """What made the report, and the disclaimer."""
-        facts = "; ".join(f"{key.lower()} {value.strip()}" for key, value in self.facts)
-        return " ".join(filter(None, [facts and f"{facts[:1].upper()}{facts[1:]}.", DISCLAIMER]))
+        """What made the report, unless the card is blind, and the disclaimer."""
+        if self.blind:
+            return DISCLAIMER
+        model, made = self.record.model, "cached" if self.cached else "generated now"
+        if self.record.seconds is not None:
+            made += f"{', written' * self.cached} in {self.record.seconds:.2f} s"
+        run = f"Run {model.run.strip()}; model {stage_name(model.stage)}; base {model.base_name}; report {made}."
+        return f"{run} {DISCLAIMER}"
 
     @property
     def rows(self) -> list[list[list[Section]]]:
@@ -310,7 +327,7 @@ class ReportCard:
         record = self.told
         if record.reference is None:
             said = [Chip(_sentence_case(n), detail=_sides(label)) for n, label in record.asserted.items()]
-            groups = [ChipGroup(ASSERTED_TITLE, RULES, said)]
+            groups = [ChipGroup("Asserted by the report", RULES, said)]
         else:
             labels = [
                 _chip(name, verdict, self._detail(name, verdict)) for name, verdict in (record.verdicts or {}).items()
@@ -322,11 +339,12 @@ class ReportCard:
             ]
         if self.before:
             changed = training_changed(self.before, record).items()
-            groups.insert(0, ChipGroup(CHANGED_TITLE, "", [_change(name, *pair) for name, pair in changed]))
+            groups.insert(0, ChipGroup("Changed by training", "", [_change(name, *pair) for name, pair in changed]))
         if record.generated.line and not self.blind:
             first = record.generated.line.rstrip(".").split(",")
-            groups.insert(0, ChipGroup(FIRST_TITLE, "", [Chip(_sentence_case(words)) for words in first]))
-        odd = [Chip(FLAGS.get(flag, flag.strip()), sign="warning", glyph="!") for flag in record.flags]
+            chips = [Chip(_sentence_case(words)) for words in first]
+            groups.insert(0, ChipGroup("Said first, as a line of findings", "", chips))
+        odd = [Chip(FLAGS.get(flag, flag.strip()), sign="warning") for flag in record.flags]
         groups.append(ChipGroup(FLAGS_TITLE, RULES, odd))
         return [group for group in groups if group.chips]
 
@@ -381,42 +399,19 @@ def stage_name(stage: int) -> str:
 
 def render(template: str, **values: Any) -> Markup:
     """A template of this folder; in HTML every value that is not markup itself is escaped."""
-    constants = {
-        "disclaimer": DISCLAIMER,
-        "rules": RULES,
-        "verdict_glyphs": VERDICTS,
-        "strengths": radiograph.STRENGTHS,
-        "levels": LEVELS,
-        "unsupported": NOT_SUPPORTED,
-        "meaning": MEANING,
-    }
-    return Markup(_TEMPLATES.get_template(template).render(**constants, **values))
+    return Markup(_TEMPLATES.get_template(template).render(values))
 
 
 @cache
 def base_style() -> Markup:
     """The style sheet of a readable card without a theme."""
-    marks = {verdict: ("dotted" if verdict == "agree" else "solid", color) for verdict, color in VERDICT_COLORS.items()}
-    return render(
-        "base.css", light=LIGHT, well=WELL, band=BAND, font=Markup(_FONT), signs=SIGN_COLORS, marks=marks, ink=GLYPH_INK
-    )
+    return render("base.css")
 
 
 @cache
 def card_style() -> Markup:
     """The style sheet of the cards beyond `base_style`: themes of every host, layout, evidence."""
-    stops = ["#" + shade[:3].tobytes().hex() for shade in radiograph.viridis()[::3]]
-    return render(
-        "card.css",
-        light=LIGHT,
-        dark=DARK,
-        well=WELL,
-        ink=GLYPH_INK,
-        glass=GLASS,
-        outline=radiograph.OUTLINE,
-        stops=stops,
-        overlays=_OVERLAYS,
-    )
+    return render("card.css")
 
 
 def document(title: str, body: Markup, style: str, script: str = "") -> Markup:
@@ -485,17 +480,12 @@ def training_changed(before: Record, after: Record) -> dict[str, tuple[str, str]
 
 
 def _chip(name: str, verdict: str, detail: str = "") -> Chip:
-    return Chip(_sentence_case(name), verdict, detail, verdict, VERDICTS[verdict])
+    return Chip(_sentence_case(name), verdict, detail, verdict)
 
 
 def _change(name: str, old: str, new: str) -> Chip:
     """A finding whose verdict changed; one that neither report asserts any more was unsupported before."""
-    detail = f"before: {old or 'not said'}"
-    return (
-        _chip(name, new, detail)
-        if new
-        else Chip(_sentence_case(name), "no longer said", detail, "agree", VERDICTS["agree"])
-    )
+    return Chip(_sentence_case(name), new or "no longer said", f"before: {old or 'not said'}", new or "agree")
 
 
 def _sentence_case(words: str) -> str:

@@ -18,14 +18,14 @@ from urllib.parse import quote
 from markupsafe import Markup
 from PIL import Image
 
-from radvision_utils.config import RadVisionError
+from radvision_utils.config import STAGE_LABELS, RadVisionError
 from radvision_utils.dashboard import record as records
 from radvision_utils.dashboard.card import RULES, ReportCard, document, render, stage_name
 from radvision_utils.dashboard.radiograph import jpeg_uri, open_image
 from radvision_utils.dashboard.record import AUTHORS, SECTIONS, Record, by_contradiction, image_path, most_samples
 from radvision_utils.evaluation.records import clean
 from radvision_utils.evaluation.table import COLUMNS, FACTS, capital, model_verdict
-from radvision_utils.figures import DARK, LIGHT, SIGN_COLORS, VERDICTS
+from radvision_utils.figures import DARK, LIGHT, VERDICTS
 from radvision_utils.files import checked, inside, write_text
 
 _IMAGE_BYTES = 45_000  # of each of some hundred images; a page of 600 studies stays under 40 MB
@@ -136,7 +136,6 @@ def _write(studies: Sequence[Record], counted: str, heading: str, folder: Path, 
         mapped=mapped,
         studies=[(anchor(record.uid), record.uid.strip()) for record in studies],
         cards=_cards(shown, folder),
-        signs=SIGN_COLORS,
         **({"verdict": "", "answers": [], "worst": [], "table": None, "charts": [], "trust": []} | overview),
     )
     here = Path(__file__).parent
@@ -188,15 +187,12 @@ def _said(record: Record) -> str:
 
 
 def _is_it_good(metrics: Mapping[str, Any], stage: int) -> Answer | None:
-    question, table = "Is the model any good?", metrics.get("table") or []
-    column = next((name for name in _FIGURES if any(_number(row.get(name)) is not None for row in table)), None)
-    name = f"after stage {stage}" if stage else "base, untuned"
-    ours = next((row for row in table if row["row"] == name), None)
-    if column is None or ours is None or (value := _number(ours.get(column))) is None:
+    question, name, column = "Is the model any good?", STAGE_LABELS[stage], COLUMNS[0].name
+    scores = {row["row"]: row[column] for row in metrics.get("table") or [] if row.get(column) is not None}
+    if name not in scores:
         return None
-    rivals = [(_number(row.get(column)), row["row"]) for row in table if not row["row"].startswith(_MODEL_ROWS)]
-    best = max(((score, row) for score, row in rivals if score is not None), default=None)
-    interval = _interval(metrics, name, column)
+    value, interval = scores[name], _interval(metrics, name, column)
+    best = max(((score, row) for row, score in scores.items() if not row.startswith(_MODEL_ROWS)), default=None)
     shown = f"{_column_name(column)} {value:.3f}" + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
     if best is None:
         return question, "Not known", f"{shown}; no baseline was scored."
@@ -269,27 +265,17 @@ def _text(value: object) -> str:
     return words if not words or words.endswith(".") else f"{words}."
 
 
-def _cell(value: object) -> str:
-    if value is None or value == "":
+def _cell(value: float | None) -> str:
+    if value is None:
         return "\N{EN DASH}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    number = _number(value)
-    return str(value) if number is None else f"{number:.3f}"
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
 def _interval(metrics: Mapping[str, Any], row: str, column: str) -> tuple[float, float] | None:
     """The 95 % interval of a cell of the table, or None where it has none."""
     protocol, metric = _FIGURES.get(column, ("", ""))
-    figure = (((metrics.get("rows") or {}).get(row) or {}).get(protocol) or {}).get(metric)
-    if not isinstance(figure, Mapping):
-        return None
-    low, high = _number(figure.get("low")), _number(figure.get("high"))
-    return None if low is None or high is None else (low, high)
+    figure = metrics.get("rows", {}).get(row, {}).get(protocol, {}).get(metric, {})
+    return None if figure.get("low") is None else (figure["low"], figure["high"])
 
 
 def _charts(folder: Path) -> list[tuple[str, str, str]]:

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from radvision_utils.config import RadVisionError
 from radvision_utils.dashboard.record import EvidenceMap
+from radvision_utils.data.images import letterbox
 
 IMAGE_SIDE = 512  # pixels; more is not seen at the width of a card
 WINDOWS = {"full": (0.5, 1.0), "lung": (0.35, 0.6), "soft tissue": (0.5, 0.6), "bone": (0.65, 0.6)}
@@ -80,14 +81,6 @@ def windowed(image: Image.Image, view: View) -> Image.Image:
     return image.point([round(255 * (1 - level if view.invert else level)) for level in levels])
 
 
-def squared(image: Image.Image) -> Image.Image:
-    """The picture in the middle of a black square, as the model sees it."""
-    side = max(image.size)
-    square = Image.new("L", (side, side), 0)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
-
-
 def jpeg_uri(image: Image.Image, limit: int) -> str:
     """The picture as a JPEG data URI of at most about `limit` bytes, as good as fits."""
     uri = ""
@@ -110,7 +103,7 @@ def with_map(radiograph: Image.Image, found: EvidenceMap, side: int, lesions: Se
 
     What was drawn of a phantom's `lesions` is outlined.
     """
-    picture = squared(radiograph).resize((side, side), Image.Resampling.LANCZOS).convert("RGB")
+    picture = letterbox(radiograph, side).convert("RGB")
     shades = _shades(found)
     cells = viridis(found.supported)[shades]
     cells[..., 3] = (255 * STRENGTHS["medium"] / (_SHADES - 1) * shades).round()
