@@ -20,6 +20,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from radvision_utils import figures
 from radvision_utils.config import DISCLAIMER, RadVisionError
 from radvision_utils.dashboard import radiograph
 from radvision_utils.dashboard.radiograph import View
@@ -31,14 +32,13 @@ from radvision_utils.dashboard.record import (
     SECTIONS,
     Record,
     Sentence,
-    is_explained,
 )
 from radvision_utils.data.cleaning import DEIDENTIFIED, PRIORS, clean_section, drop_sentences
 from radvision_utils.data.images import letterbox
 from radvision_utils.data.labels import Label
 from radvision_utils.data.reports import Report
 from radvision_utils.evaluation.records import FLAGS
-from radvision_utils.figures import BAND, DARK, GLASS, GLYPH_INK, LIGHT, SIGN_COLORS, VERDICT_COLORS, VERDICTS, WELL
+from radvision_utils.figures import VERDICTS
 from radvision_utils.files import write_text
 
 RULES = "rule-based, may be wrong"
@@ -75,23 +75,13 @@ _TEMPLATES = jinja2.Environment(
     undefined=jinja2.StrictUndefined,
 )
 _TEMPLATES.globals.update(
+    figures=figures,
+    radiograph=radiograph,
     disclaimer=DISCLAIMER,
     rules=RULES,
     levels=LEVELS,
     meaning=MEANING,
     unsupported=NOT_SUPPORTED,
-    verdict_glyphs=VERDICTS,
-    verdict_colors=VERDICT_COLORS,
-    signs=SIGN_COLORS,
-    ink=GLYPH_INK,
-    light=LIGHT,
-    dark=DARK,
-    well=WELL,
-    band_colors=BAND,
-    glass=GLASS,
-    outline=radiograph.OUTLINE,
-    strengths=radiograph.STRENGTHS,
-    shades=["#" + shade[:3].tobytes().hex() for shade in radiograph.viridis()[::3]],
     most_overlays=_OVERLAYS,
 )
 _GLYPHS = {**VERDICTS, "warning": "!", "": ""}
@@ -105,19 +95,6 @@ class Section:
     name: str
     sentences: tuple[Sentence, ...]
     flag: str = ""
-
-    @property
-    def title(self) -> str:
-        return f"{self.author} {self.name}"
-
-    @property
-    def length(self) -> int:
-        return sum(len(sentence.text) for sentence in self.sentences)
-
-    @property
-    def explained(self) -> bool:
-        """Whether more is known of its sentences than their words."""
-        return is_explained(self.sentences)
 
     @property
     def samples(self) -> int:

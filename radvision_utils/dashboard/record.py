@@ -157,6 +157,11 @@ class Sentence:
     confidence: Confidence | None = None
 
     @property
+    def explained(self) -> bool:
+        """Whether anything is known of it beyond its words."""
+        return bool(self.map or self.confidence)
+
+    @property
     def remarks(self) -> list[str]:
         """What speaks against it, in words; nothing of a sentence that is likely right and said by every sample."""
         remarks = self.map.doubts if self.map else []
@@ -200,7 +205,7 @@ class Record(Prediction):
     def explained(self) -> list[Sentence]:
         """The generated sentences of the sections of which anything is known beyond their words."""
         sections = [self.sentences["generated", section] for section in SECTIONS]
-        return [sentence for found in sections if is_explained(found) for sentence in found]
+        return [sentence for found in sections if any(s.explained for s in found) for sentence in found]
 
     def _read_sentences(self, author: str, section: str, number: int) -> Iterator[Sentence]:
         text, end = getattr(getattr(self, author), section, ""), 0
@@ -252,11 +257,6 @@ class Record(Prediction):
                 where = f"study {self.uid}, {section} sentence {index + 1}"
                 logger.warning("%s: its %s is damaged (%s) and is left out", where, name, error)
         return found
-
-
-def is_explained(found: Iterable[Sentence]) -> bool:
-    """Whether anything is known of some sentence beyond its words."""
-    return any(sentence.map or sentence.confidence for sentence in found)
 
 
 def read_predictions(path: Path) -> list[Record]:
