@@ -275,22 +275,21 @@ class ReportCard:
         A report without headings stands beside both; a record without a reference (an image of one's own) has one
         column. A blind card has the reports as A and B, without marks or anything else that tells whose they are.
         """
-        found, record = self.told.sentences, self.told
-        titles = {author: author.capitalize() for author in AUTHORS[: 2 if record.reference else 1]}
-        if self.blind:
-            titles = {author: f"Report {letter}" for letter, author in zip("AB", self.blind, strict=True)}
-        columns = [[Section(title, name, found[author, name]) for name in SECTIONS] for author, title in titles.items()]
-        headed = [record.generated.headed or bool(self.blind)]
+        record = self.told
+        authors = self.blind or AUTHORS[: 2 if record.reference else 1]
+        titles = ["Report A", "Report B"] if self.blind else [author.capitalize() for author in authors]
+        reports = [(title, record, author) for title, author in zip(titles, authors, strict=True)]
         if self.before:
-            then, stage = self.before.sentences, self.before.stage
-            title = f"After stage {stage}" if stage else "Before training"
-            columns.insert(0, [Section(title, name, then["generated", name]) for name in SECTIONS])
-            headed.insert(0, self.before.generated.headed)
+            title = f"After stage {self.before.stage}" if self.before.stage else "Before training"
+            reports.insert(0, (title, self.before, "generated"))
+        columns = [
+            [Section(title, name, of.sentences[author, name]) for name in SECTIONS] for title, of, author in reports
+        ]
+        headed = [author == "reference" or of.generated.headed for _, of, author in reports]
         if all(headed):
             return [[[section] for section in row] for row in zip(*columns, strict=True)]
-        whole = [[Section(c[0].author, "report", _joined(c), NO_HEADINGS)] for c in columns]
-        headed += [True] * len(columns)
-        return [[column if told else one for column, one, told in zip(columns, whole, headed, strict=False)]]
+        whole = [[Section(column[0].author, "report", _joined(column), NO_HEADINGS)] for column in columns]
+        return [[column if told else one for column, one, told in zip(columns, whole, headed, strict=True)]]
 
     @property
     def sentences_note(self) -> str:
@@ -302,27 +301,21 @@ class ReportCard:
     def chip_groups(self) -> list[ChipGroup]:
         """What became of each observation that either text asserts, of each drawn finding, and what is odd."""
         record = self.told
-        if record.reference is None:
-            said = [Chip(_sentence_case(n), detail=_sides(label)) for n, label in record.asserted.items()]
-            groups = [ChipGroup("Asserted by the report", RULES, said)]
-        else:
-            labels = [
-                _chip(name, verdict, self._detail(name, verdict)) for name, verdict in (record.verdicts or {}).items()
-            ]
-            drawn = [_chip(f"{finding.side} {finding.name}", finding.verdict) for finding in record.findings]
-            groups = [
-                ChipGroup(LABELS_TITLE, RULES, sorted(labels, key=_worst_first)),
-                ChipGroup(DRAWN_TITLE, JUDGES if _judges_differ(record) else "", sorted(drawn, key=_worst_first)),
-            ]
-        if self.before:
-            changed = training_changed(self.before, record).items()
-            groups.insert(0, ChipGroup("Changed by training", "", [_change(name, *pair) for name, pair in changed]))
-        if record.generated.line and not self.blind:
-            first = record.generated.line.rstrip(".").split(",")
-            chips = [Chip(_sentence_case(words)) for words in first]
-            groups.insert(0, ChipGroup("Said first, as a line of findings", "", chips))
+        first = [words for words in record.generated.line.rstrip(".").split(",") if words]
+        changed = training_changed(self.before, record) if self.before else {}
+        asserted = {} if record.reference else record.asserted
+        said = [Chip(_sentence_case(name), detail=_sides(label)) for name, label in asserted.items()]
+        labels = [_chip(n, verdict, self._detail(n, verdict)) for n, verdict in (record.verdicts or {}).items()]
+        drawn = [_chip(f"{finding.side} {finding.name}", finding.verdict) for finding in record.findings]
         odd = [Chip(FLAGS.get(flag, flag.strip()), sign="warning") for flag in record.flags]
-        groups.append(ChipGroup(FLAGS_TITLE, RULES, odd))
+        groups = [
+            ChipGroup("Said first, as a line of findings", "", [Chip(_sentence_case(words)) for words in first]),
+            ChipGroup("Changed by training", "", [_change(name, *pair) for name, pair in changed.items()]),
+            ChipGroup("Asserted by the report", RULES, said),
+            ChipGroup(LABELS_TITLE, RULES, sorted(labels, key=_worst_first)),
+            ChipGroup(DRAWN_TITLE, JUDGES if _judges_differ(record) else "", sorted(drawn, key=_worst_first)),
+            ChipGroup(FLAGS_TITLE, RULES, odd),
+        ]
         return [group for group in groups if group.chips]
 
     def _detail(self, name: str, verdict: str) -> str:
