@@ -40,7 +40,6 @@ from radvision_utils.runs import RunFolder, holding, require
 logger = logging.getLogger(__name__)
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
-_COLUMNS = ("image", "path", "file")  # of a CSV, any of these
 
 
 @dataclass(frozen=True)
@@ -136,11 +135,10 @@ def _looks_like_dicom(path: Path) -> bool:
 
 def _listed(path: Path) -> list[OwnImage]:
     names = csv_columns(path)
-    column = next((name for name in _COLUMNS if name in names), None)
-    if column is None:
+    if "image" not in names:
         raise RadVisionError(f"{path} has no column `image` (it has {', '.join(names)}): name that of the paths so.")
     rows = [
-        (study_number(row.get("uid")) or given(row[column]) or f"row {number}", given(row[column]) or "")
+        (study_number(row.get("uid")) or given(row["image"]) or f"row {number}", given(row["image"]) or "")
         for number, row in enumerate(csv_lines(path), start=1)
     ]
     return [OwnImage(name.strip(), path.parent / file.strip()) for name, file in rows]

@@ -6,9 +6,7 @@ swapped, so a step costs one message to the page and leaves no outputs behind.
 
 from __future__ import annotations
 
-import hashlib
 import random
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +21,7 @@ from radvision_utils.dashboard.card import ReportCard, render
 from radvision_utils.dashboard.radiograph import WINDOWS, View
 from radvision_utils.dashboard.ratings import ERRORS, SCORES, add_ratings, agreement, read_ratings, summary
 from radvision_utils.dashboard.record import (
+    AUTHORS,
     ORDERS,
     Record,
     by_index,
@@ -63,33 +62,27 @@ class ReportBrowser(_Listener, widgets.VBox):
     Args:
         records: prediction records; those of one study may differ in stage.
         image_root: the run folder, which the records' image paths are relative to, and that keeps `ratings.jsonl`.
-        index: the study to begin with, counted from 0 in the order of the records' own index.
         report_on: a live model for images of one's own; without it there is no such button.
 
     Raises:
-        RadVisionError: there are no records, or no study has this index.
+        RadVisionError: there are no records.
     """
 
-    def __init__(
-        self, records: Iterable[Record], image_root: Path, index: int = 0, report_on: ReportOn | None = None
-    ) -> None:
+    def __init__(self, records: Iterable[Record], image_root: Path, report_on: ReportOn | None = None) -> None:
         self._root = image_root
         self._studies = _by_study(records)
         self._uids = list(self._studies)
         if not self._uids:
             raise RadVisionError("there are no prediction records to show: evaluate the run first.")
-        last = len(self._uids) - 1
-        if not 0 <= index <= last:
-            raise RadVisionError(f"there is no study at index {index}: use 0 to {last}.")
         self._listed = self._uids  # those that fit the filter, in the order of the sort
-        self._uid = self._uids[index]
+        self._uid = self._uids[0]
         self._stage = max(max(stages) for stages in self._studies.values())
         self._card: ReportCard
 
         self.previous = _control(widgets.Button, "Previous", 110, icon="arrow-left")
         self.next = _control(widgets.Button, "Next", 110, icon="arrow-right")
         # A slider with the focus steps by the arrow keys.
-        self.index = _control(widgets.IntSlider, "Index", 300, "44px", min=0, max=last)
+        self.index = _control(widgets.IntSlider, "Index", 300, "44px", min=0, max=len(self._uids) - 1)
         # A uid is judged when it is entered, not at each key.
         self.uid = _control(
             widgets.Combobox, "Study", 190, "44px", options=self._uids, placeholder="uid", continuous_update=False
@@ -306,7 +299,7 @@ class BlindRating(_Folded):
     """
 
     def __init__(self, path: Path, changed: Callable[[bool], None]) -> None:
-        self._path, self._salt = path, secrets.token_bytes(8)  # nobody can work out whose report A is
+        self._path, self._orders = path, dict[tuple[str, int], tuple[str, str]]()
         self._record: Record
         self.blind = _control(widgets.ToggleButton, "Blind rating", 130, icon="eye-slash")
         self.scores = [_stars("Report A"), _stars("Report B")]
@@ -322,9 +315,8 @@ class BlindRating(_Folded):
         """Who wrote reports A and B of a record, the same whenever it is shown; None while nothing is hidden."""
         if not self.blind.value:
             return None
-        key = f"{record.uid} {record.stage}".encode()
-        odd = hashlib.blake2b(key, key=self._salt).digest()[0] % 2
-        return ("reference", "generated") if odd else ("generated", "reference")
+        first, second = random.SystemRandom().sample(AUTHORS, 2)
+        return self._orders.setdefault((record.uid, record.stage), (first, second))
 
     def show(self, record: Record) -> None:
         """Begin with another record: no score, no error, no comment."""

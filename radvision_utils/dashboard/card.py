@@ -34,7 +34,6 @@ from radvision_utils.dashboard.record import (
     Sentence,
 )
 from radvision_utils.data.cleaning import DEIDENTIFIED, PRIORS, clean_section, drop_sentences
-from radvision_utils.data.images import letterbox
 from radvision_utils.data.labels import Label
 from radvision_utils.data.reports import Report
 from radvision_utils.evaluation.records import FLAGS
@@ -168,7 +167,6 @@ class ReportCard:
         """The card alone, for a page with `base_style` and `card_style`; `attributes` are its element's."""
         image = radiograph.open_image(self.image)
         mapped = [s for s in self.told.explained if s.map and image]
-        image = letterbox(image, max(image.size)) if image and mapped else image
         return render(
             "card.html",
             card=self,

@@ -263,9 +263,8 @@ def _draw_image(pen: _Pen, image: Image.Image | None, top: float, bottom: float,
     pen.box(0, top, column, bottom - top, WELL["well"])
     if image is None:
         pen.text(column / 2, (top + bottom) / 2, "No image", _BODY._replace(color=WELL["well-ink"]), "center")
-        return
-    width, height = (column * side / max(image.size) for side in image.size)
-    pen.image(image, (column - width) / 2, top, width, height)
+    else:
+        pen.image(image, 0, top, column, column)
 
 
 def _draw_rows(pen: _Pen, card: ReportCard, y: float, column: float) -> float:

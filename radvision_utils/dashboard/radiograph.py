@@ -55,7 +55,7 @@ class View:
 
 
 def open_image(source: Path | bytes | None) -> Image.Image | None:
-    """A radiograph as an 8-bit grayscale picture of at most `IMAGE_SIDE` pixels a side.
+    """A radiograph as the model sees it: an 8-bit grayscale square, of at most `IMAGE_SIDE` pixels a side.
 
     Raises:
         RadVisionError: the file is missing, or it is no image.
@@ -65,13 +65,11 @@ def open_image(source: Path | bytes | None) -> Image.Image | None:
     where = "the image given as bytes" if isinstance(source, bytes) else f"the image {source}"
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-            image = opened.convert("L")
+            return letterbox(opened.convert("L"), min(IMAGE_SIDE, max(opened.size)))
     except FileNotFoundError as error:
         raise RadVisionError(f"{where} does not exist: prepare the run's data again, or give another path.") from error
     except (UnidentifiedImageError, OSError) as error:
         raise RadVisionError(f"{where} cannot be read ({error}): give a PNG or JPEG file.") from error
-    image.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
-    return image
 
 
 def windowed(image: Image.Image, view: View) -> Image.Image:
@@ -99,11 +97,11 @@ def map_uri(found: EvidenceMap) -> str:
 
 
 def with_map(radiograph: Image.Image, found: EvidenceMap, side: int, lesions: Sequence[Box] = ()) -> Image.Image:
-    """The radiograph, reduced to a square of `side` pixels, under its map; one without support is gray and striped.
+    """The radiograph, reduced to `side` pixels a side, under its map; one without support is gray and striped.
 
     What was drawn of a phantom's `lesions` is outlined.
     """
-    picture = letterbox(radiograph, side).convert("RGB")
+    picture = radiograph.resize((side, side), Image.Resampling.LANCZOS).convert("RGB")
     shades = _shades(found)
     cells = viridis(found.supported)[shades]
     cells[..., 3] = (255 * STRENGTHS["medium"] / (_SHADES - 1) * shades).round()
