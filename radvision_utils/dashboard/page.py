@@ -33,8 +33,6 @@ _MAPPED = 200  # studies with evidence maps at most
 _THUMB = 96  # pixels
 _AT_ONCE = 12  # cards that are shown; the script brings more as one comes to their end, and knows this number
 _MODEL_ROWS = ("base", "after stage")  # how the rows begin that a model of this run wrote
-_FIGURES = {column.name: (column.protocol, column.metric) for column in COLUMNS}
-_NAMES = {column.name: column.heading for column in COLUMNS} | FACTS
 CHARTS = {
     "ladder": "What each stage earned",
     "agreement": "Agreement by observation",
@@ -64,7 +62,7 @@ def write_page(shown: Iterable[Record], metrics: Mapping[str, Any], run_folder: 
 
     Args:
         shown: prediction records; the page shows the test split's, of the last stage that it has.
-        metrics: what the evaluation measured; `metrics["table"]` is a list of dictionaries with "row" and any metrics.
+        metrics: what the evaluation measured.
         run_folder: the folder that the records' image paths are relative to; the figures lie in its `evaluation/`.
         path: the file to write.
 
@@ -187,13 +185,16 @@ def _said(record: Record) -> str:
 
 
 def _is_it_good(metrics: Mapping[str, Any], stage: int) -> Answer | None:
-    question, name, column = "Is the model any good?", STAGE_LABELS[stage], COLUMNS[0].name
-    scores = {row["row"]: row[column] for row in metrics.get("table") or [] if row.get(column) is not None}
-    if name not in scores:
+    """By the headline metric, the first of the table's."""
+    question, (_, protocol, metric, heading) = "Is the model any good?", COLUMNS[0]
+    figures = {name: row[protocol][metric] for name, row in metrics.get("rows", {}).items()}
+    ours = figures.get(STAGE_LABELS[stage])
+    if ours is None or (value := ours["value"]) is None:
         return None
-    value, interval = scores[name], _interval(metrics, name, column)
-    best = max(((score, row) for row, score in scores.items() if not row.startswith(_MODEL_ROWS)), default=None)
-    shown = f"{_column_name(column)} {value:.3f}" + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
+    rivals = [(f["value"], name) for name, f in figures.items() if not name.startswith(_MODEL_ROWS)]
+    best = max((rival for rival in rivals if rival[0] is not None), default=None)
+    interval = _interval(ours)
+    shown = f"{capital(heading)} {value:.3f}" + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
     if best is None:
         return question, "Not known", f"{shown}; no baseline was scored."
     words = f"{shown}; the best baseline, {best[1]}, has {best[0]:.3f}."
@@ -241,23 +242,19 @@ def _worst(studies: Sequence[Record], folder: Path) -> list[dict[str, Any]]:
 
 
 def _table(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Rows by metrics, with every column that any row has, in the order of appearance."""
-    rows = metrics.get("table") or []
-    columns = list(dict.fromkeys(key for row in rows for key in row if key != "row"))
-    lines = [
-        {
-            "name": row["row"],
-            "model": str(row["row"]).startswith(_MODEL_ROWS),
-            "cells": [(_cell(row.get(column)), _interval(metrics, row["row"], column)) for column in columns],
-        }
-        for row in rows
-    ]
-    names = [_column_name(column).replace("-", "\N{NON-BREAKING HYPHEN}") for column in columns]
+    """Rows by metrics and facts, all that any row has; a cell is a value with its interval."""
+    rows = metrics.get("rows", {})
+    columns = [column for column in COLUMNS if any(column.protocol in row for row in rows.values())]
+    facts = list(dict.fromkeys(fact for row in rows.values() for fact in FACTS if fact in row))
+    lines = []
+    for name, row in rows.items():
+        figures = [row.get(column.protocol, {}).get(column.metric, {}) for column in columns]
+        figures += [{"value": row.get(fact)} for fact in facts]
+        cells = [(_cell(figure.get("value")), _interval(figure)) for figure in figures]
+        lines.append({"name": name, "model": name.startswith(_MODEL_ROWS), "cells": cells})
+    heads = [*(column.heading for column in columns), *(FACTS[fact] for fact in facts)]
+    names = [capital(head).replace("-", "\N{NON-BREAKING HYPHEN}") for head in heads]
     return {"heads": names, "lines": lines} if rows else None
-
-
-def _column_name(column: str) -> str:
-    return capital(_NAMES.get(column, column.replace("_", " ")))
 
 
 def _text(value: object) -> str:
@@ -271,10 +268,8 @@ def _cell(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
-def _interval(metrics: Mapping[str, Any], row: str, column: str) -> tuple[float, float] | None:
-    """The 95 % interval of a cell of the table, or None where it has none."""
-    protocol, metric = _FIGURES.get(column, ("", ""))
-    figure = metrics.get("rows", {}).get(row, {}).get(protocol, {}).get(metric, {})
+def _interval(figure: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The 95 % interval of a figure, or None where it has none."""
     return None if figure.get("low") is None else (figure["low"], figure["high"])
 
 
