@@ -32,7 +32,6 @@ _IMAGE_BYTES = 45_000  # of each of some hundred images; a page of 600 studies s
 _MAPPED = 200  # studies with evidence maps at most
 _THUMB = 96  # pixels
 _AT_ONCE = 12  # cards that are shown; the script brings more as one comes to their end, and knows this number
-_MODEL_ROWS = ("base", "after stage")  # how the rows begin that a model of this run wrote
 CHARTS = {
     "ladder": "What each stage earned",
     "agreement": "Agreement by observation",
@@ -188,10 +187,10 @@ def _is_it_good(metrics: Mapping[str, Any], stage: int) -> Answer | None:
     """By the headline metric, the first of the table's."""
     question, (_, protocol, metric, heading) = "Is the model any good?", COLUMNS[0]
     figures = {name: row[protocol][metric] for name, row in metrics.get("rows", {}).items()}
-    ours = figures.get(STAGE_LABELS[stage])
+    ours = figures.get(STAGE_LABELS.get(stage, ""))
     if ours is None or (value := ours["value"]) is None:
         return None
-    rivals = [(f["value"], name) for name, f in figures.items() if not name.startswith(_MODEL_ROWS)]
+    rivals = [(f["value"], name) for name, f in figures.items() if name not in STAGE_LABELS.values()]
     best = max((rival for rival in rivals if rival[0] is not None), default=None)
     interval = _interval(ours)
     shown = f"{capital(heading)} {value:.3f}" + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
@@ -251,7 +250,7 @@ def _table(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
         figures = [row.get(column.protocol, {}).get(column.metric, {}) for column in columns]
         figures += [{"value": row.get(fact)} for fact in facts]
         cells = [(_cell(figure.get("value")), _interval(figure)) for figure in figures]
-        lines.append({"name": name, "model": name.startswith(_MODEL_ROWS), "cells": cells})
+        lines.append({"name": name, "model": name in STAGE_LABELS.values(), "cells": cells})
     heads = [*(column.heading for column in columns), *(FACTS[fact] for fact in facts)]
     names = [capital(head).replace("-", "\N{NON-BREAKING HYPHEN}") for head in heads]
     return {"heads": names, "lines": lines} if rows else None
