@@ -141,10 +141,10 @@ class ReportBrowser(browser.ReportBrowser):
         RadVisionError: the run has no predictions yet; the sentence names the command.
     """
 
-    def __init__(self, run: str = "tiny", output_root: str = "outputs", index: int = 0) -> None:
+    def __init__(self, run: str = "tiny", output_root: str = "outputs") -> None:
         folder = RunFolder(run, output_root)
         records = read_predictions(folder.predictions)
-        super().__init__(records, folder.path, index, partial(_report_on, folder.profile()))
+        super().__init__(records, folder.path, partial(_report_on, folder.profile()))
 
 
 def write_dashboard(run: str = "tiny", output_root: str = "outputs") -> Path:

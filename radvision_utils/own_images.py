@@ -34,13 +34,12 @@ from radvision_utils.evaluation.records import (
 )
 from radvision_utils.files import append_json_lines, read_json_lines, write_json, write_json_lines, write_text
 from radvision_utils.progress import show_progress
-from radvision_utils.report import Reporter, reporter_of
+from radvision_utils.report import reporter_of
 from radvision_utils.runs import RunFolder, holding, require
 
 logger = logging.getLogger(__name__)
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
-_COLUMNS = ("image", "path", "file")  # of a CSV, any of these
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,11 @@ class OwnImage:
             return checksum(self.path) if self.path.is_file() else ""
         except OSError:
             return ""
+
+    @property
+    def shown(self) -> str:
+        """Where in the folder of the reports lies what the model saw of it."""
+        return f"images/{self.hash}.png"
 
 
 @dataclass(frozen=True)
@@ -131,11 +135,10 @@ def _looks_like_dicom(path: Path) -> bool:
 
 def _listed(path: Path) -> list[OwnImage]:
     names = csv_columns(path)
-    column = next((name for name in _COLUMNS if name in names), None)
-    if column is None:
+    if "image" not in names:
         raise RadVisionError(f"{path} has no column `image` (it has {', '.join(names)}): name that of the paths so.")
     rows = [
-        (study_number(row.get("uid")) or given(row[column]) or f"row {number}", given(row[column]) or "")
+        (study_number(row.get("uid")) or given(row["image"]) or f"row {number}", given(row["image"]) or "")
         for number, row in enumerate(csv_lines(path), start=1)
     ]
     return [OwnImage(name.strip(), path.parent / file.strip()) for name, file in rows]
@@ -175,77 +178,65 @@ def predict_files(
         kept = _kept(folder, key, images)
         if to is None:
             kept |= _written_beside(folder, key, [image for image in images if image.name not in kept])
-        batch = _Batch(profile, stage, folder, key, kept)
-        batch.write(images)
+        written, skipped = _write_missing(profile, stage, folder, key, images, kept)
         if not kept:
-            name, reason = next(iter(batch.skipped.items()))
+            name, reason = next(iter(skipped.items()))
             raise RadVisionError(f"none of the {len(images)} images could be read; the first, {name}: {reason}")
         records = [dataclasses.replace(ours, index=index).to_json() for index, ours in enumerate(kept.values())]
         write_text(folder / "predictions.csv", predictions_csv(kept.values()))
         write_json_lines(folder / "predictions.jsonl", records)
-        write_json(folder / "skipped.json", batch.skipped)
+        write_json(folder / "skipped.json", skipped)
         write_own_page([Record.read(record) for record in records], folder, folder / "index.html")
-    there = len(images) - batch.written - len(batch.skipped)
     doubted = sum(bool({CUT, REPEATS}.intersection(ours.flags)) for ours in kept.values())
-    return BatchResult(folder, batch.written, there, batch.skipped, doubted)
+    return BatchResult(folder, written, len(images) - written - len(skipped), skipped, doubted)
 
 
-class _Batch:
-    """Writes the reports that are missing, a batch at a time."""
+def _write_missing(
+    profile: Profile, stage: int, folder: Path, key: str, images: Sequence[OwnImage], kept: dict[str, Prediction]
+) -> tuple[int, dict[str, str]]:
+    """Writes the reports that `kept` lacks, into it and, a batch at a time, into the folder; how many, and the skipped.
 
-    def __init__(self, profile: Profile, stage: int, folder: Path, key: str, kept: dict[str, Prediction]) -> None:
-        self.profile = open_room("planning.judging").reports_here(profile, choose_device())
-        self.stage, self.folder, self.key, self.kept = stage, folder, key, kept
-        self.written, self.skipped = 0, dict[str, str]()
-        self._reporter: Reporter | None = None
-        self._training: frozenset[str] = frozenset()
+    What cannot be read is named before a model is loaded; without anything to write none is.
+    """
+    missing = [image for image in images if image.name not in kept or kept[image.name].file != image.hash]
+    skipped = _store_squares(missing, folder, profile.data.image_size)
+    for image in missing:
+        if image.hash:
+            kept.pop(image.name, None)  # its report was on another file of that name
+    ready = [image for image in missing if image.name not in skipped]
+    if not ready:
+        return 0, skipped
+    profile = open_room("planning.judging").reports_here(profile, choose_device())
+    size, reporter, training = profile.generation.batch_size, reporter_of(profile, stage), training_forms(profile)
+    with show_progress(len(ready)) as step:
+        for first in range(0, len(ready), size):
+            batch = ready[first : first + size]
+            written = reporter.write([folder / image.shown for image in batch], progress=lambda done, total: None)
+            for image, ours in zip(batch, written, strict=True):
+                said = own_prediction(profile, stage, image.name, ours, training)
+                said = dataclasses.replace(said, image=image.shown, file=image.hash, key=key)
+                kept[image.name] = dataclasses.replace(said, path=image.path.name, place=image.place)
+            append_json_lines(folder / "predictions.jsonl", *(kept[image.name].to_json() for image in batch))
+            step(first + len(batch))
+    return len(ready), skipped
 
-    def write(self, images: Sequence[OwnImage]) -> None:
-        waiting: list[tuple[OwnImage, Image.Image]] = []
-        with show_progress(len(images)) as step:
-            for done, image in enumerate(images):
-                if square := self._read(image):
-                    waiting.append((image, square))
-                if len(waiting) == self.profile.generation.batch_size:
-                    self._report(waiting)
-                    waiting = []
-                step(done + 1 - len(waiting))
-            if waiting:
-                self._report(waiting)
-            step(len(images))
 
-    def _read(self, image: OwnImage) -> Image.Image | None:
-        """The square of an image that has no report yet, or None; a bad one is named."""
-        if not image.hash:
-            self._skip(image, f"image {image.path} cannot be read: it does not exist, or you may not read it.")
-            return None
-        if image.name in self.kept and self.kept[image.name].file == image.hash:
-            return None
-        self.kept.pop(image.name, None)  # its report was on another file of that name
-        try:
-            return load_square(image.path, self.profile.data.image_size)
-        except RadVisionError as error:
-            self._skip(image, str(error))
-            return None
-
-    def _skip(self, image: OwnImage, reason: str) -> None:
-        logger.warning("skipped: %s", reason)
-        self.skipped[image.name] = reason.replace(str(image.path), image.name)  # the folder may be handed on
-
-    def _report(self, waiting: Sequence[tuple[OwnImage, Image.Image]]) -> None:
-        if self._reporter is None:
-            self._reporter, self._training = reporter_of(self.profile, self.stage), training_forms(self.profile)
-        written = self._reporter.write([square for _, square in waiting], progress=lambda done, total: None)
-        done = []
-        for (image, square), ours in zip(waiting, written, strict=True):
-            said = own_prediction(self.profile, self.stage, image.name, ours, self._training)
-            shown = f"images/{image.hash}.png"
-            _save(square, self.folder / shown)
-            said = dataclasses.replace(said, image=shown, file=image.hash, key=self.key)
-            done.append(dataclasses.replace(said, path=image.path.name, place=image.place))
-        append_json_lines(self.folder / "predictions.jsonl", *(prediction.to_json() for prediction in done))
-        self.kept |= {prediction.uid: prediction for prediction in done}
-        self.written += len(waiting)
+def _store_squares(images: Sequence[OwnImage], folder: Path, size: int) -> dict[str, str]:
+    """Writes what the model is to see of images; why there is nothing of some, by their names."""
+    skipped = {}
+    with show_progress(len(images)) as step:
+        for done, image in enumerate(images, start=1):
+            try:
+                if not image.hash:
+                    raise RadVisionError(
+                        f"image {image.path} cannot be read: it does not exist, or you may not read it."
+                    )
+                _save(load_square(image.path, size), folder / image.shown)
+            except RadVisionError as error:
+                logger.warning("skipped: %s", error)
+                skipped[image.name] = str(error).replace(str(image.path), image.name)  # the folder may be handed on
+            step(done)
+    return skipped
 
 
 def _model_key(profile: Profile, stage: int) -> str:

@@ -6,10 +6,9 @@ swapped, so a step costs one message to the page and leaves no outputs behind.
 
 from __future__ import annotations
 
-import hashlib
 import random
-import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from radvision_utils.dashboard.card import ReportCard, render
 from radvision_utils.dashboard.radiograph import WINDOWS, View
 from radvision_utils.dashboard.ratings import ERRORS, SCORES, add_ratings, agreement, read_ratings, summary
 from radvision_utils.dashboard.record import (
+    AUTHORS,
     ORDERS,
     Record,
     by_index,
@@ -39,40 +39,50 @@ ReportOn = Callable[[str, bytes | Path, int], ReportCard]
 """Reports on an image of one's own: its name, the file's bytes or path, the stage."""
 
 
-class ReportBrowser(widgets.VBox):
+class _Listener:
+    """Hears what people change in controls, not what the program sets in them."""
+
+    _setting = False
+
+    def _hear(self, control: widgets.Widget, act: Callable[[Any], None]) -> None:
+        control.observe(lambda change: None if self._setting else act(change["new"]), names="value")
+
+    @contextmanager
+    def _unheard(self) -> Iterator[None]:
+        self._setting = True
+        try:
+            yield
+        finally:
+            self._setting = False
+
+
+class ReportBrowser(_Listener, widgets.VBox):
     """Report cards one at a time, by index or study, sorted and filtered, in each training stage.
 
     Args:
         records: prediction records; those of one study may differ in stage.
         image_root: the run folder, which the records' image paths are relative to, and that keeps `ratings.jsonl`.
-        index: the study to begin with, counted from 0 in the order of the records' own index.
         report_on: a live model for images of one's own; without it there is no such button.
 
     Raises:
-        RadVisionError: there are no records, or no study has this index.
+        RadVisionError: there are no records.
     """
 
-    def __init__(
-        self, records: Iterable[Record], image_root: Path, index: int = 0, report_on: ReportOn | None = None
-    ) -> None:
+    def __init__(self, records: Iterable[Record], image_root: Path, report_on: ReportOn | None = None) -> None:
         self._root = image_root
         self._studies = _by_study(records)
         self._uids = list(self._studies)
         if not self._uids:
             raise RadVisionError("there are no prediction records to show: evaluate the run first.")
-        last = len(self._uids) - 1
-        if not 0 <= index <= last:
-            raise RadVisionError(f"there is no study at index {index}: use 0 to {last}.")
         self._listed = self._uids  # those that fit the filter, in the order of the sort
-        self._uid = self._uids[index]
+        self._uid = self._uids[0]
         self._stage = max(max(stages) for stages in self._studies.values())
         self._card: ReportCard
-        self._settling = False
 
         self.previous = _control(widgets.Button, "Previous", 110, icon="arrow-left")
         self.next = _control(widgets.Button, "Next", 110, icon="arrow-right")
         # A slider with the focus steps by the arrow keys.
-        self.index = _control(widgets.IntSlider, "Index", 300, "44px", min=0, max=last)
+        self.index = _control(widgets.IntSlider, "Index", 300, "44px", min=0, max=len(self._uids) - 1)
         # A uid is judged when it is entered, not at each key.
         self.uid = _control(
             widgets.Combobox, "Study", 190, "44px", options=self._uids, placeholder="uid", continuous_update=False
@@ -91,11 +101,11 @@ class ReportBrowser(widgets.VBox):
 
         self.previous.on_click(lambda _: self._step(-1))
         self.next.on_click(lambda _: self._step(1))
-        self.index.observe(lambda change: self.show(change["new"]), names="value")
-        self.uid.observe(lambda change: self._find(change["new"]), names="value")
-        self.stage.observe(lambda change: self._choose_stage(change["new"]), names="value")
+        self._hear(self.index, lambda index: self._go(self._uids[index]))
+        self._hear(self.uid, self._find)
+        self._hear(self.stage, self._choose_stage)
         for choice in (self.order, self.observation, self.verdict, self.flag):
-            choice.observe(lambda _: self._arrange(), names="value")
+            self._hear(choice, lambda _: self._arrange())
         self._filters = widgets.HBox(
             [self.uid, self.order, self.observation, self.verdict, self.flag], layout={**WRAP, "display": "flex"}
         )
@@ -114,16 +124,6 @@ class ReportBrowser(widgets.VBox):
         made: dict[str, Any] = super()._repr_mimebundle_(**kwargs)
         return {**made, "text/html": self.card.value}
 
-    def show(self, index: int) -> None:
-        """Show the study at an index, in the stage last chosen or else the latest that it has.
-
-        A study that the filter leaves out is shown too, and the filter is taken away.
-        """
-        if self._settling:  # a control set below reports its new value; only the user's changes are steps
-            return
-        self._uid = self._uids[min(max(index, 0), len(self._uids) - 1)]
-        self._show_current()
-
     def _switch_blind(self, blind: bool) -> None:
         """While one rates, studies come by lot after the one at hand, and no filter tells whose text is whose."""
         _show_if(self._filters, not blind)
@@ -134,7 +134,11 @@ class ReportBrowser(widgets.VBox):
         self._show_current()
 
     def _step(self, by: int) -> None:
-        self._uid = self._listed[min(max(self._listed.index(self._uid) + by, 0), len(self._listed) - 1)]
+        self._go(self._listed[min(max(self._listed.index(self._uid) + by, 0), len(self._listed) - 1)])
+
+    def _go(self, uid: str) -> None:
+        """Show a study, in the stage last chosen or else the latest that it has; a filter that it does not fit ends."""
+        self._uid = uid
         self._show_current()
 
     def _show_current(self) -> None:
@@ -142,13 +146,10 @@ class ReportBrowser(widgets.VBox):
             self._unfilter()
         stages = self._studies[self._uid]
         shown = self._stage if self._stage in stages else max(stages)
-        self._settling = True
-        try:
+        with self._unheard():
             self.index.value, self.uid.value = self._uids.index(self._uid), self._uid
             self.stage.options = [(f"stage {stage}" if stage else "base", stage) for stage in sorted(stages)]
             self.stage.value = shown
-        finally:
-            self._settling = False
         place = self._listed.index(self._uid)
         self.previous.disabled, self.next.disabled = place == 0, place == len(self._listed) - 1
         whole = "" if len(self._listed) == len(self._uids) else f", filtered from {len(self._uids)}"
@@ -171,8 +172,6 @@ class ReportBrowser(widgets.VBox):
 
     def _arrange(self) -> None:
         """Sort and filter by the stage that is shown; a choice that no study fits changes nothing."""
-        if self._settling:
-            return
         found = {uid: stages.get(self._stage) or stages[max(stages)] for uid, stages in self._studies.items()}
         wanted = (self.observation.value, self.verdict.value, self.flag.value)
         fitting = [uid for uid, record in found.items() if fits(record, *wanted)]
@@ -181,31 +180,26 @@ class ReportBrowser(widgets.VBox):
             return
         order = ORDERS[self.order.value]
         self._listed = sorted(fitting, key=lambda uid: order(found[uid]))
-        self._uid = self._listed[0]
-        self._show_current()
+        self._go(self._listed[0])
 
     def _unfilter(self) -> None:
-        self._settling = True
-        self.observation.value = self.verdict.value = self.flag.value = ""
-        self.order.value = next(iter(ORDERS))
-        self._settling = False
+        with self._unheard():
+            self.observation.value = self.verdict.value = self.flag.value = ""
+            self.order.value = next(iter(ORDERS))
         self._listed = self._uids
 
     def _find(self, uid: str) -> None:
-        if self._settling:
-            return
         uid = uid.strip()
         if uid in self._studies:
-            self.show(self._uids.index(uid))
+            self._go(uid)
         else:
             self.message.value = _say(
                 f"There is no study {uid!r} among these {len(self._uids)}; still showing {self._uid}."
             )
 
     def _choose_stage(self, stage: int) -> None:
-        if not self._settling:
-            self._stage = stage
-            self._show_current()
+        self._stage = stage
+        self._show_current()
 
 
 def _show_if(panel: widgets.Box, shown: bool) -> None:
@@ -234,12 +228,21 @@ def _by_study(records: Iterable[Record]) -> dict[str, dict[int, Record]]:
     return studies
 
 
+@contextmanager
+def _telling(message: widgets.HTML) -> Iterator[None]:
+    """Tell an error, which a callback would only bring to the log."""
+    try:
+        yield
+    except RadVisionError as error:
+        message.value = _say(str(error))
+
+
 def _say(words: str) -> str:
     """Words of the program or of a record as a line of status."""
     return Markup('<span role="status" aria-live="polite">{}</span>').format(words)
 
 
-class ViewControls(widgets.HBox):
+class ViewControls(_Listener, widgets.HBox):
     """Window, inversion and zoom of the radiograph, its evidence maps, and which sentences are hidden.
 
     Args:
@@ -256,11 +259,10 @@ class ViewControls(widgets.HBox):
         self.evidence = _slider("Evidence", 0.0, 1.0, label="62px")
         least = [("nothing", 0), *((f"below {n} of {samples}", n) for n in range(1, samples + 1))]
         self.agreement = _control(widgets.Dropdown, "Hide sentences", 240, "initial", options=least, value=0)
-        self._changed, self._settling = changed, False
         asked = [self.evidence] * mapped + [self.agreement] * (samples > 0)
         for control in (self.window, self.zoom, self.invert, *asked):
-            control.observe(lambda _: self._changed_once(), names="value")
-        self.reset.on_click(lambda _: self._reset())
+            self._hear(control, lambda _: changed())
+        self.reset.on_click(lambda _: self._reset(changed))
         super().__init__([self.window, self.zoom, self.invert, self.reset, *asked], layout=WRAP)
 
     @property
@@ -273,15 +275,10 @@ class ViewControls(widgets.HBox):
             least_agreement=self.agreement.value,
         )
 
-    def _reset(self) -> None:
-        self._settling = True
-        self.window.value, self.zoom.value, self.invert.value = "full", 1.0, False
-        self._settling = False
-        self._changed()
-
-    def _changed_once(self) -> None:
-        if not self._settling:
-            self._changed()
+    def _reset(self, changed: Callable[[], None]) -> None:
+        with self._unheard():
+            self.window.value, self.zoom.value, self.invert.value = "full", 1.0, False
+        changed()
 
 
 class _Folded(widgets.VBox):
@@ -302,7 +299,7 @@ class BlindRating(_Folded):
     """
 
     def __init__(self, path: Path, changed: Callable[[bool], None]) -> None:
-        self._path, self._salt = path, secrets.token_bytes(8)  # nobody can work out whose report A is
+        self._path, self._orders = path, dict[tuple[str, int], tuple[str, str]]()
         self._record: Record
         self.blind = _control(widgets.ToggleButton, "Blind rating", 130, icon="eye-slash")
         self.scores = [_stars("Report A"), _stars("Report B")]
@@ -318,9 +315,8 @@ class BlindRating(_Folded):
         """Who wrote reports A and B of a record, the same whenever it is shown; None while nothing is hidden."""
         if not self.blind.value:
             return None
-        key = f"{record.uid} {record.stage}".encode()
-        odd = hashlib.blake2b(key, key=self._salt).digest()[0] % 2
-        return ("reference", "generated") if odd else ("generated", "reference")
+        first, second = random.SystemRandom().sample(AUTHORS, 2)
+        return self._orders.setdefault((record.uid, record.stage), (first, second))
 
     def show(self, record: Record) -> None:
         """Begin with another record: no score, no error, no comment."""
@@ -330,7 +326,8 @@ class BlindRating(_Folded):
         self.comment.value = ""
 
     def _switch(self, blind: bool, changed: Callable[[bool], None]) -> None:
-        self.message.value = _say("1 is unusable, 5 as good as it gets.") if blind else self._summed_up()
+        with _telling(self.message):
+            self.message.value = _say("1 is unusable, 5 as good as it gets.") if blind else self._summed_up()
         changed(blind)
 
     def _save(self) -> None:
@@ -340,13 +337,11 @@ class BlindRating(_Folded):
         if None in scores:
             self.message.value = _say("Rate both reports from 1 to 5, then save.")
             return
-        try:
+        with _telling(self.message):
             errors, said = tuple(error.value for error in self.errors), self.comment.value.strip()
             add_ratings(self._path, self._record, order, scores, said, errors, self.rater.value.strip())
             rated = len({(rating["uid"], rating["stage"]) for rating in read_ratings(self._path)})
             self.message.value = _say(f"Saved; {rated} {'study' if rated == 1 else 'studies'} rated.")
-        except RadVisionError as error:  # a callback's error would only reach the log
-            self.message.value = _say(str(error))
 
     def _summed_up(self) -> str:
         ratings = read_ratings(self._path)
@@ -355,10 +350,7 @@ class BlindRating(_Folded):
         import pandas as pd
 
         table = self._path.with_suffix(".csv")
-        try:
-            write_text(table, pd.DataFrame(ratings).to_csv(index=False))
-        except RadVisionError as error:  # a callback's error would only reach the log
-            return _say(str(error))
+        write_text(table, pd.DataFrame(ratings).to_csv(index=False))
         return render("ratings.html", rows=summary(ratings), agreement=agreement(ratings), table=table)
 
 
@@ -388,10 +380,9 @@ class OwnImage(_Folded):
         self.report.disabled = True
         self.message.value = _say("The model is reading the image.")
         try:
-            self._show(self._report_on(*chosen, self._stage()))
-            self.message.value = ""
-        except RadVisionError as error:  # a callback's error would only reach the log
-            self.message.value = _say(str(error))
+            with _telling(self.message):
+                self._show(self._report_on(*chosen, self._stage()))
+                self.message.value = ""
         finally:
             self.report.disabled = False
 

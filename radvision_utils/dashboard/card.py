@@ -20,6 +20,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from radvision_utils import figures
 from radvision_utils.config import DISCLAIMER, RadVisionError
 from radvision_utils.dashboard import radiograph
 from radvision_utils.dashboard.radiograph import View
@@ -31,13 +32,12 @@ from radvision_utils.dashboard.record import (
     SECTIONS,
     Record,
     Sentence,
-    is_explained,
 )
 from radvision_utils.data.cleaning import DEIDENTIFIED, PRIORS, clean_section, drop_sentences
 from radvision_utils.data.labels import Label
 from radvision_utils.data.reports import Report
 from radvision_utils.evaluation.records import FLAGS
-from radvision_utils.figures import BAND, DARK, GLASS, GLYPH_INK, LIGHT, SIGN_COLORS, VERDICT_COLORS, VERDICTS, WELL
+from radvision_utils.figures import VERDICTS
 from radvision_utils.files import write_text
 
 RULES = "rule-based, may be wrong"
@@ -49,9 +49,7 @@ STAGES = {
     3: "stage 3: language model",
 }
 LABELS_TITLE, DRAWN_TITLE = "Generated against reference", "Generated against what was drawn"
-ASSERTED_TITLE, FLAGS_TITLE = "Asserted by the report", "Flags on the generated report"
-CHANGED_TITLE = "Changed by training"
-FIRST_TITLE = "Said first, as a line of findings"
+FLAGS_TITLE = "Flags on the generated report"
 JUDGES = "another judge: the rules read both texts, this one knows what was drawn and where"
 MEANING = (
     "A map shows how much less likely the sentence becomes without each part of the image; the image is the whole "
@@ -61,7 +59,6 @@ LEVELS = f"High confidence: at least {HIGH:.0%} likely to be right; medium: at l
     "%", " %"
 )
 _SCORES = {"label_f1": "Label F1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D"}
-_FONT = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif"
 _ALONE = (
     "body{margin:0;padding:24px 16px;background:var(--rv-sunk)}.rv-card{margin:0 auto}"
     "@page{size:landscape;margin:12mm}@media print{body{padding:0}}"
@@ -76,6 +73,17 @@ _TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
 )
+_TEMPLATES.globals.update(
+    figures=figures,
+    radiograph=radiograph,
+    disclaimer=DISCLAIMER,
+    rules=RULES,
+    levels=LEVELS,
+    meaning=MEANING,
+    unsupported=NOT_SUPPORTED,
+    most_overlays=_OVERLAYS,
+)
+_GLYPHS = {**VERDICTS, "warning": "!", "": ""}
 
 
 @dataclass(frozen=True)
@@ -86,19 +94,6 @@ class Section:
     name: str
     sentences: tuple[Sentence, ...]
     flag: str = ""
-
-    @property
-    def title(self) -> str:
-        return f"{self.author} {self.name}"
-
-    @property
-    def length(self) -> int:
-        return sum(len(sentence.text) for sentence in self.sentences)
-
-    @property
-    def explained(self) -> bool:
-        """Whether more is known of its sentences than their words."""
-        return is_explained(self.sentences)
 
     @property
     def samples(self) -> int:
@@ -118,7 +113,10 @@ class Chip:
     verdict: str = ""
     detail: str = ""
     sign: str = ""
-    glyph: str = ""
+
+    @property
+    def glyph(self) -> str:
+        return _GLYPHS[self.sign]
 
 
 @dataclass(frozen=True)
@@ -169,7 +167,6 @@ class ReportCard:
         """The card alone, for a page with `base_style` and `card_style`; `attributes` are its element's."""
         image = radiograph.open_image(self.image)
         mapped = [s for s in self.told.explained if s.map and image]
-        image = radiograph.squared(image) if image and mapped else image
         return render(
             "card.html",
             card=self,
@@ -259,20 +256,15 @@ class ReportCard:
         return ", ".join([f"{split} split"] * bool(split) + [f"index {index}"] * (index is not None))
 
     @property
-    def facts(self) -> list[tuple[str, str]]:
-        """Label and value of what made the report, for the card's foot; nothing for a blind card."""
-        model, seconds = self.record.model, self.record.seconds
-        made = "cached" if self.cached else "generated now"
-        if seconds is not None:
-            made += f", written in {seconds:.2f} s" if self.cached else f" in {seconds:.2f} s"
-        facts = [("Run", model.run), ("Model", stage_name(model.stage)), ("Base", model.base_name), ("Report", made)]
-        return [] if self.blind else facts
-
-    @property
     def foot(self) -> str:
-        """What made the report, and the disclaimer."""
-        facts = "; ".join(f"{key.lower()} {value.strip()}" for key, value in self.facts)
-        return " ".join(filter(None, [facts and f"{facts[:1].upper()}{facts[1:]}.", DISCLAIMER]))
+        """What made the report, unless the card is blind, and the disclaimer."""
+        if self.blind:
+            return DISCLAIMER
+        model, made = self.record.model, "cached" if self.cached else "generated now"
+        if self.record.seconds is not None:
+            made += f"{', written' * self.cached} in {self.record.seconds:.2f} s"
+        run = f"Run {model.run.strip()}; model {stage_name(model.stage)}; base {model.base_name}; report {made}."
+        return f"{run} {DISCLAIMER}"
 
     @property
     def rows(self) -> list[list[list[Section]]]:
@@ -281,22 +273,21 @@ class ReportCard:
         A report without headings stands beside both; a record without a reference (an image of one's own) has one
         column. A blind card has the reports as A and B, without marks or anything else that tells whose they are.
         """
-        found, record = self.told.sentences, self.told
-        titles = {author: author.capitalize() for author in AUTHORS[: 2 if record.reference else 1]}
-        if self.blind:
-            titles = {author: f"Report {letter}" for letter, author in zip("AB", self.blind, strict=True)}
-        columns = [[Section(title, name, found[author, name]) for name in SECTIONS] for author, title in titles.items()]
-        headed = [record.generated.headed or bool(self.blind)]
+        record = self.told
+        authors = self.blind or AUTHORS[: 2 if record.reference else 1]
+        titles = ["Report A", "Report B"] if self.blind else [author.capitalize() for author in authors]
+        reports = [(title, record, author) for title, author in zip(titles, authors, strict=True)]
         if self.before:
-            then, stage = self.before.sentences, self.before.stage
-            title = f"After stage {stage}" if stage else "Before training"
-            columns.insert(0, [Section(title, name, then["generated", name]) for name in SECTIONS])
-            headed.insert(0, self.before.generated.headed)
+            title = f"After stage {self.before.stage}" if self.before.stage else "Before training"
+            reports.insert(0, (title, self.before, "generated"))
+        columns = [
+            [Section(title, name, of.sentences[author, name]) for name in SECTIONS] for title, of, author in reports
+        ]
+        headed = [author == "reference" or of.generated.headed for _, of, author in reports]
         if all(headed):
             return [[[section] for section in row] for row in zip(*columns, strict=True)]
-        whole = [[Section(c[0].author, "report", _joined(c), NO_HEADINGS)] for c in columns]
-        headed += [True] * len(columns)
-        return [[column if told else one for column, one, told in zip(columns, whole, headed, strict=False)]]
+        whole = [[Section(column[0].author, "report", _joined(column), NO_HEADINGS)] for column in columns]
+        return [[column if told else one for column, one, told in zip(columns, whole, headed, strict=True)]]
 
     @property
     def sentences_note(self) -> str:
@@ -308,26 +299,21 @@ class ReportCard:
     def chip_groups(self) -> list[ChipGroup]:
         """What became of each observation that either text asserts, of each drawn finding, and what is odd."""
         record = self.told
-        if record.reference is None:
-            said = [Chip(_sentence_case(n), detail=_sides(label)) for n, label in record.asserted.items()]
-            groups = [ChipGroup(ASSERTED_TITLE, RULES, said)]
-        else:
-            labels = [
-                _chip(name, verdict, self._detail(name, verdict)) for name, verdict in (record.verdicts or {}).items()
-            ]
-            drawn = [_chip(f"{finding.side} {finding.name}", finding.verdict) for finding in record.findings]
-            groups = [
-                ChipGroup(LABELS_TITLE, RULES, sorted(labels, key=_worst_first)),
-                ChipGroup(DRAWN_TITLE, JUDGES if _judges_differ(record) else "", sorted(drawn, key=_worst_first)),
-            ]
-        if self.before:
-            changed = training_changed(self.before, record).items()
-            groups.insert(0, ChipGroup(CHANGED_TITLE, "", [_change(name, *pair) for name, pair in changed]))
-        if record.generated.line and not self.blind:
-            first = record.generated.line.rstrip(".").split(",")
-            groups.insert(0, ChipGroup(FIRST_TITLE, "", [Chip(_sentence_case(words)) for words in first]))
-        odd = [Chip(FLAGS.get(flag, flag.strip()), sign="warning", glyph="!") for flag in record.flags]
-        groups.append(ChipGroup(FLAGS_TITLE, RULES, odd))
+        first = [words for words in record.generated.line.rstrip(".").split(",") if words]
+        changed = training_changed(self.before, record) if self.before else {}
+        asserted = {} if record.reference else record.asserted
+        said = [Chip(_sentence_case(name), detail=_sides(label)) for name, label in asserted.items()]
+        labels = [_chip(n, verdict, self._detail(n, verdict)) for n, verdict in (record.verdicts or {}).items()]
+        drawn = [_chip(f"{finding.side} {finding.name}", finding.verdict) for finding in record.findings]
+        odd = [Chip(FLAGS.get(flag, flag.strip()), sign="warning") for flag in record.flags]
+        groups = [
+            ChipGroup("Said first, as a line of findings", "", [Chip(_sentence_case(words)) for words in first]),
+            ChipGroup("Changed by training", "", [_change(name, *pair) for name, pair in changed.items()]),
+            ChipGroup("Asserted by the report", RULES, said),
+            ChipGroup(LABELS_TITLE, RULES, sorted(labels, key=_worst_first)),
+            ChipGroup(DRAWN_TITLE, JUDGES if _judges_differ(record) else "", sorted(drawn, key=_worst_first)),
+            ChipGroup(FLAGS_TITLE, RULES, odd),
+        ]
         return [group for group in groups if group.chips]
 
     def _detail(self, name: str, verdict: str) -> str:
@@ -381,42 +367,19 @@ def stage_name(stage: int) -> str:
 
 def render(template: str, **values: Any) -> Markup:
     """A template of this folder; in HTML every value that is not markup itself is escaped."""
-    constants = {
-        "disclaimer": DISCLAIMER,
-        "rules": RULES,
-        "verdict_glyphs": VERDICTS,
-        "strengths": radiograph.STRENGTHS,
-        "levels": LEVELS,
-        "unsupported": NOT_SUPPORTED,
-        "meaning": MEANING,
-    }
-    return Markup(_TEMPLATES.get_template(template).render(**constants, **values))
+    return Markup(_TEMPLATES.get_template(template).render(values))
 
 
 @cache
 def base_style() -> Markup:
     """The style sheet of a readable card without a theme."""
-    marks = {verdict: ("dotted" if verdict == "agree" else "solid", color) for verdict, color in VERDICT_COLORS.items()}
-    return render(
-        "base.css", light=LIGHT, well=WELL, band=BAND, font=Markup(_FONT), signs=SIGN_COLORS, marks=marks, ink=GLYPH_INK
-    )
+    return render("base.css")
 
 
 @cache
 def card_style() -> Markup:
     """The style sheet of the cards beyond `base_style`: themes of every host, layout, evidence."""
-    stops = ["#" + shade[:3].tobytes().hex() for shade in radiograph.viridis()[::3]]
-    return render(
-        "card.css",
-        light=LIGHT,
-        dark=DARK,
-        well=WELL,
-        ink=GLYPH_INK,
-        glass=GLASS,
-        outline=radiograph.OUTLINE,
-        stops=stops,
-        overlays=_OVERLAYS,
-    )
+    return render("card.css")
 
 
 def document(title: str, body: Markup, style: str, script: str = "") -> Markup:
@@ -485,17 +448,12 @@ def training_changed(before: Record, after: Record) -> dict[str, tuple[str, str]
 
 
 def _chip(name: str, verdict: str, detail: str = "") -> Chip:
-    return Chip(_sentence_case(name), verdict, detail, verdict, VERDICTS[verdict])
+    return Chip(_sentence_case(name), verdict, detail, verdict)
 
 
 def _change(name: str, old: str, new: str) -> Chip:
     """A finding whose verdict changed; one that neither report asserts any more was unsupported before."""
-    detail = f"before: {old or 'not said'}"
-    return (
-        _chip(name, new, detail)
-        if new
-        else Chip(_sentence_case(name), "no longer said", detail, "agree", VERDICTS["agree"])
-    )
+    return Chip(_sentence_case(name), new or "no longer said", f"before: {old or 'not said'}", new or "agree")
 
 
 def _sentence_case(words: str) -> str:

@@ -1,87 +1,80 @@
 // The page works without this script; it adds steps, sort, filter, window and keys, and shows their controls.
-(function () {
-  'use strict';
-  var byId = function (id) { return document.getElementById(id); };
-  var root = document.documentElement, list = byId('cards'), filters = byId('filters');
-  var all = Array.prototype.slice.call(list.children);
-  if (!all.length) return;
-  var AT_ONCE = 12;  // cards, as in page.py; more come when one is at their end
-  var shown = all, at = -1, first = 0, last = AT_ONCE, hidden = 0, hiddenBelow = 0;
-  var WINDOWS = ['full', 'lung', 'soft tissue', 'bone'];  // as in page.css
-  var STRENGTHS = ['off', 'faint', 'medium', 'strong'];  // as in radiograph.py
-  var ranks = new Map(), verdicts = new Map(), flags = new Map(), words = new Map();
-  all.forEach(function (card) {
-    ranks.set(card, card.dataset.ranks.split(' ').map(Number));
-    verdicts.set(card, JSON.parse(card.dataset.verdicts));
-    flags.set(card, JSON.parse(card.dataset.flags));
-    card.tabIndex = -1;
-  });
+'use strict';
+{
+  const byId = id => document.getElementById(id);
+  const root = document.documentElement, list = byId('cards'), filters = byId('filters');
+  const all = [...list.children];
+  const AT_ONCE = 12;  // cards, as in page.py; more come when one is at their end
+  const WINDOWS = ['full', 'lung', 'soft tissue', 'bone'];  // as in page.css
+  const STRENGTHS = ['off', 'faint', 'medium', 'strong'];  // as in radiograph.py
+  let shown = all, at = -1, first = 0, last = AT_ONCE, hidden = '', hiddenBelow = 0;
+  const asked = new Map(all.map(card => [card, {
+    ranks: card.dataset.ranks.split(' ').map(Number),
+    verdicts: JSON.parse(card.dataset.verdicts),
+    flags: JSON.parse(card.dataset.flags),
+  }]));
+  for (const card of all) card.tabIndex = -1;
 
-  function chosen(id) { return byId(id) ? byId(id).value : ''; }
+  const chosen = id => byId(id) ? byId(id).value : '';
   function text(card, denial) {  // what is said of the study but for what is denied; of a denial, all its words
     if (!denial) return card.dataset.said;
-    if (!words.has(card)) {
-      var parts = card.querySelectorAll('.rv-head, .rv-texts');
-      words.set(card, Array.prototype.map.call(parts, function (e) { return e.textContent; }).join(' ').toLowerCase());
-    }
-    return words.get(card);
+    const known = asked.get(card);
+    known.words ??= [...card.querySelectorAll('.rv-head, .rv-texts')].map(e => e.textContent).join(' ').toLowerCase();
+    return known.words;
   }
   function fits(card) {
-    var observation = chosen('observation'), verdict = chosen('verdict'), flag = chosen('flag');
-    var search = chosen('search').trim().toLowerCase();
-    return (!flag || flags.get(card).indexOf(flag) >= 0)
-      && (!(observation || verdict) || verdicts.get(card).some(function (pair) {
-        return (!observation || pair[0] === observation) && (!verdict || pair[1] === verdict);
-      }))
-      && (!search || text(card, /^(no|not|without) /.test(search)).indexOf(search) >= 0);
+    const observation = chosen('observation'), verdict = chosen('verdict'), flag = chosen('flag');
+    const search = chosen('search').trim().toLowerCase(), { flags, verdicts } = asked.get(card);
+    const judged = ([name, found]) => (!observation || name === observation) && (!verdict || found === verdict);
+    return (!flag || flags.includes(flag)) && (!(observation || verdict) || verdicts.some(judged))
+      && (!search || text(card, /^(no|not|without) /.test(search)).includes(search));
   }
   function arrange() {
-    var order = Number(chosen('order'));
+    const order = Number(chosen('order'));
     hideSentences();
-    all.sort(function (a, b) { return ranks.get(a)[order] - ranks.get(b)[order]; });
+    all.sort((a, b) => asked.get(a).ranks[order] - asked.get(b).ranks[order]);
     shown = all.filter(fits);
-    all.forEach(function (card) { list.appendChild(card); });
+    list.append(...all);
     unroll(0, AT_ONCE);
     mark(-1);
   }
   function unroll(from, to) {  // those shown of the chosen studies
     first = Math.max(from, 0);
     last = Math.min(to, shown.length);
-    all.forEach(function (card) { card.hidden = true; });
-    shown.slice(first, last).forEach(function (card) { card.hidden = false; });
+    for (const card of all) card.hidden = true;
+    for (const card of shown.slice(first, last)) card.hidden = false;
     byId('earlier').hidden = first === 0;
     byId('more').hidden = last === shown.length;
   }
 
   function hideSentences() {  // below the chosen agreement; each section says how many
-    var least = Number(chosen('least')), samples = byId('least') ? byId('least').dataset.samples : 0;
+    const least = Number(chosen('least'));
     if (least === hiddenBelow) return;
     hiddenBelow = least;
-    hidden = 0;
-    Array.prototype.forEach.call(list.querySelectorAll('.rv-sentences'), function (sentences) {
-      var here = 0;
-      Array.prototype.forEach.call(sentences.children, function (sentence) {
+    const below = `hidden below ${least} of ${byId('least').dataset.samples}`;
+    const told = count => count ? `${count} sentence${count === 1 ? '' : 's'} ${below}` : '';
+    let count = 0;
+    for (const sentences of list.querySelectorAll('.rv-sentences')) {
+      let here = 0;
+      for (const sentence of sentences.children) {
         sentence.hidden = Number(sentence.dataset.agreement) < least;  // without an agreement: NaN, never hidden
         here += sentence.hidden;
-      });
-      hidden += here;
-      sentences.nextElementSibling.textContent = here ? hiddenWords(here, least, samples) : '';
-    });
-    if (hidden) hidden = hiddenWords(hidden, least, samples);
-  }
-  function hiddenWords(count, least, samples) {
-    return count + (count === 1 ? ' sentence' : ' sentences') + ' hidden below ' + least + ' of ' + samples;
+      }
+      count += here;
+      sentences.nextElementSibling.textContent = told(here);
+    }
+    hidden = told(count);
   }
   function mark(index) {
     at = index;
-    var total = shown.length === all.length ? '' : ' (of ' + all.length + ')';
-    byId('where').textContent = (at < 0 ? '' : (at + 1) + ' of ') + (shown.length || 'no') + ' '
-      + byId('where').dataset.things + (shown.length ? '' : ' match') + total + (hidden ? '; ' + hidden : '');
+    const where = byId('where'), total = shown.length === all.length ? '' : ` (of ${all.length})`;
+    where.textContent = (at < 0 ? '' : `${at + 1} of `) + `${shown.length || 'no'} ${where.dataset.things}`
+      + (shown.length ? '' : ' match') + total + (hidden && `; ${hidden}`);
     byId('choose').setAttribute('aria-pressed', at >= 0 && shown[at].classList.contains('chosen'));
   }
   function show(index) {
     document.querySelector('.studies').open = false;
-    if (at >= 0 && shown[at]) shown[at].classList.remove('revealed');
+    shown[at]?.classList.remove('revealed');
     if (index < first || index >= last) unroll(index - 1, index + AT_ONCE);
     mark(index);
     shown[at].focus({ preventScroll: true });
@@ -93,35 +86,32 @@
     history.replaceState(null, '', '#' + shown[at].id);
   }
   function follow() {
-    var card = byId(location.hash.slice(1));
-    if (all.indexOf(card) < 0) {
-      if (/^#uid=/.test(location.hash)) {
-        byId('where').textContent = 'There is no ' + location.hash.slice(5) + ' on this page; it shows '
-          + all.length + ' ' + byId('where').dataset.things;
-        byId('where').scrollIntoView({ block: 'center' });
-      }
-      return;
+    const card = byId(location.hash.slice(1)), where = byId('where');
+    if (shown.includes(card)) {
+      show(shown.indexOf(card));
+    } else if (all.includes(card)) {
+      filters.reset();
+      setTimeout(follow);  // once the reset has arranged all
+    } else if (location.hash.startsWith('#uid=')) {
+      const things = `${all.length} ${where.dataset.things}`;
+      where.textContent = `There is no ${location.hash.slice(5)} on this page; it shows ${things}`;
+      where.scrollIntoView({ block: 'center' });
     }
-    if (shown.indexOf(card) < 0) { filters.reset(); setTimeout(follow); return; }  // once the reset has arranged all
-    show(shown.indexOf(card));
   }
 
   function invert() {
     byId('invert').setAttribute('aria-pressed', root.classList.toggle('inverted'));
   }
   function nextWindow() {
-    var next = WINDOWS[(WINDOWS.indexOf(root.dataset.window || 'full') + 1) % WINDOWS.length];
-    root.dataset.window = next;
-    byId('window').textContent = 'Window: ' + next;
+    root.dataset.window = WINDOWS[(WINDOWS.indexOf(root.dataset.window || 'full') + 1) % WINDOWS.length];
+    byId('window').textContent = 'Window: ' + root.dataset.window;
   }
   function strengthen(strength) {  // one switch for all cards
-    Array.prototype.forEach.call(list.querySelectorAll('.rv-strength [value=' + strength + ']'), function (button) {
-      button.checked = true;
-    });
+    for (const button of list.querySelectorAll(`.rv-strength [value=${strength}]`)) button.checked = true;
     byId('evidence').textContent = 'Evidence: ' + strength;
   }
   function nextStrength() {
-    var button = byId('evidence');
+    const button = byId('evidence');
     if (button) strengthen(STRENGTHS[(STRENGTHS.indexOf(button.textContent.slice(10)) + 1) % STRENGTHS.length]);
   }
   function choose() {
@@ -131,63 +121,53 @@
     mark(at);
   }
   function veil() {
-    var on = root.classList.toggle('veiled');
-    byId('veil').setAttribute('aria-pressed', on);
-    all.forEach(function (card) { card.classList.remove('revealed'); });
+    byId('veil').setAttribute('aria-pressed', root.classList.toggle('veiled'));
+    for (const card of all) card.classList.remove('revealed');
   }
   function reveal() {
-    if (!root.classList.contains('veiled')) veil();
-    else if (at >= 0) shown[at].classList.toggle('revealed');
+    if (root.classList.contains('veiled') && at >= 0) shown[at].classList.toggle('revealed');
     else veil();
   }
   function help() { if (!byId('keys').open) byId('keys').showModal(); }
 
-  var KEYS = {
-    ArrowLeft: function () { go(-1); }, ArrowRight: function () { go(1); },
+  const KEYS = {
+    ArrowLeft: () => go(-1), ArrowRight: () => go(1),
     i: invert, w: nextWindow, e: nextStrength, r: reveal, p: choose, '?': help,
-    '/': function () { byId('search').focus(); byId('search').select(); }
+    '/': () => { byId('search').focus(); byId('search').select(); },
   };
-  document.addEventListener('keydown', function (event) {
-    var target = event.target;
+  document.addEventListener('keydown', event => {
+    const target = event.target;
     if (event.altKey || event.ctrlKey || event.metaKey || byId('keys').open) return;
     if (event.key === 'Escape' && filters.contains(target)) { target.blur(); return; }
-    var field = /^(INPUT|SELECT|TEXTAREA)$/.test(target.tagName);
+    const field = /^(INPUT|SELECT|TEXTAREA)$/.test(target.tagName);
     if (field && (target.type !== 'radio' || /^Arrow/.test(event.key)) || !KEYS[event.key]) return;
     event.preventDefault();
     KEYS[event.key]();
   });
-  byId('previous').addEventListener('click', KEYS.ArrowLeft);
-  byId('next').addEventListener('click', KEYS.ArrowRight);
-  byId('invert').addEventListener('click', invert);
-  byId('window').addEventListener('click', nextWindow);
-  byId('veil').addEventListener('click', veil);
-  byId('choose').addEventListener('click', choose);
-  byId('earlier').addEventListener('click', function () { unroll(first - AT_ONCE, last); });
-  byId('more').addEventListener('click', function () { unroll(first, last + AT_ONCE); });
-  if ('IntersectionObserver' in window) {
-    new IntersectionObserver(function (met) {
-      if (met[0].isIntersecting) unroll(first, last + AT_ONCE);
-    }, { rootMargin: '600px' }).observe(byId('more'));
-  }
-  byId('help').addEventListener('click', help);
-  if (byId('evidence')) byId('evidence').addEventListener('click', nextStrength);
-  list.addEventListener('change', function (event) { if (event.target.type === 'radio') strengthen(event.target.value); });
-  filters.addEventListener('input', function (event) {
+  const BUTTONS = {
+    previous: KEYS.ArrowLeft, next: KEYS.ArrowRight, invert, window: nextWindow, evidence: nextStrength, veil, choose,
+    help, earlier: () => unroll(first - AT_ONCE, last), more: () => unroll(first, last + AT_ONCE),
+  };
+  for (const [id, act] of Object.entries(BUTTONS)) byId(id)?.addEventListener('click', act);
+  new IntersectionObserver(met => {
+    if (met[0].isIntersecting) unroll(first, last + AT_ONCE);
+  }, { rootMargin: '600px' }).observe(byId('more'));
+  list.addEventListener('change', event => { if (event.target.type === 'radio') strengthen(event.target.value); });
+  filters.addEventListener('input', event => {
     if (event.target.id !== 'least') { arrange(); return; }
     hideSentences();  // the study at hand stays
     mark(at);
   });
-  filters.addEventListener('submit', function (event) { event.preventDefault(); });
-  filters.addEventListener('reset', function () { setTimeout(arrange); });
+  filters.addEventListener('submit', event => event.preventDefault());
+  filters.addEventListener('reset', () => setTimeout(arrange));
   window.addEventListener('hashchange', follow);
   filters.hidden = byId('bar').hidden = false;
   function makeRoom() {  // below the bar, which stays in sight and takes one line or several
-    var nav = byId('bar').parentElement;
-    var stays = getComputedStyle(nav).position === 'sticky';
+    const nav = byId('bar').parentElement, stays = getComputedStyle(nav).position === 'sticky';
     root.style.setProperty('--bar', stays ? nav.offsetHeight + 8 + 'px' : '8px');
   }
   makeRoom();
   window.addEventListener('resize', makeRoom);
   filters.reset();  // a reload keeps what was chosen, but not what is shown
   setTimeout(follow);
-})();
+}

@@ -18,23 +18,20 @@ from urllib.parse import quote
 from markupsafe import Markup
 from PIL import Image
 
-from radvision_utils.config import RadVisionError
+from radvision_utils.config import STAGE_LABELS, RadVisionError
 from radvision_utils.dashboard import record as records
 from radvision_utils.dashboard.card import RULES, ReportCard, document, render, stage_name
 from radvision_utils.dashboard.radiograph import jpeg_uri, open_image
 from radvision_utils.dashboard.record import AUTHORS, SECTIONS, Record, by_contradiction, image_path, most_samples
 from radvision_utils.evaluation.records import clean
 from radvision_utils.evaluation.table import COLUMNS, FACTS, capital, model_verdict
-from radvision_utils.figures import DARK, LIGHT, SIGN_COLORS, VERDICTS
+from radvision_utils.figures import DARK, LIGHT, VERDICTS
 from radvision_utils.files import checked, inside, write_text
 
 _IMAGE_BYTES = 45_000  # of each of some hundred images; a page of 600 studies stays under 40 MB
 _MAPPED = 200  # studies with evidence maps at most
 _THUMB = 96  # pixels
 _AT_ONCE = 12  # cards that are shown; the script brings more as one comes to their end, and knows this number
-_MODEL_ROWS = ("base", "after stage")  # how the rows begin that a model of this run wrote
-_FIGURES = {column.name: (column.protocol, column.metric) for column in COLUMNS}
-_NAMES = {column.name: column.heading for column in COLUMNS} | FACTS
 CHARTS = {
     "ladder": "What each stage earned",
     "agreement": "Agreement by observation",
@@ -64,7 +61,7 @@ def write_page(shown: Iterable[Record], metrics: Mapping[str, Any], run_folder: 
 
     Args:
         shown: prediction records; the page shows the test split's, of the last stage that it has.
-        metrics: what the evaluation measured; `metrics["table"]` is a list of dictionaries with "row" and any metrics.
+        metrics: what the evaluation measured.
         run_folder: the folder that the records' image paths are relative to; the figures lie in its `evaluation/`.
         path: the file to write.
 
@@ -136,7 +133,6 @@ def _write(studies: Sequence[Record], counted: str, heading: str, folder: Path, 
         mapped=mapped,
         studies=[(anchor(record.uid), record.uid.strip()) for record in studies],
         cards=_cards(shown, folder),
-        signs=SIGN_COLORS,
         **({"verdict": "", "answers": [], "worst": [], "table": None, "charts": [], "trust": []} | overview),
     )
     here = Path(__file__).parent
@@ -188,16 +184,16 @@ def _said(record: Record) -> str:
 
 
 def _is_it_good(metrics: Mapping[str, Any], stage: int) -> Answer | None:
-    question, table = "Is the model any good?", metrics.get("table") or []
-    column = next((name for name in _FIGURES if any(_number(row.get(name)) is not None for row in table)), None)
-    name = f"after stage {stage}" if stage else "base, untuned"
-    ours = next((row for row in table if row["row"] == name), None)
-    if column is None or ours is None or (value := _number(ours.get(column))) is None:
+    """By the headline metric, the first of the table's."""
+    question, (_, protocol, metric, heading) = "Is the model any good?", COLUMNS[0]
+    figures = {name: row[protocol][metric] for name, row in metrics.get("rows", {}).items()}
+    ours = figures.get(STAGE_LABELS.get(stage, ""))
+    if ours is None or (value := ours["value"]) is None:
         return None
-    rivals = [(_number(row.get(column)), row["row"]) for row in table if not row["row"].startswith(_MODEL_ROWS)]
-    best = max(((score, row) for score, row in rivals if score is not None), default=None)
-    interval = _interval(metrics, name, column)
-    shown = f"{_column_name(column)} {value:.3f}" + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
+    rivals = [(f["value"], name) for name, f in figures.items() if name not in STAGE_LABELS.values()]
+    best = max((rival for rival in rivals if rival[0] is not None), default=None)
+    interval = _interval(ours)
+    shown = f"{capital(heading)} {value:.3f}" + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
     if best is None:
         return question, "Not known", f"{shown}; no baseline was scored."
     words = f"{shown}; the best baseline, {best[1]}, has {best[0]:.3f}."
@@ -245,23 +241,19 @@ def _worst(studies: Sequence[Record], folder: Path) -> list[dict[str, Any]]:
 
 
 def _table(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Rows by metrics, with every column that any row has, in the order of appearance."""
-    rows = metrics.get("table") or []
-    columns = list(dict.fromkeys(key for row in rows for key in row if key != "row"))
-    lines = [
-        {
-            "name": row["row"],
-            "model": str(row["row"]).startswith(_MODEL_ROWS),
-            "cells": [(_cell(row.get(column)), _interval(metrics, row["row"], column)) for column in columns],
-        }
-        for row in rows
-    ]
-    names = [_column_name(column).replace("-", "\N{NON-BREAKING HYPHEN}") for column in columns]
+    """Rows by metrics and facts, all that any row has; a cell is a value with its interval."""
+    rows = metrics.get("rows", {})
+    columns = [column for column in COLUMNS if any(column.protocol in row for row in rows.values())]
+    facts = list(dict.fromkeys(fact for row in rows.values() for fact in FACTS if fact in row))
+    lines = []
+    for name, row in rows.items():
+        figures = [row.get(column.protocol, {}).get(column.metric, {}) for column in columns]
+        figures += [{"value": row.get(fact)} for fact in facts]
+        cells = [(_cell(figure.get("value")), _interval(figure)) for figure in figures]
+        lines.append({"name": name, "model": name in STAGE_LABELS.values(), "cells": cells})
+    heads = [*(column.heading for column in columns), *(FACTS[fact] for fact in facts)]
+    names = [capital(head).replace("-", "\N{NON-BREAKING HYPHEN}") for head in heads]
     return {"heads": names, "lines": lines} if rows else None
-
-
-def _column_name(column: str) -> str:
-    return capital(_NAMES.get(column, column.replace("_", " ")))
 
 
 def _text(value: object) -> str:
@@ -269,27 +261,15 @@ def _text(value: object) -> str:
     return words if not words or words.endswith(".") else f"{words}."
 
 
-def _cell(value: object) -> str:
-    if value is None or value == "":
+def _cell(value: float | None) -> str:
+    if value is None:
         return "\N{EN DASH}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    number = _number(value)
-    return str(value) if number is None else f"{number:.3f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _interval(metrics: Mapping[str, Any], row: str, column: str) -> tuple[float, float] | None:
-    """The 95 % interval of a cell of the table, or None where it has none."""
-    protocol, metric = _FIGURES.get(column, ("", ""))
-    figure = (((metrics.get("rows") or {}).get(row) or {}).get(protocol) or {}).get(metric)
-    if not isinstance(figure, Mapping):
-        return None
-    low, high = _number(figure.get("low")), _number(figure.get("high"))
-    return None if low is None or high is None else (low, high)
+def _interval(figure: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The 95 % interval of a figure, or None where it has none."""
+    return None if figure.get("low") is None else (figure["low"], figure["high"])
 
 
 def _charts(folder: Path) -> list[tuple[str, str, str]]:

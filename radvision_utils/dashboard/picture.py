@@ -105,7 +105,7 @@ def draw_card(card: ReportCard) -> Figure:
     pen.rule(0, y)
     y = _draw_judged(pen, card, y)
     pen.rule(0, y)
-    y = _draw_text(pen, _PAD, y + 12, card.foot, _MUTED, WIDTH - 2 * _PAD, 3)
+    y = pen.flow(_PAD, y + 12, card.foot, _MUTED, WIDTH - 2 * _PAD, 3)
     return pen.finish(y + 12)
 
 
@@ -141,6 +141,29 @@ class _Pen:
                 at = end + _width(" ", kind)
             y += kind.step
         return y
+
+    def flow(
+        self,
+        x: float,
+        y: float,
+        text: str | Sequence[Sentence],
+        kind: _Type,
+        width: float,
+        most: int,
+        count: bool = False,
+    ) -> float:
+        """Words wrapped to a width and cut after `most` lines; with `count` the last says how many are left."""
+        found = [Sentence(text)] if isinstance(text, str) else text
+        lines = list(islice(_wrapped(found, kind, width), most + 1))
+        if len(lines) <= most:
+            return self.lines(x, y, lines, kind)
+        shown, last = lines[: most - 1], lines[most - 1]
+        if not count:
+            return self.lines(x, y, [*shown, [*last, _Word(_ELLIPSIS)]], kind)
+        left = _Word(
+            f"{_ELLIPSIS} {sum(len(s.text.split()) for s in found) - sum(map(len, shown)):,} more words not shown"
+        )
+        return self.lines(x, self.lines(x, y, shown, kind), [[left]], kind._replace(color=LIGHT["muted"]))
 
     def sign(self, x: float, y: float, radius: float, color: str, glyph: str) -> float:
         self._axes.add_patch(Circle((x, y), radius, facecolor=color, edgecolor="none", zorder=2))
@@ -186,53 +209,30 @@ def _width(words: str, kind: _Type) -> float:
     return width
 
 
-def _draw_text(pen: _Pen, x: float, y: float, words: str, kind: _Type, width: float, limit: int) -> float:
-    return _draw_flow(pen, x, y, (Sentence(words),), kind, width, limit)
-
-
-def _draw_flow(
-    pen: _Pen, x: float, y: float, found: Sequence[Sentence], kind: _Type, width: float, limit: int, count: bool = False
-) -> float:
-    """Sentences wrapped to a width and cut after `limit` lines; with `count` the last says how many words are left."""
-    lines = list(islice(_wrapped(found, kind, width), limit + 1))
-    if len(lines) <= limit:
-        return pen.lines(x, y, lines, kind)
-    if not count:
-        return pen.lines(x, y, [*lines[: limit - 1], [*lines[limit - 1], _Word(_ELLIPSIS)]], kind)
-    y = pen.lines(x, y, lines[: limit - 1], kind)
-    left = sum(len(s.text.split()) for s in found) - sum(map(len, lines[: limit - 1]))
-    return pen.lines(x, y, [[_Word(f"{_ELLIPSIS} {left:,} more words not shown")]], kind._replace(color=LIGHT["muted"]))
-
-
 def _wrapped(found: Sequence[Sentence], kind: _Type, width: float) -> Iterator[list[_Word]]:
-    """Lines of words; a word wider than a line is broken."""
-    space, line, room = _width(" ", kind), list[_Word](), width
-    for word in _words(found):
-        while word is not None:
-            needed = _width(word.text, kind) + (22 if word.signed else 0)
-            if needed <= room:
-                line.append(word)
-                room -= needed + space
-                break
-            if line:
-                yield line
-            else:
-                fits = next(n for n in range(len(word.text), 0, -1) if n == 1 or _width(word.text[:n], kind) <= width)
-                yield [word._replace(text=word.text[:fits], signed=False)]
-                word = word._replace(text=word.text[fits:])
-            line, room = [], width
-        else:
+    """Lines of words."""
+    line, room = list[_Word](), width
+    for word in _words(found, kind, width):
+        needed = _width(word.text, kind) + (22 if word.signed else 0) if word else 0
+        if word is None or (line and needed > room):
             yield line
             line, room = [], width
+        if word:
+            line.append(word)
+            room -= needed + _width(" ", kind)
     if line:
         yield line
 
 
-def _words(found: Sequence[Sentence]) -> Iterator[_Word | None]:
-    """The words in order, None at a line break."""
+def _words(found: Sequence[Sentence], kind: _Type, width: float) -> Iterator[_Word | None]:
+    """The words in order, one that is wider than a line in parts; None at a line break."""
     for sentence in found:
         words = re.findall(r"\n|\S+", (sentence.before + sentence.text).rstrip())
         for place, word in enumerate(words, start=1):
+            while len(word) > 1 and _width(word, kind) > width:
+                fits = next(n for n in range(len(word), 0, -1) if n == 1 or _width(word[:n], kind) <= width)
+                yield _Word(word[:fits], sentence.verdict)
+                word = word[fits:]
             last = bool(sentence.verdict) and place == len(words)
             yield None if word == "\n" else _Word(word, sentence.verdict, last)
 
@@ -241,11 +241,11 @@ def _draw_head(pen: _Pen, card: ReportCard) -> float:
     """The study on the left; what made its report over the reference's column."""
     width = 2 * _COLUMN - 2 * _PAD
     eyebrow = ", ".join(filter(None, [card.image_title, card.place]))
-    y = _draw_text(pen, _PAD, 22, eyebrow, _MUTED, width, 1)
-    y = _draw_text(pen, _PAD, y + 2, card.title, _Type(25, 32, weight="bold"), width, 2)
+    y = pen.flow(_PAD, 22, eyebrow, _MUTED, width, 1)
+    y = pen.flow(_PAD, y + 2, card.title, _Type(25, 32, weight="bold"), width, 2)
     if card.record.indication.strip():
         end = pen.text(_PAD, y + 6 + _BODY.size, "Indication", _MUTED) + 10
-        y = _draw_text(pen, end, y + 6, card.record.indication, _BODY, width + _PAD - end, 4)
+        y = pen.flow(end, y + 6, card.record.indication, _BODY, width + _PAD - end, 4)
     right = 22.0
     for verdict, count in card.tally:
         end = pen.sign(_RIGHT + 10, right + 10, 10, VERDICT_COLORS[verdict], VERDICTS[verdict])
@@ -263,9 +263,8 @@ def _draw_image(pen: _Pen, image: Image.Image | None, top: float, bottom: float,
     pen.box(0, top, column, bottom - top, WELL["well"])
     if image is None:
         pen.text(column / 2, (top + bottom) / 2, "No image", _BODY._replace(color=WELL["well-ink"]), "center")
-        return
-    width, height = (column * side / max(image.size) for side in image.size)
-    pen.image(image, (column - width) / 2, top, width, height)
+    else:
+        pen.image(image, 0, top, column, column)
 
 
 def _draw_rows(pen: _Pen, card: ReportCard, y: float, column: float) -> float:
@@ -292,9 +291,9 @@ def _draw_column(pen: _Pen, sections: Sequence[Section], x: float, y: float, wid
             pen.text(x + 7, y + 15, section.flag, _SMALL)
             y += 30
         if section.sentences:
-            y = _draw_flow(pen, x, y, section.sentences, _BODY, width, MAX_LINES[section.name], count=True)
+            y = pen.flow(x, y, section.sentences, _BODY, width, MAX_LINES[section.name], count=True)
         else:
-            y = _draw_text(pen, x, y, "(empty)", _BODY._replace(color=LIGHT["muted"]), width, 1)
+            y = pen.flow(x, y, "(empty)", _BODY._replace(color=LIGHT["muted"]), width, 1)
     return y + 18
 
 
@@ -306,7 +305,7 @@ def _draw_sentences(pen: _Pen, card: ReportCard, image: Image.Image | None, y: f
     y += 20
     end = pen.text(_PAD, y + _BOLD.size, "Sentence by sentence", _BOLD) + 10
     left_out = f" {len(found) - _MULTIPLES} more sentences not shown." if len(found) > _MULTIPLES else ""
-    y = _draw_text(pen, end, y, card.sentences_note + left_out, _MUTED, WIDTH - _PAD - end, 3) + 10
+    y = pen.flow(end, y, card.sentences_note + left_out, _MUTED, WIDTH - _PAD - end, 3) + 10
     if card.record.evidence:
         pen.text(_PAD, y + 10, "least", _MUTED)
         pen.image(Image.fromarray(viridis()[None]), _PAD + 36, y + 1, 120, 10)
@@ -328,10 +327,10 @@ def _draw_sentence(
     if sentence.map and image:
         pen.image(with_map(image, sentence.map, 2 * _SIDE, lesions), x, y, _SIDE, _SIDE)
         y += _SIDE + 8
-    y = _draw_flow(pen, x, y, (sentence,), _SMALL, _SIDE, 4)
+    y = pen.flow(x, y, [sentence], _SMALL, _SIDE, 4)
     for remark in sentence.remarks:
         kind = _Type(11, 16, LIGHT["ink"], "bold") if remark.startswith("low") else _Type(11, 16, LIGHT["muted"])
-        y = _draw_text(pen, x, y, remark, kind, _SIDE, 2)
+        y = pen.flow(x, y, remark, kind, _SIDE, 2)
     return y
 
 
@@ -350,7 +349,7 @@ def _draw_judged(pen: _Pen, card: ReportCard, y: float) -> float:
             pen.text(x, right + _MUTED.size, name, _MUTED)
             pen.text(x, right + 38, value, _Type(19, 24, weight="bold"))
             x += 84
-        right = _draw_text(pen, left, right + 50, card.scores_note, _MUTED, _COLUMN - 2 * _PAD, 3) + 18
+        right = pen.flow(left, right + 50, card.scores_note, _MUTED, _COLUMN - 2 * _PAD, 3) + 18
     return max(y, right)
 
 
@@ -376,5 +375,5 @@ def _draw_chips(pen: _Pen, chips: Sequence[Chip], y: float) -> float:
 
 def _cut(words: str, kind: _Type, width: float) -> str:
     """Words in one line, with an ellipsis where they would be wider."""
-    [line, *more] = islice(_wrapped((Sentence(words),), kind, width), 2)
+    [line, *more] = islice(_wrapped([Sentence(words)], kind, width), 2)
     return " ".join(word.text for word in line) + (_ELLIPSIS if more else "")

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from radvision_utils.config import RadVisionError
 from radvision_utils.dashboard.record import EvidenceMap
+from radvision_utils.data.images import letterbox
 
 IMAGE_SIDE = 512  # pixels; more is not seen at the width of a card
 WINDOWS = {"full": (0.5, 1.0), "lung": (0.35, 0.6), "soft tissue": (0.5, 0.6), "bone": (0.65, 0.6)}
@@ -54,7 +55,7 @@ class View:
 
 
 def open_image(source: Path | bytes | None) -> Image.Image | None:
-    """A radiograph as an 8-bit grayscale picture of at most `IMAGE_SIDE` pixels a side.
+    """A radiograph as the model sees it: an 8-bit grayscale square, of at most `IMAGE_SIDE` pixels a side.
 
     Raises:
         RadVisionError: the file is missing, or it is no image.
@@ -64,13 +65,11 @@ def open_image(source: Path | bytes | None) -> Image.Image | None:
     where = "the image given as bytes" if isinstance(source, bytes) else f"the image {source}"
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-            image = opened.convert("L")
+            return letterbox(opened.convert("L"), min(IMAGE_SIDE, max(opened.size)))
     except FileNotFoundError as error:
         raise RadVisionError(f"{where} does not exist: prepare the run's data again, or give another path.") from error
     except (UnidentifiedImageError, OSError) as error:
         raise RadVisionError(f"{where} cannot be read ({error}): give a PNG or JPEG file.") from error
-    image.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
-    return image
 
 
 def windowed(image: Image.Image, view: View) -> Image.Image:
@@ -78,14 +77,6 @@ def windowed(image: Image.Image, view: View) -> Image.Image:
     low = view.center - view.width / 2
     levels = [min(max((level / 255 - low) / view.width, 0.0), 1.0) for level in range(256)]
     return image.point([round(255 * (1 - level if view.invert else level)) for level in levels])
-
-
-def squared(image: Image.Image) -> Image.Image:
-    """The picture in the middle of a black square, as the model sees it."""
-    side = max(image.size)
-    square = Image.new("L", (side, side), 0)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
 
 
 def jpeg_uri(image: Image.Image, limit: int) -> str:
@@ -106,11 +97,11 @@ def map_uri(found: EvidenceMap) -> str:
 
 
 def with_map(radiograph: Image.Image, found: EvidenceMap, side: int, lesions: Sequence[Box] = ()) -> Image.Image:
-    """The radiograph, reduced to a square of `side` pixels, under its map; one without support is gray and striped.
+    """The radiograph, reduced to `side` pixels a side, under its map; one without support is gray and striped.
 
     What was drawn of a phantom's `lesions` is outlined.
     """
-    picture = squared(radiograph).resize((side, side), Image.Resampling.LANCZOS).convert("RGB")
+    picture = radiograph.resize((side, side), Image.Resampling.LANCZOS).convert("RGB")
     shades = _shades(found)
     cells = viridis(found.supported)[shades]
     cells[..., 3] = (255 * STRENGTHS["medium"] / (_SHADES - 1) * shades).round()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
@@ -81,20 +80,17 @@ def agreement(ratings: Iterable[Mapping[str, Any]]) -> dict[str, float] | None:
 
 def summary(ratings: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row an author: ratings, their mean, how often it was rated above the other, with errors, with each score."""
-    by_study: dict[tuple[str, int, str], dict[str, int]] = {}
-    wrong: Counter[str] = Counter()
+    studies: dict[tuple[str, int, str], dict[str, Mapping[str, Any]]] = {}
     for rating in ratings:
-        by_study.setdefault((rating["uid"], rating["stage"], rating["rater"]), {})[rating["author"]] = rating["score"]
-        wrong[rating["author"]] += rating["error"] != ERRORS[0]
+        studies.setdefault((rating["uid"], rating["stage"], rating["rater"]), {})[rating["author"]] = rating
     rows = []
     for author in AUTHORS:
-        scores = [study[author] for study in by_study.values() if author in study]
+        rated = [study for study in studies.values() if author in study]
+        scores = [study[author]["score"] for study in rated]
         if not scores:
             continue
-        above = sum(study[author] > min(study.values()) for study in by_study.values() if author in study)
-        rows.append(
-            {"author": author.capitalize(), "n": len(scores), "mean": sum(scores) / len(scores), "preferred": above}
-            | {"errors": wrong[author]}
-            | {str(score): scores.count(score) for score in SCORES}
-        )
+        above = sum(study[author]["score"] > min(r["score"] for r in study.values()) for study in rated)
+        wrong = sum(study[author]["error"] != ERRORS[0] for study in rated)
+        row = {"author": author.capitalize(), "n": len(scores), "mean": sum(scores) / len(scores), "preferred": above}
+        rows.append({**row, "errors": wrong, **{str(score): scores.count(score) for score in SCORES}})
     return rows

@@ -35,8 +35,6 @@ SECTIONS = ("findings", "impression")
 HIGH, MEDIUM = 0.9, 0.7  # the least probability of being right that is called high, and medium
 NOT_SUPPORTED = "not supported by occlusion"
 OTHER_SIDE = "map on the other side than the sentence says"
-_BESIDE = {"evidence": "map", "confidence": "confidence"}
-"""What is known of a study's report beyond its words, by the name of its file; and what a sentence has of it."""
 _MOST_CELLS = 64  # of a map's side; a 7B at 512 x 512 has 18
 _MIDDLE = 0.05  # of the image's side, on either side of its middle
 
@@ -46,16 +44,30 @@ class EvidenceMap:
     """How much each cell of the image speaks for a sentence.
 
     Attributes:
+        grid: how many rows and columns of cells.
         occlusion: rows of cells from the top, by occlusion, 0 (nothing) to 1 (most).
         supported: whether taking the strongest cells away together matters, and more than taking away any others.
         side_consistent: whether the map lies on the side that the sentence names; None where it names none.
         rank_correlation: with the map by gradient, -1 to 1; None where it is not known.
+
+    Raises:
+        ValueError: the cells are too many, no grid, or have values outside 0 to 1.
     """
 
+    grid: tuple[int, int]
     occlusion: tuple[tuple[float, ...], ...]
     supported: bool
     side_consistent: bool | None = None
     rank_correlation: float | None = None
+
+    def __post_init__(self) -> None:
+        height, width = self.grid
+        if not (1 <= height <= _MOST_CELLS and 1 <= width <= _MOST_CELLS):
+            raise ValueError(f"a grid that is not 1 to {_MOST_CELLS} cells a side")
+        if [len(row) for row in self.occlusion] != [width] * height:
+            raise ValueError(f"not {height} rows of {width} cells")
+        if not all(0 <= value <= 1.001 for row in self.occlusion for value in row):
+            raise ValueError("values outside 0 to 1")
 
     @property
     def where(self) -> str:
@@ -63,12 +75,10 @@ class EvidenceMap:
         peak, up, left = max((v, -y, -x) for y, row in enumerate(self.occlusion) for x, v in enumerate(row))
         if peak <= 0:
             return "nowhere in the image"
-        height, width = len(self.occlusion), len(self.occlusion[0])
-        names = (
-            ("upper", "middle", "lower")[_third((0.5 - up) / height)],
-            ("left", "center", "right")[_third((0.5 - left) / width)],
-        )
-        return ("center" if names == ("middle", "center") else " ".join(names)) + " of the image"
+        places = ((0.5 - cell) / cells for cell, cells in zip((up, left), self.grid, strict=True))
+        row, column = (1 if abs(place - 0.5) < _MIDDLE else 2 * (place > 0.5) for place in places)
+        name = f"{('upper', 'middle', 'lower')[row]} {('left', 'center', 'right')[column]}"
+        return f"{'center' if name == 'middle center' else name} of the image"
 
     @property
     def doubts(self) -> list[str]:
@@ -91,12 +101,21 @@ class Confidence:
         samples: how many reports were sampled.
         confidence: the probability that it is right, calibrated on validation studies, 0 to 1; None if it was not.
         agreement: how many of the sampled reports assert its finding; None where it has none.
+
+    Raises:
+        ValueError: a probability or count that cannot be.
     """
 
     log_probability: float
     samples: int = 0
     confidence: float | None = None
     agreement: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.confidence is not None and not 0 <= self.confidence <= 1:
+            raise ValueError("a probability outside 0 to 1")
+        if self.agreement is not None and not 0 <= self.agreement <= self.samples:
+            raise ValueError("an agreement that is no count of 0 to the number of samples")
 
     @property
     def level(self) -> str:
@@ -109,6 +128,10 @@ class Confidence:
     def percent(self) -> str:
         """The calibrated probability, "92 %"; "" where there is none."""
         return "" if self.confidence is None else f"{round(100 * self.confidence)} %"
+
+
+_BESIDE: dict[str, tuple[str, type]] = {"evidence": ("map", EvidenceMap), "confidence": ("confidence", Confidence)}
+"""What is known of a study's report beyond its words, by the name of its file; and what a sentence has of it."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +155,11 @@ class Sentence:
     observations: tuple[str, ...] = ()
     map: EvidenceMap | None = None
     confidence: Confidence | None = None
+
+    @property
+    def explained(self) -> bool:
+        """Whether anything is known of it beyond its words."""
+        return bool(self.map or self.confidence)
 
     @property
     def remarks(self) -> list[str]:
@@ -177,15 +205,14 @@ class Record(Prediction):
     def explained(self) -> list[Sentence]:
         """The generated sentences of the sections of which anything is known beyond their words."""
         sections = [self.sentences["generated", section] for section in SECTIONS]
-        return [sentence for found in sections if is_explained(found) for sentence in found]
+        return [sentence for found in sections if any(s.explained for s in found) for sentence in found]
 
     def _read_sentences(self, author: str, section: str, number: int) -> Iterator[Sentence]:
-        report = self.generated if author == "generated" else self.reference
-        text, end = getattr(report, section, ""), 0
+        text, end = getattr(getattr(self, author), section, ""), 0
         behind = [
             (m, v) for m in self.mentions.get(author, {}).get(section, ()) if (v := self._verdict_behind(author, m))
         ]
-        known = {part: self._known(part, section) if author == "generated" else {} for part in _BESIDE}
+        known = {of: self._known(part, section) if author == "generated" else {} for part, (of, _) in _BESIDE.items()}
         for index, (start, stop) in enumerate(sentences(text)):
             inside = [(m.observation, verdict) for m, verdict in behind if start <= m.start < stop]
             worst = min((verdict for _, verdict in inside), key=list(VERDICTS).index, default="")
@@ -196,7 +223,7 @@ class Record(Prediction):
                 number + index + 1,
                 worst,
                 tuple(dict.fromkeys(name for name, verdict in inside if verdict == worst)),
-                **{of: self._read_part(part, known[part].get(place)) for part, of in _BESIDE.items()},
+                **{of: found.get(place) for of, found in known.items()},
             )
             end = stop
 
@@ -212,30 +239,24 @@ class Record(Prediction):
         label = self.labels.get(author, {}).get(mention.observation)
         return verdict if label is None or label.status == mention.status else ""
 
-    def _known(self, part: str, section: str) -> dict[tuple[int, str], Mapping[str, Any]]:
-        """A part's entries of a section by index and text; those of another report than the record's do not fit it."""
-        entries = getattr(self, part).get("sentences")
-        return {
-            (entry["index"], " ".join(clean(entry.get("text")).split())): entry
-            for entry in (entries if isinstance(entries, list) else [])
-            if isinstance(entry, Mapping) and entry.get("section") == section and isinstance(entry.get("index"), int)
-        }
+    def _known(self, part: str, section: str) -> dict[tuple[int, str], Any]:
+        """Maps or confidences of a section by a sentence's index and text: those of another report do not fit its own.
 
-    def _read_part(self, part: str, entry: Mapping[str, Any] | None) -> Any:
-        """The map or confidence of an entry; None, with a line in the log, where the entry is damaged."""
-        if entry is None:
-            return None
-        try:
-            return _evidence_map(entry, self.evidence) if part == "evidence" else _confidence(entry, self.confidence)
-        except ValueError as error:
-            where = f"study {self.uid}, {entry['section']} sentence {entry['index'] + 1}"
-            logger.warning("%s: its %s is damaged (%s) and is left out", where, _BESIDE[part], error)
-            return None
-
-
-def is_explained(found: Iterable[Sentence]) -> bool:
-    """Whether anything is known of some sentence beyond its words."""
-    return any(sentence.map or sentence.confidence for sentence in found)
+        A damaged one is left out, with a line in the log.
+        """
+        line, (name, kind) = getattr(self, part), _BESIDE[part]
+        entries = line.get("sentences")
+        found: dict[tuple[int, str], Any] = {}
+        for entry in entries if isinstance(entries, list) else []:
+            index = entry.get("index") if isinstance(entry, Mapping) and entry.get("section") == section else None
+            if not isinstance(index, int):
+                continue
+            try:
+                found[index, " ".join(clean(entry.get("text")).split())] = read_as(kind, {**line, **entry})
+            except ValueError as error:
+                where = f"study {self.uid}, {section} sentence {index + 1}"
+                logger.warning("%s: its %s is damaged (%s) and is left out", where, name, error)
+        return found
 
 
 def read_predictions(path: Path) -> list[Record]:
@@ -319,32 +340,6 @@ def most_samples(records: Iterable[Record]) -> int:
     """The most reports that were sampled for any of the records; 0 where none were."""
     counts = [record.confidence.get("samples") for record in records]
     return max((count for count in counts if isinstance(count, int) and 0 < count <= 100), default=0)
-
-
-def _third(place: float) -> int:
-    """Before (0), on (1) or behind (2) the middle of 0 to 1."""
-    return 1 if abs(place - 0.5) < _MIDDLE else 2 * (place > 0.5)
-
-
-def _evidence_map(entry: Mapping[str, Any], line: Mapping[str, Any]) -> EvidenceMap:
-    height, width = read_as(tuple[int, int], line.get("grid"), "grid")
-    if not (1 <= height <= _MOST_CELLS and 1 <= width <= _MOST_CELLS):
-        raise ValueError(f"a grid that is not 1 to {_MOST_CELLS} cells a side")
-    found: EvidenceMap = read_as(EvidenceMap, entry)
-    if [len(row) for row in found.occlusion] != [width] * height:
-        raise ValueError(f"not {height} rows of {width} cells")
-    if not all(0 <= value <= 1.001 for row in found.occlusion for value in row):
-        raise ValueError("values outside 0 to 1")
-    return found
-
-
-def _confidence(entry: Mapping[str, Any], line: Mapping[str, Any]) -> Confidence:
-    found: Confidence = read_as(Confidence, {**entry, "samples": line.get("samples")})
-    if found.confidence is not None and not 0 <= found.confidence <= 1:
-        raise ValueError("a probability outside 0 to 1")
-    if found.agreement is not None and not 0 <= found.agreement <= found.samples:
-        raise ValueError("an agreement that is no count of 0 to the number of samples")
-    return found
 
 
 def _records(path: Path, sign: str = "") -> Iterator[Record]:

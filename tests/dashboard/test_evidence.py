@@ -144,7 +144,7 @@ def test_places_are_named_by_the_halves_of_the_image():
     def where(size, y, x):
         values = [[0.0] * size for _ in range(size)]
         values[y][x] = 1.0
-        return EvidenceMap(tuple(map(tuple, values)), True).where
+        return EvidenceMap((size, size), tuple(map(tuple, values)), True).where
 
     assert where(4, 0, 3) == "upper right of the image"
     assert where(4, 2, 1) == "lower left of the image"
@@ -163,7 +163,7 @@ def test_colors_run_through_viridis_and_gray_keeps_their_lightness():
 
 def test_an_18_by_18_map_costs_less_than_a_kilobyte_and_keeps_its_cells():
     values = tuple(tuple((x * 7 + y * 3) % 18 / 17 for x in range(18)) for y in range(18))
-    uri = map_uri(EvidenceMap(values, True))
+    uri = map_uri(EvidenceMap((18, 18), values, True))
     assert len(uri) < 1000
     with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as picture:
         pixels = picture.convert("RGBA")

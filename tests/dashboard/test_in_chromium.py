@@ -198,21 +198,16 @@ def test_the_page_fits_every_width(page, scheme):
 
 
 def test_the_table_of_results_needs_no_scrolling_on_a_desktop(chromium, run_folder):
-    columns = [*(column.name for column in COLUMNS), *FACTS]
-    table = [{"row": row, **dict.fromkeys(columns, 0.4567)} for row in ("random training report", "after stage 3")]
-    figures = {
-        column.protocol: {
-            c.metric: {"value": 0.4, "low": 0.3, "high": 0.5} for c in COLUMNS if c.protocol == column.protocol
-        }
-        for column in COLUMNS
-    }
-    metrics = {"table": table, "rows": {row["row"]: figures for row in table}}
+    row: dict = dict.fromkeys(FACTS, 0.4567)
+    for column in COLUMNS:
+        row.setdefault(column.protocol, {})[column.metric] = {"value": 0.4567, "low": 0.3, "high": 0.5}
+    metrics = {"rows": {"random training report": row, "after stage 3": row}}
     path = write_page(
         read_predictions(run_folder / "evaluation/predictions.jsonl"), metrics, run_folder, run_folder / "x.html"
     )
     page = chromium.new_page(viewport={"width": 1440, "height": 900})
     page.goto(path.as_uri())
-    assert page.evaluate("document.querySelectorAll('thead th').length") == 1 + len(columns)
+    assert page.evaluate("document.querySelectorAll('thead th').length") == 1 + len(COLUMNS) + len(FACTS)
     assert page.evaluate("(e => e.scrollWidth <= e.clientWidth)(document.querySelector('.wide'))")
     page.close()
 

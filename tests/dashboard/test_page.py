@@ -7,22 +7,25 @@ from radvision_utils.config import DISCLAIMER, RadVisionError
 from radvision_utils.dashboard.page import anchor, write_page
 from radvision_utils.dashboard.record import Record, read_predictions
 from radvision_utils.evaluation.charts import show_agreement, show_verdicts
+from radvision_utils.evaluation.table import CARD_PROTOCOL
 from radvision_utils.evidence.evidence_figures import save_evidence_figures
 from radvision_utils.figures import new_figure, save_figure
 
 LABELS = "rule labels, findings + impression"
 
 
-def figure(value, low, high):
-    return {LABELS: {"micro_f1": {"value": value, "low": low, "high": high, "n": 3}}}
+def figure(value, low=None, high=None):
+    return {"value": value, "low": low, "high": high, "n": 3}
+
+
+def row_of(*f1, **facts):
+    """A row of `metrics.json`: the headline figure, a text metric that is whole, one that is not defined, and facts."""
+    texts = {"bleu4": figure(0.1987), "rouge_l": figure(None)}
+    return {LABELS: {"micro_f1": figure(*f1)}, CARD_PROTOCOL: texts, **facts}
 
 
 METRICS = {
-    "table": [
-        {"row": "<b>constant</b>", "abnormal_f1": 0.2, "bleu4": 0.1987, "meteor": None},
-        {"row": "after stage 3", "abnormal_f1": 0.5, "bleu4": 0.2, "studies": 1234},
-    ],
-    "rows": {"<b>constant</b>": figure(0.2, None, None), "after stage 3": figure(0.5, 0.4, 0.6)},
+    "rows": {"<b>constant</b>": row_of(0.2), "after stage 3": row_of(0.5, 0.4, 0.6, distinct_reports=1234)},
     "image_use": {"verdict": "not shown", "sentence": "image used: not shown (<loss gap> 0.01)"},
 }
 
@@ -69,13 +72,15 @@ def test_images_of_cards_wait_until_they_are_needed(page, read_html):
 
 def test_table_has_every_column_that_any_row_has_and_intervals(page):
     heads = re.findall(r'<th scope="col">(.*?)</th>', page)
-    assert heads == ["Reports by", "Rule\u2011label F1, micro", "BLEU\u20114", "Meteor", "Studies"]
+    labels = ["Rule\u2011label F1, micro", "Rule\u2011label F1, macro", "Sensitivity", "Specificity"]
+    assert heads == ["Reports by", *labels, "BLEU\u20114", "ROUGE\u2011L", "CIDEr\u2011D", "Distinct reports"]
     rows = [
         re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr.*?>(.*?)</tr>", page, re.DOTALL)[1:]
     ]
     none = "\N{EN DASH}"
-    assert rows[0] == ["&lt;b&gt;constant&lt;/b&gt;", "0.200", "0.199", none, none]
-    assert rows[1] == ["after stage 3", "0.500<small>0.40\N{EN DASH}0.60</small>", "0.200", none, "1,234"]
+    assert rows[0] == ["&lt;b&gt;constant&lt;/b&gt;", "0.200", *[none] * 3, "0.199", *[none] * 3]
+    ours = "0.500<small>0.40\N{EN DASH}0.60</small>"
+    assert rows[1] == ["after stage 3", ours, *[none] * 3, "0.199", none, none, "1,234"]
 
 
 @pytest.mark.parametrize(
@@ -87,10 +92,7 @@ def test_table_has_every_column_that_any_row_has_and_intervals(page):
     ],
 )
 def test_the_first_answer_says_whether_the_model_is_any_good(run_folder, tmp_path, ours, answer):
-    metrics = {
-        "table": [{"row": "constant", "abnormal_f1": 0.2}, {"row": "after stage 3", "abnormal_f1": ours[0]}],
-        "rows": {"after stage 3": figure(*ours)},
-    }
+    metrics = {"rows": {"constant": row_of(0.2), "after stage 3": row_of(*ours)}}
     page = write_page(records_of(run_folder), metrics, run_folder, tmp_path / "index.html").read_text(encoding="utf-8")
     assert f'<p class="value">{answer}</p>' in page
 
