@@ -92,11 +92,6 @@ class StagePlan:
         return self.samples * self.usual.tflop() / peak / self.card.count / 3600
 
     @property
-    def change(self) -> str:
-        """What to change first; "" where it fits."""
-        return "" if self.fits else first_change(self.profile, self.stage, self.card)
-
-    @property
     def roomy(self) -> bool:
         """Whether it fits with `MARGIN_GIB` to spare."""
         return self.memory.total + MARGIN_GIB <= self.card.usable_gib
@@ -149,6 +144,23 @@ class StagePlan:
         likely = self.usual.tflop() if math.isnan(self.hours) else self.hours
         return (likely, -self.settings.micro_batch, not self.copied)
 
+    def record(self, settings: StageSettings, prompt: int, report: int, cached: bool, card: bool) -> dict[str, Any]:
+        """Of the stage as it ran, for `stage.json`: GiB by part, their total, and what of it is tensors.
+
+        Args:
+            settings: that it ran with.
+            prompt: tokens of the prompt with the image.
+            report: tokens of its longest report.
+            cached: features of the frozen vision encoder were read from disk.
+            card: it ran on a card, not on the CPU in float32.
+        """
+        changes: Any = {f"stage{self.stage}": settings}
+        image, numbers = self.profile.model.visual_tokens, ON_CARD if card else ON_CPU
+        step = replace(self.step, profile=replace(self.profile, **changes), cached=cached, numbers=numbers)
+        memory = replace(step, lengths=Lengths(image, prompt - image, report)).memory()
+        gib = {**memory.parts, "total": memory.total, "tensors": memory.tensors}
+        return {**{part: round(each, 4) for part, each in gib.items()}, "moment": memory.moment}
+
     def changed(self, settings: Mapping[str, Any]) -> StagePlan:
         """The plan with settings changed by their dotted names."""
         profile = self.profile
@@ -194,48 +206,16 @@ def card_here(device: Device) -> Card:
     return find_card(device.title) or replace(t4, title=f"{t4.title}, for which this CPU stands")
 
 
-def plan_record(
-    profile: Profile,
-    stage: int,
-    settings: StageSettings,
-    prompt: int,
-    report: int,
-    *,
-    cached: bool,
-    card: bool,
-    copied: bool,
-) -> dict[str, Any]:
-    """The plan of a stage that runs, for `stage.json`: GiB by part, their total, and what of it is tensors.
-
-    Args:
-        profile: of the run.
-        stage: 1, 2 or 3.
-        settings: that it runs with.
-        prompt: tokens of the prompt with the image.
-        report: tokens of its longest report.
-        cached: features of the frozen vision encoder are read from disk.
-        card: it runs on a card, not on the CPU in float32.
-        copied: 4-bit weights are kept a second time in 16 bits.
-    """
-    changes: Any = {f"stage{stage}": settings}
-    image = profile.model.visual_tokens
-    lengths, numbers = Lengths(image, prompt - image, report), ON_CARD if card else ON_CPU
-    changed = replace(profile, **changes)
-    memory = Step(read_shape(profile.model), changed, stage, lengths, cached, numbers, copied).memory()
-    gib = {**memory.parts, "total": memory.total, "tensors": memory.tensors}
-    return {**{part: round(each, 4) for part, each in gib.items()}, "moment": memory.moment}
-
-
 def what_to_change(profile: Profile, stage: int) -> str:
     """For a stage that does not fit with one study at a time: the planner's figures and its first change."""
     card = find_card(choose_device().title)
     if card is None:
         return "end other programs, or train on a computer with more memory."
     *_, one = _splits(profile.stage(stage), f"stage{stage}")
-    return first_change(plan_stage(profile, stage, card).changed(one).profile, stage, card)
+    return first_change(plan_stage(profile, stage, card).changed(one).settled())
 
 
-def first_change(profile: Profile, stage: int, card: Card) -> str:
+def first_change(plan: StagePlan) -> str:
     """What to change first where a stage is out of memory, one sentence.
 
     In this order, each on top of the one before: what costs no time (cached features, 4-bit weights), what costs a
@@ -243,9 +223,9 @@ def first_change(profile: Profile, stage: int, card: Card) -> str:
     result (a smaller image, shorter reports), another card. Where the arithmetic says that it fits, so that something
     else must use the card, the first change that frees a quarter of a GiB.
     """
-    plan = plan_stage(profile, stage, card)
-    need = least = plan.memory.total
-    said = f"stage {stage} needs {need:.1f} GiB by arithmetic, and {card.title} has {card.usable_gib:.1f}"
+    card, need = plan.card, plan.memory.total
+    said = f"stage {plan.stage} needs {need:.1f} GiB by arithmetic, and {card.title} has {card.usable_gib:.1f}"
+    least = need
     for settings in _changes(plan):
         least = plan.changed(settings).memory.total
         if least <= min(card.usable_gib, need - 0.25):

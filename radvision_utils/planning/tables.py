@@ -11,7 +11,7 @@ from radvision_utils.config import AUTO, STAGES, Profile
 from radvision_utils.environment import Device
 from radvision_utils.planning.cost import Card, disk_gib, find_card, longest, typical
 from radvision_utils.planning.judging import STEP_SECONDS, JudgingPart, plan_judging, reports_here
-from radvision_utils.planning.plan import StagePlan, card_here, copied_from, plan_here, plan_run
+from radvision_utils.planning.plan import StagePlan, card_here, copied_from, first_change, plan_here, plan_run
 
 KAGGLE_HOURS = 30  # with a card
 
@@ -38,21 +38,20 @@ def _figures(plan: StagePlan) -> dict[str, str]:
 def settings_table(plans: Sequence[StagePlan]) -> list[dict[str, str]]:
     """For each stage what is set, or chosen where the profile says "auto"."""
     return [
-        {"stage": str(plan.stage), "settings": "auto" if plan.auto else "as set", **_settings(plan)} for plan in plans
+        {
+            "stage": str(plan.stage),
+            "settings": "auto" if plan.auto else "as set",
+            "image": f"{plan.profile.data.image_size} px",
+            "micro_batch": str(plan.settings.micro_batch),
+            "accumulation": str(plan.settings.accumulation),
+            "checkpointed_layers": str(plan.step.layers),
+            "weights in": ("4 and 16 bits" if plan.copied else "4 bits") if plan.step.quantized else "16 bits",
+            "GiB": _number(plan.memory.total),
+            "TFLOP a sample": _number(plan.usual.tflop()),
+            "time likely": _time(plan.hours),
+        }
+        for plan in plans
     ]
-
-
-def _settings(plan: StagePlan) -> dict[str, str]:
-    return {
-        "image": f"{plan.profile.data.image_size} px",
-        "micro_batch": str(plan.settings.micro_batch),
-        "accumulation": str(plan.settings.accumulation),
-        "checkpointed_layers": str(plan.step.layers),
-        "weights in": ("4 and 16 bits" if plan.copied else "4 bits") if plan.step.quantized else "16 bits",
-        "GiB": _number(plan.memory.total),
-        "TFLOP a sample": _number(plan.usual.tflop()),
-        "time likely": _time(plan.hours),
-    }
 
 
 def judging_table(parts: Sequence[JudgingPart]) -> list[dict[str, str]]:
@@ -172,7 +171,7 @@ def plan_text(profile: Profile, card: Card) -> str:
             "`run` trains on all cards, a process each; memory is of each card, and one of them judges. Gradients are",
             "exchanged in a second copy, which is not in the table (`gradients` once more).",
         ]
-    return "\n".join([*lines, *("\n" + plan.change for plan in plans if not plan.fits)])
+    return "\n".join([*lines, *("\n" + first_change(plan) for plan in plans if not plan.fits)])
 
 
 def _speed(card: Card) -> str:
