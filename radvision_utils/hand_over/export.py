@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
+from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 
 from radvision_utils.config import DISCLAIMER, STAGES, Profile, RadVisionError
@@ -26,7 +26,7 @@ from radvision_utils.figures import markdown_table
 from radvision_utils.files import first_line, read_json, require_writable, told_if_unwritable, write_json, write_text
 from radvision_utils.hand_over.merge import base_bytes, merge_into_files
 from radvision_utils.model.base import WEIGHTS, compute_device, load_adapter, load_base, load_processor
-from radvision_utils.model.folder import base_path
+from radvision_utils.model.folder import base_folder, base_path
 from radvision_utils.runs import RunFolder, now, require
 from radvision_utils.training.collator import IGNORED, Collator
 from radvision_utils.training.loss import MODEL_INPUTS, to_device
@@ -85,7 +85,7 @@ def export_run(profile: Profile, to: Path, merged: bool = True) -> dict[str, Any
 
 def _merge(profile: Profile, adapter: Path, to: Path, merged: Path) -> dict[str, Any]:
     """Write the merged model and give what `export.json` says of it."""
-    base = base_folder(profile)
+    base = base_folder(profile.model)
     _require_disk(to, base_bytes(base) + (adapter / WEIGHTS).stat().st_size)
     collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
     merged.mkdir(parents=True)
@@ -112,12 +112,12 @@ def check_merge(profile: Profile, collator: Collator, base: Path, adapter: Path,
     Raises:
         RadVisionError: merged differs from the adapter by more than `TOLERANCE` of what it differs from the base.
     """
-    device, needed = choose_device(), base_bytes(base) / 2**30
-    if device.dtype == "float32" and needed * 2.2 > _free_gib(device):
+    device, gib = choose_device(), base_bytes(base) / 2**30
+    free = _free_gib(device)
+    if 1.2 * gib > free:
+        return {"skipped": f"needs {1.2 * gib:.0f} GiB of memory, {free:.0f} GiB are free"}
+    if device.dtype == "float32" and 2.2 * gib > free:
         device = replace(device, dtype="bfloat16", dtype_reason="in float32 the model does not fit this machine")
-    needed *= 2.2 if device.dtype == "float32" else 1.2
-    if needed > _free_gib(device):
-        return {"skipped": f"needs {needed:.0f} GiB of memory, {_free_gib(device):.0f} GiB are free"}
     studies = open_prepared(profile).split("validation")[:_CHECKED]
     batch = collator(studies)
     whole = replace(profile.model, base=str(base), quantization="none")
@@ -187,25 +187,6 @@ def push_to_hub(folder: Path, repository: str) -> str:
     return str(address)
 
 
-def base_folder(profile: Profile) -> Path:
-    """The folder with the base's 16-bit files, fetched from the hub if they are not here yet.
-
-    Raises:
-        RadVisionError: the base cannot be found.
-    """
-    path = Path(base_path(profile.model))
-    if path.is_dir():
-        return path
-    patterns = ["*.safetensors", *(f"*{suffix}" for suffix in _SMALL_FILES)]
-    try:
-        return Path(snapshot_download(profile.model.base, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        raise RadVisionError(
-            f"base model {profile.model.base!r} is neither a folder here nor could it be fetched from the model hub: "
-            "check the name and the network, or give a folder with `--set model.base=PATH`."
-        ) from error
-
-
 def _require_disk(to: Path, needed: int) -> None:
     there = next(folder for folder in (to.absolute(), *to.absolute().parents) if folder.exists())
     free = shutil.disk_usage(there).free
@@ -230,9 +211,8 @@ def _copy_settings(profile: Profile, base: Path, collator: Collator, to: Path) -
             shutil.copyfile(file, to / file.name)
     config = {**read_json(to / "config.json"), "use_cache": True}
     config.pop("_name_or_path", None)  # where the base once lay
-    kind = next(name for name in ("dtype", "torch_dtype", "") if name in config or not name)
-    if config.get(kind) == "float32":
-        config[kind] = "bfloat16"
+    for name in {"dtype", "torch_dtype"}.intersection(config):
+        config[name] = "bfloat16" if config[name] == "float32" else config[name]
     write_json(to / "config.json", config)
     path = to / "generation_config.json"
     generation = read_json(path) if path.is_file() else {}
@@ -266,7 +246,7 @@ def model_card(profile: Profile, records: Mapping[str, Any], export: Mapping[str
     """
     data, metrics = records["data"], records.get("evaluation")
     stages: list[dict[str, Any]] = [records[f"stage{number}"] for number in STAGES]
-    stages = [{**stage, "settings": {**stage["settings"], **stage.get("chosen", {})}} for stage in stages]
+    stages = [{**stage, "settings": {**stage["settings"], **stage["chosen"]}} for stage in stages]
     about = ModelCardData(
         license="mit" if data["kind"] == "phantom" else "other",
         language="en",
