@@ -22,7 +22,6 @@ import jinja2
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
-    GenerationConfig,
     PreTrainedModel,
     ProcessorMixin,
     Qwen2_5_VLConfig,
@@ -32,7 +31,7 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from radvision_utils.bases.random import TEXT_TOKENS, build_processor, config_with_tokens, token_numbers
+from radvision_utils.bases.random import TEXT_TOKENS, build_processor, config_with_tokens, greedy, token_numbers
 from radvision_utils.config import DISCLAIMER, PROMPT, Profile, RadVisionError, load_profile, unusual_settings
 from radvision_utils.content import fingerprint
 from radvision_utils.data.prepare import prepare_dataset
@@ -82,11 +81,13 @@ def build_base(folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="radvision-base-") as scratch:
         ours = _profile("A", SEED, STUDIES, scratch)
         dataset = prepare_dataset(ours)
-        seed_everything(SEED)
         tokenizer = train_tokenizer(_texts(dataset))
         pixels = dict.fromkeys(("shortest_edge", "longest_edge"), IMAGE_SIDE**2)  # every image becomes this square
         processor = build_processor(tokenizer, patch=28, pixels=pixels)
-        model = build_model(tokenizer, SEED)
+        seed_everything(SEED)
+        model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer))
+        patch_embedding_by_matmul(model)
+        model.generation_config = greedy(model.config)
         collator = Collator(processor, ours.model)
         _train(model, collator, dataset, Path(scratch), EPOCHS)
         _save(model, processor, folder)
@@ -158,7 +159,7 @@ def _exchange_words(model: PreTrainedModel, old: Any, new: Qwen2Tokenizer) -> No
     model.tie_weights()
     for name, number in token_numbers(new).items():
         setattr(model.config.text_config if name in TEXT_TOKENS else model.config, name, number)
-    model.generation_config = _greedy(new)
+    model.generation_config = greedy(model.config)
 
 
 def _require_place(folder: Path) -> None:
@@ -183,13 +184,21 @@ def _save(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> No
 
 
 def measure_base(folder: Path) -> dict[str, dict[str, float]]:
-    """How well a saved base reports on hospitals A and B, on studies that nothing trained on."""
-    figures = {}
+    """How well a saved base, loaded as everyone loads it, reports on hospitals A and B, on studies new to it."""
+    figures, device = {}, choose_device()
     with tempfile.TemporaryDirectory(prefix="radvision-base-") as scratch:
         for hospital in ("A", "B"):
             # Another seed than the training's: no drawing repeats.
             profile = _profile(hospital, SEED + 1, 600, scratch, **{"model.base": str(folder.resolve())})
-            figures[hospital] = _measure(profile)
+            dataset, model = prepare_dataset(profile), load_base(profile.model, device)
+            collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
+            studies = [study for name in ("train", "validation", "test") for study in dataset.split(name)]
+            loss = mean_report_loss(model, collator, studies, 32, device.autocast)
+            written = Reporter(model, collator, profile, 0, device).write([study.image for study in studies])
+            reports, truths = [each.report for each in written], [str(study.truth) for study in studies]
+            right = phantom_estimates(reports, truths, Bootstrap(len(studies), SEED))
+            estimates = {name: round(estimate.value, 4) for name, estimate in right.items()}
+            figures[hospital] = {"test_studies": len(studies), "loss": round(loss, 4), **estimates}
     return figures
 
 
@@ -249,24 +258,6 @@ def _train(
     trainer.train()
 
 
-def _measure(profile: Profile) -> dict[str, float]:
-    """The base of a profile, loaded as everyone loads it, on all studies of its hospital."""
-    dataset = prepare_dataset(profile)
-    device = choose_device()
-    model = load_base(profile.model, device)
-    collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
-    studies = [study for name in ("train", "validation", "test") for study in dataset.split(name)]
-    loss = mean_report_loss(model, collator, studies, 32, device.autocast)
-    reporter = Reporter(model, collator, profile, 0, device)
-    reports = [written.report for written in reporter.write([study.image for study in studies])]
-    right = phantom_estimates(reports, [str(study.truth) for study in studies], Bootstrap(len(studies), SEED))
-    return {
-        "test_studies": len(studies),
-        "loss": round(loss, 4),
-        **{name: round(e.value, 4) for name, e in right.items()},
-    }
-
-
 def train_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
     """A byte-level BPE in Qwen's manner (Qwen's own pre-tokenizer and special tokens), learned from `texts`."""
     learner = Tokenizer(models.BPE())
@@ -298,25 +289,6 @@ def build_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
     values = read_json(TINY_BASE / "config.json")
     values["text_config"]["vocab_size"] = len(tokenizer)
     return config_with_tokens({**values, "dtype": "float32"}, tokenizer)
-
-
-def build_model(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGeneration:
-    """The model with random weights, float32, reproducible in `seed`."""
-    torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer))
-    patch_embedding_by_matmul(model)
-    model.generation_config = _greedy(tokenizer)
-    return model
-
-
-def _greedy(tokenizer: Qwen2Tokenizer) -> GenerationConfig:
-    token = tokenizer.convert_tokens_to_ids
-    return GenerationConfig(
-        do_sample=False,
-        bos_token_id=token("<|endoftext|>"),
-        eos_token_id=[token("<|im_end|>"), token("<|endoftext|>")],
-        pad_token_id=token("<|endoftext|>"),
-    )
 
 
 def _model_card(figures: dict[str, Any]) -> str:

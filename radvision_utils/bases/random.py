@@ -143,14 +143,17 @@ def random_base(
     if quantizer is not None:
         quantizer.postprocess_model(model)
         model.hf_quantizer = quantizer
-    token = config.get_text_config()
-    model.generation_config = GenerationConfig(
-        do_sample=False,
-        bos_token_id=token.bos_token_id,
-        eos_token_id=token.eos_token_id,
-        pad_token_id=token.pad_token_id,
-    )
+    model.generation_config = greedy(config)
     return model
+
+
+def greedy(config: Qwen2_5_VLConfig) -> GenerationConfig:
+    """How a model of such a config writes: the likeliest word, to the end of the turn or of the text."""
+    text = config.get_text_config()
+    ends = [text.eos_token_id, text.pad_token_id]
+    return GenerationConfig(
+        do_sample=False, bos_token_id=text.bos_token_id, eos_token_id=ends, pad_token_id=text.pad_token_id
+    )
 
 
 def _fill(value: torch.Tensor, name: str, kind: str, deviation: float, generator: torch.Generator) -> None:
