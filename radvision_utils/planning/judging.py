@@ -5,7 +5,6 @@ Knows no torch; what was measured is set beside the plan by `reports_beside` and
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -70,9 +69,8 @@ def plan_judging(profile: Profile, card: Card) -> list[JudgingPart]:
 
     One card does it, also where several train.
     """
-    profile, copied = settled(profile, card)
-    counts, asked, usual = study_counts(profile), profile.evaluation, EvaluationSettings()
-    judge, test = Judging(profile, card, copied), counts["test"]
+    judge, counts = settled(profile, card), study_counts(profile)
+    asked, usual, test = profile.evaluation, EvaluationSettings(), counts["test"]
     some, again = min(USE_STUDIES, test), min(CALIBRATED, counts["validation"])
     rows = ["base", *(f"stage {stage}" for stage in asked.judged if stage)]
     others = [f"stage {stage}" for stage in usual.judged if stage not in asked.judged]
@@ -94,22 +92,15 @@ def plan_judging(profile: Profile, card: Card) -> list[JudgingPart]:
     return sorted(parts, key=lambda part: bool(part.setting))
 
 
-def settled(profile: Profile, card: Card) -> tuple[Profile, bool]:
-    """With as many reports at a time as are written fastest in place of `AUTO`, up to `MOST_REPORTS`; and whether 4-bit
-    weights are kept a second time in 16 bits.
-
-    It leaves `MARGIN_GIB` free, or, where nothing does, needs least.
-    """
-    tokens, asked = longest(profile).total, profile.generation.batch_size
+def settled(profile: Profile, card: Card) -> Judging:
+    """With as many reports at a time as are written fastest in place of `AUTO`, up to `MOST_REPORTS`, and copies of
+    4-bit weights or none: what leaves `MARGIN_GIB` free, or, where nothing does, needs least."""
+    asked = profile.generation.batch_size
     sizes = [1 << power for power in range(MOST_REPORTS.bit_length())] if asked == AUTO else [asked]
-    ways = []
-    for size, copied in itertools.product(sizes, (False, True) if profile.model.quantization == "nf4" else (False,)):
-        one = replace(profile, generation=replace(profile.generation, batch_size=size))
-        judge = Judging(one, card, copied)
-        ways.append((judge.step_seconds(tokens) / size, not copied, judge.memory().total, one))
-    roomy = [way for way in ways if way[2] + MARGIN_GIB <= card.usable_gib]
-    _, plain, _, best = min(roomy or ways, key=lambda way: way[:2] if roomy else way[2])
-    return best, not plain
+    copies = (False, True) if profile.model.quantization == "nf4" else (False,)
+    generations = [replace(profile.generation, batch_size=size) for size in sizes]
+    ways = [Judging(replace(profile, generation=each), card, copied) for each in generations for copied in copies]
+    return min(ways, key=Judging.effort)
 
 
 def reports_here(profile: Profile, device: Device) -> Profile:
@@ -117,14 +108,14 @@ def reports_here(profile: Profile, device: Device) -> Profile:
     if profile.generation.batch_size != AUTO:
         return profile
     card = card_here(device)
-    profile, _ = settled(profile, card)
+    profile = settled(profile, card).profile
     logger.info("reports are written %d at a time, as fit %s", profile.generation.batch_size, card.title)
     return profile
 
 
 def copied_here(profile: Profile, device: Device) -> bool:
     """Whether who writes reports on the device at hand keeps 4-bit weights a second time in 16 bits."""
-    return device.kind == "cuda" and settled(profile, card_here(device))[1]
+    return device.kind == "cuda" and settled(profile, card_here(device)).copied
 
 
 @dataclass(frozen=True)
@@ -147,6 +138,13 @@ class Judging:
             for steps in (min(LONGEST_OF_BATCH, most), most)
         )
         return JudgingPart(name, setting, reports, passes, self.memory(), likely, at_most)
+
+    def effort(self) -> tuple[float, ...]:
+        """Less is better: the fewest seconds a report of what fits, then the least memory of what does not."""
+        gib, size = self.memory().total, self.profile.generation.batch_size
+        if gib + MARGIN_GIB > self.card.usable_gib:
+            return (1, gib)
+        return (0, self.step_seconds(longest(self.profile).total) / size, not self.copied)
 
     def memory(self) -> Memory:
         """Of reports that are written or scored, at the fullest moment."""

@@ -126,8 +126,7 @@ class StagePlan:
         plans = [replace(self.changed(split), copied=copied, auto=auto) for split in splits for copied in copies]
         if _CHOSEN[2] in auto:
             plans = [plan._with_fewest_checkpoints() for plan in plans]
-        roomy = [plan for plan in plans if plan.roomy]
-        return min(roomy, key=StagePlan._effort) if roomy else min(plans, key=lambda plan: plan.memory.total)
+        return min(plans, key=StagePlan._effort)
 
     def _with_fewest_checkpoints(self) -> StagePlan:
         """As many checkpointed layers as it takes to fit, each of which costs time and saves memory."""
@@ -138,11 +137,13 @@ class StagePlan:
         depth = self.step.shape.language.depth
         return at(min(bisect_left(range(depth + 1), True, key=lambda layers: at(layers).roomy), depth))
 
-    def _effort(self) -> tuple[float, int, bool]:
-        """Less is faster; where the card's speed is not known, fewer operations, then larger micro-batches, then
-        weights that need not be dequantized."""
+    def _effort(self) -> tuple[float, ...]:
+        """Less is better: of what fits the faster; where the card's speed is not known, fewer operations, then larger
+        micro-batches, then weights that need not be dequantized. What does not fit comes behind, by its memory."""
+        if not self.roomy:
+            return (1, self.memory.total)
         likely = self.usual.tflop() if math.isnan(self.hours) else self.hours
-        return (likely, -self.settings.micro_batch, not self.copied)
+        return (0, likely, -self.settings.micro_batch, not self.copied)
 
     def record(self, settings: StageSettings, prompt: int, report: int, cached: bool, card: bool) -> dict[str, Any]:
         """Of the stage as it ran, for `stage.json`: GiB by part, their total, and what of it is tensors.
