@@ -17,7 +17,8 @@ KAGGLE_HOURS = 30  # with a card
 
 
 def plan_table(plans: Sequence[StagePlan]) -> list[dict[str, str]]:
-    """GiB by part, operations and hours of each stage as it is set: a column a stage, for `figures.text_table`."""
+    """What is set for each stage, or chosen where the profile says "auto", GiB by part, operations and hours: a column
+    a stage, for `figures.text_table`."""
     columns = {f"stage {plan.stage}": _figures(plan) for plan in plans}
     return [{"": name, **{stage: figures[name] for stage, figures in columns.items()}} for name in _figures(plans[0])]
 
@@ -25,6 +26,12 @@ def plan_table(plans: Sequence[StagePlan]) -> list[dict[str, str]]:
 def _figures(plan: StagePlan) -> dict[str, str]:
     parts = {**plan.memory.parts, "total": plan.memory.total}
     return {
+        "settings": "auto" if plan.auto else "as set",
+        "image": f"{plan.profile.data.image_size} px",
+        "micro_batch": str(plan.settings.micro_batch),
+        "accumulation": str(plan.settings.accumulation),
+        "checkpointed_layers": str(plan.step.layers),
+        "weights in": ("4 and 16 bits" if plan.copied else "4 bits") if plan.step.quantized else "16 bits",
         **{f"{part}, GiB": _number(gib) for part, gib in parts.items()},
         f"fits {plan.card.usable_gib:g} GiB": "yes" if plan.fits else "does not fit",
         "fullest at": plan.memory.moment,
@@ -33,25 +40,6 @@ def _figures(plan: StagePlan) -> dict[str, str]:
         "time at the card's peak": _time(plan.hours_at_peak),
         "time likely": _time(plan.hours),
     }
-
-
-def settings_table(plans: Sequence[StagePlan]) -> list[dict[str, str]]:
-    """For each stage what is set, or chosen where the profile says "auto"."""
-    return [
-        {
-            "stage": str(plan.stage),
-            "settings": "auto" if plan.auto else "as set",
-            "image": f"{plan.profile.data.image_size} px",
-            "micro_batch": str(plan.settings.micro_batch),
-            "accumulation": str(plan.settings.accumulation),
-            "checkpointed_layers": str(plan.step.layers),
-            "weights in": ("4 and 16 bits" if plan.copied else "4 bits") if plan.step.quantized else "16 bits",
-            "GiB": _number(plan.memory.total),
-            "TFLOP a sample": _number(plan.usual.tflop()),
-            "time likely": _time(plan.hours),
-        }
-        for plan in plans
-    ]
 
 
 def judging_table(parts: Sequence[JudgingPart]) -> list[dict[str, str]]:
@@ -145,8 +133,7 @@ def plan_text(profile: Profile, card: Card) -> str:
         f"In all: {cost_line(profile, card)}.",
         "",
     ]
-    tables = plan_table(plans), settings_table(plans), judging_table(parts), total_table(plans, parts)
-    for table in (*tables, disk_table(profile)):
+    for table in (plan_table(plans), judging_table(parts), total_table(plans, parts), disk_table(profile)):
         lines += [*_columns(table), ""]
     lines += [
         "By arithmetic, not measured. Memory: every report as long as model.max_report_tokens allows; `context` is an",
