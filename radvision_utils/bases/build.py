@@ -31,7 +31,7 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from radvision_utils.bases.random import TEXT_TOKENS, build_processor, config_with_tokens, greedy, token_numbers
+from radvision_utils.bases.random import TEXT_TOKENS, config_with_tokens, greedy, token_numbers
 from radvision_utils.config import DISCLAIMER, PROMPT, Profile, RadVisionError, load_profile, unusual_settings
 from radvision_utils.content import fingerprint
 from radvision_utils.data.prepare import prepare_dataset
@@ -54,7 +54,6 @@ logger = logging.getLogger(__name__)
 SEED = 20260101  # of hospital A's studies and the first weights; no run of the notebooks draws these studies
 STUDIES, EPOCHS = 9000, 8.0  # drawn, of which 80 % train; passes over them
 VOCABULARY = 1024
-IMAGE_SIDE = 224  # pixels after the processor; 8 x 8 patches of 28, merged 2 x 2 to 16 visual tokens
 _CARD = Path(__file__).with_name("base_card.md")
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -82,8 +81,7 @@ def build_base(folder: Path) -> dict[str, Any]:
         ours = _profile("A", SEED, STUDIES, scratch)
         dataset = prepare_dataset(ours)
         tokenizer = train_tokenizer(_texts(dataset))
-        pixels = dict.fromkeys(("shortest_edge", "longest_edge"), IMAGE_SIDE**2)  # every image becomes this square
-        processor = build_processor(tokenizer, patch=28, pixels=pixels)
+        processor = _with_words(load_processor(ours.model, ours.data.image_size), tokenizer)
         seed_everything(SEED)
         model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer))
         patch_embedding_by_matmul(model)
@@ -131,8 +129,7 @@ def base_for_source(profile: Profile, folder: Path, epochs: float = EPOCHS) -> P
         return folder
     seed_everything(profile.seed)
     old, tokenizer = load_processor(settings, profile.data.image_size), train_tokenizer(_texts(dataset))
-    parts = {"image_processor": old.image_processor, "video_processor": old.video_processor}
-    processor = type(old)(tokenizer=tokenizer, chat_template=old.chat_template, **parts)
+    processor = _with_words(old, tokenizer)
     model = load_base(settings, choose_device()).float()
     _exchange_words(model, old.tokenizer, tokenizer)
     model.model.language_model.requires_grad_(True)
@@ -145,6 +142,12 @@ def base_for_source(profile: Profile, folder: Path, epochs: float = EPOCHS) -> P
     )
     write_json(path, {"key": key, "reports": len(dataset.split("train")), "epochs": epochs})
     return folder
+
+
+def _with_words(old: ProcessorMixin, tokenizer: Qwen2Tokenizer) -> ProcessorMixin:
+    """A processor that sees as another one does, and reads and writes by this tokenizer."""
+    parts = {"image_processor": old.image_processor, "video_processor": old.video_processor}
+    return type(old)(tokenizer=tokenizer, chat_template=old.chat_template, **parts)
 
 
 def _exchange_words(model: PreTrainedModel, old: Any, new: Qwen2Tokenizer) -> None:

@@ -41,32 +41,18 @@ _TOKENS = {
     "vision_end_token_id": "<|vision_end|>",
 }
 TEXT_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # in the config of the language model
-PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}  # of Qwen2.5-VL's image processor
+# Of Qwen2.5-VL: the least and the most pixels that an image is scaled to, and 2 x 2 patches of 14 to a visual token.
+_SEES = {"size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}, "patch_size": 14, "merge_size": 2}
 # The chat format of Qwen2.5-VL for text and images: a system turn if none is given, then user and assistant turns.
 CHAT_TEMPLATE = (TINY_BASE / "chat_template.jinja").read_text(encoding="utf-8")
 
 
-def build_processor(
-    tokenizer: Qwen2Tokenizer,
-    patch: int = 14,
-    merge: int = 2,
-    pixels: dict[str, int] = PIXELS,
-    chat_template: str = CHAT_TEMPLATE,
-) -> Qwen2_5_VLProcessor:
-    """The 7B's processor class around a tokenizer.
-
-    Args:
-        tokenizer: with the special tokens of Qwen.
-        patch: side of a patch, pixels.
-        merge: `merge` x `merge` patches become a visual token.
-        pixels: the least and the most that an image is scaled to, by transformers' names.
-        chat_template: in jinja2.
-    """
-    grid = {"patch_size": patch, "merge_size": merge}
+def build_processor(tokenizer: Qwen2Tokenizer, chat_template: str = CHAT_TEMPLATE) -> Qwen2_5_VLProcessor:
+    """The 7B's processor around a tokenizer with Qwen's special tokens, and with a chat template in jinja2."""
     return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=dict(pixels), **grid),
+        image_processor=Qwen2VLImageProcessor(**copy.deepcopy(_SEES)),
         tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(size=dict(pixels), **grid),
+        video_processor=Qwen2VLVideoProcessor(**copy.deepcopy(_SEES)),
         chat_template=chat_template,
     )
 
@@ -100,10 +86,9 @@ def random_model_folder(folder: Path, config: dict[str, Any] | None = None, seed
     """
     tokenizer = AutoProcessor.from_pretrained(TINY_BASE).tokenizer
     shape = config_with_tokens(read_json(QWEN_7B) if config is None else config, tokenizer)
-    processor = build_processor(tokenizer, shape.vision_config.patch_size, shape.vision_config.spatial_merge_size)
     folder.mkdir(parents=True, exist_ok=True)
     shape.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    build_processor(tokenizer).save_pretrained(folder)
     write_json(folder / RANDOM_WEIGHTS, {"seed": seed})
     return folder
 
