@@ -184,7 +184,7 @@ def _run(options: argparse.Namespace) -> None:
     from radvision_utils.evaluation.table import result_lines
     from radvision_utils.pipeline import continue_run, kept_log, run_notebooks
 
-    profile, overrides = profile_of(options), parse_settings(options.set)
+    profile = profile_of(options)
     run = RunFolder.of(profile)
     require_locks()
     require_writable(run.log)
@@ -199,10 +199,10 @@ def _run(options: argparse.Namespace) -> None:
     if profile.name == "tiny-real" and profile.model.base == "tiny":
         started = time.perf_counter()
         with kept_log(run.log, "radvision_utils"):
-            overrides["model.base"] = str(open_room("bases.build").base_for_source(profile, run.path / "base"))
+            base = open_room("bases.build").base_for_source(profile, run.path / "base")
         print(f"0 of 6  a base that knows the reports {(time.perf_counter() - started) / 60:5.1f} min", flush=True)
-        profile = replace(profile, model=replace(profile.model, base=overrides["model.base"]))
-    run_notebooks(profile, overrides, options.first, options.force)
+        profile = replace(profile, model=replace(profile.model, base=str(base)))
+    run_notebooks(profile, options.first, options.force)
     print(result_lines(run.record("evaluation") or {}))
     print(f"Dashboard  {(run.dashboard / 'index.html').resolve().as_uri()}\nThe rest   {run.path}\n{DISCLAIMER}")
 

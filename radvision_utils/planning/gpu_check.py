@@ -105,7 +105,7 @@ def gpu_check(folder: Path, source: str = "phantom", minutes: float = 10.0) -> d
         settings = _SETTINGS | {"model.base": str(base)} | ({} if cards else _SMALL)
         for dtype, gib in _formats(device, cards):
             profile = load_profile("lingshu-7b", settings, run=dtype, source=source, output_root=str(scratch))
-            parts = _chain(profile, settings)
+            parts = _chain(profile)
             if not checks:  # what does not depend on the number format
                 parts += [
                     Part("merge, one layer of each tower", partial(_apart, _merge, profile, shape), "data"),
@@ -228,14 +228,14 @@ def _formats(device: Device, cards: Sequence[float]) -> list[tuple[str, str]]:
     return [small, ("bfloat16", "")] if device.dtype == "bfloat16" else [small]
 
 
-def _chain(profile: Profile, settings: Figures) -> list[Part]:
+def _chain(profile: Profile) -> list[Part]:
     """The six notebooks, and what their last stage can do."""
     return [
-        Part("data", partial(_notebook, profile, settings, 1)),
-        Part("stage 1", partial(_stage, profile, settings, 1), "data"),
-        Part("stage 2", partial(_stage, profile, settings, 2), "stage 1"),
-        Part("stage 3", partial(_paused_stage, profile, settings), "stage 2"),
-        Part("evaluation", partial(_evaluation, profile, settings), "stage 3"),
+        Part("data", partial(_notebook, profile, 1)),
+        Part("stage 1", partial(_stage, profile, 1), "data"),
+        Part("stage 2", partial(_stage, profile, 2), "stage 1"),
+        Part("stage 3", partial(_paused_stage, profile), "stage 2"),
+        Part("evaluation", partial(_evaluation, profile), "stage 3"),
         Part("reload", partial(_apart, _reload, profile), "stage 3"),
         Part("reports", partial(_apart, _reports, profile), "stage 3"),
     ]
@@ -248,14 +248,13 @@ def _apart(work: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(work, *arguments).result()
 
 
-def _notebook(profile: Profile, settings: Figures, number: int) -> Figures:
-    run_notebooks(profile, settings, first=number, last=number)
+def _notebook(profile: Profile, number: int) -> Figures:
+    run_notebooks(profile, first=number, last=number)
     return {"result": f"notebook {number:02d}"}
 
 
-def _stage(profile: Profile, settings: Figures, number: int) -> Figures:
-    figures = _notebook(profile, settings, number + 1)
-    return figures | _stage_figures(profile, number)
+def _stage(profile: Profile, number: int) -> Figures:
+    return _notebook(profile, number + 1) | _stage_figures(profile, number)
 
 
 def _stage_figures(profile: Profile, number: int) -> Figures:
@@ -271,21 +270,21 @@ def _stage_figures(profile: Profile, number: int) -> Figures:
     }
 
 
-def _paused_stage(profile: Profile, settings: Figures) -> Figures:
+def _paused_stage(profile: Profile) -> Figures:
     """Stage 3, stopped after its first step and gone on with from the checkpoint: 8-bit optimizer state and all."""
     with suppress(RunPaused):
-        run_notebooks(profile, settings | {"stage3.max_minutes": 0.0}, first=4, last=4)
+        run_notebooks(replace(profile, stage3=replace(profile.stage3, max_minutes=0.0)), first=4, last=4)
         raise RadVisionError("the stage did not pause: max_minutes had no effect.")
-    figures = _stage(profile, settings, 3)
+    figures = _stage(profile, 3)
     if not figures["resumed_from"]:
         raise RadVisionError("the stage began anew instead of going on from its checkpoint.")
     return figures | {"result": f"notebook 04, resumed from {figures['resumed_from']}"}
 
 
-def _evaluation(profile: Profile, settings: Figures) -> Figures:
+def _evaluation(profile: Profile) -> Figures:
     """Notebooks 05 and 06, with seconds and memory of each thing that it does with the model."""
-    _notebook(profile, settings, 5)
-    figures = _notebook(profile, settings, 6)
+    _notebook(profile, 5)
+    figures = _notebook(profile, 6)
     metrics: Figures = read_json(RunFolder.of(profile).record_path("evaluation"))
     sections = {"reports": metrics, "maps": metrics.get("evidence", {}), "samples": metrics.get("confidence", {})}
     figures["spent"] = {name: section["seconds"] for name, section in sections.items() if "seconds" in section}
