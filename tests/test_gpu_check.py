@@ -37,7 +37,7 @@ def on_card(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return random_model_folder(tmp_path_factory.mktemp("random"), small_shape(), seed=5)
+    return random_model_folder(tmp_path_factory.mktemp("random"), small_shape())
 
 
 @pytest.fixture

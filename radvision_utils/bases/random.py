@@ -2,7 +2,7 @@
 
 `random_model_folder` writes a folder of a few hundred kilobytes: config and processor, no weights. `load_base` fills it
 tensor by tensor on the device, 4-bit layers quantized as they come, so that neither the host nor the card ever holds
-the 16-bit model. The same folder gives the same weights on the same kind of device.
+the 16-bit model. The same config gives the same weights on the same kind of device.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def config_with_tokens(config: dict[str, Any], tokenizer: Qwen2Tokenizer) -> Qwe
     return Qwen2_5_VLConfig(**values)
 
 
-def random_model_folder(folder: Path, config: dict[str, Any] | None = None, seed: int = 0) -> Path:
+def random_model_folder(folder: Path, config: dict[str, Any] | None = None) -> Path:
     """Write what `load_base` and `load_processor` need of a base with random weights; give it as `model.base`.
 
     The tokenizer is the tiny base's: its words are the first of the config's vocabulary, the others never occur.
@@ -79,7 +79,6 @@ def random_model_folder(folder: Path, config: dict[str, Any] | None = None, seed
     Args:
         folder: made if it is not there.
         config: as in a `config.json` of Qwen2.5-VL; the 7B's if None. Its token numbers are replaced.
-        seed: of the weights.
 
     Returns:
         The folder.
@@ -89,7 +88,7 @@ def random_model_folder(folder: Path, config: dict[str, Any] | None = None, seed
     folder.mkdir(parents=True, exist_ok=True)
     shape.save_pretrained(folder)
     build_processor(tokenizer).save_pretrained(folder)
-    write_json(folder / RANDOM_WEIGHTS, {"seed": seed})
+    write_json(folder / RANDOM_WEIGHTS, {})
     return folder
 
 
@@ -113,7 +112,7 @@ def random_base(
     quantizer = None if quantization is None else AutoHfQuantizer.from_config(quantization, pre_quantized=False)
     if quantizer is not None:
         quantizer.preprocess_model(model=model, device_map={"": device})
-    generator = torch.Generator(device).manual_seed(read_json(folder / RANDOM_WEIGHTS, {"seed": int})["seed"])
+    generator = torch.Generator(device).manual_seed(0)
     deviation = config.get_text_config().initializer_range
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):

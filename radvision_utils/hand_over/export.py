@@ -268,7 +268,6 @@ def model_card(profile: Profile, records: Mapping[str, Any], export: Mapping[str
         shown=(_SETTINGS, _LORA),
         metrics=metrics,
         scores=_scores(metrics) if metrics else "",
-        used=(metrics or {}).get("image_use", {}).get("sentence", "whether the image is used was not tested"),
         export=export,
     )
     return f"{card}\n"

@@ -117,7 +117,6 @@ class Shape:
 
     @property
     def patch_embedding(self) -> int:
-        """Weights of the patch embedding."""
         return self.vision.pixel_values * self.vision.width
 
     @property
@@ -127,7 +126,6 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """All parameters of the base."""
         language = self.language.linear_weights + self.language.other_weights + self.language.embeddings
         return self.vision_parameters + self.projector_parameters + language
 

@@ -50,7 +50,6 @@ class StagePlan:
 
     @property
     def settings(self) -> StageSettings:
-        """Of the stage."""
         return self.profile.stage(self.stage)
 
     @cached_property
@@ -77,7 +76,6 @@ class StagePlan:
 
     @property
     def fits(self) -> bool:
-        """Whether the card's memory is enough."""
         return self.memory.total <= self.card.usable_gib
 
     @cached_property

@@ -75,7 +75,6 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """GiB."""
         return sum(self.parts.values())
 
     @property

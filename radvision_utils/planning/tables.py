@@ -127,9 +127,11 @@ def disk_table(profile: Profile) -> list[dict[str, str]]:
 
 def plan_text(profile: Profile, card: Card) -> str:
     """The whole plan for a terminal."""
-    plans, parts = plan_run(profile, card), plan_judging(profile, card)
+    plans, parts, speed = plan_run(profile, card), plan_judging(profile, card), "speed not known"
+    if card.peak_tflops:
+        speed = f"at most {card.peak_tflops:g} TFLOP/s in {card.dtype}, {card.bandwidth_gbs:g} GB/s"
     lines = [
-        f"Profile {profile.name} on {card.title}: {card.usable_gib:g} GiB usable{_speed(card)}.",
+        f"Profile {profile.name} on {card.title}: {card.usable_gib:g} GiB usable, {speed}.",
         f"In all: {cost_line(profile, card)}.",
         "",
     ]
@@ -159,12 +161,6 @@ def plan_text(profile: Profile, card: Card) -> str:
             "exchanged in a second copy, which is not in the table (`gradients` once more).",
         ]
     return "\n".join([*lines, *("\n" + first_change(plan) for plan in plans if not plan.fits)])
-
-
-def _speed(card: Card) -> str:
-    if not card.peak_tflops:
-        return ", speed not known"
-    return f", at most {card.peak_tflops:g} TFLOP/s in {card.dtype}, {card.bandwidth_gbs:g} GB/s"
 
 
 def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:
