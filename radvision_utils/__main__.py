@@ -295,13 +295,11 @@ def _settings(options: argparse.Namespace) -> None:
     for name, value in list(values.items())[1:]:  # the first is the profile's name
         part = name.rpartition(".")[0]
         lines += [""] if part != last else []
-        lines.append(f"{name:27}{_short(json.dumps(value)):31}{said[name]}")
+        text = json.dumps(value)
+        text = text if len(text) <= 30 else f"{text[:27]}..."
+        lines.append(f"{name:27}{text:31}{said[name]}")
         last = part
     print("\n".join(lines))
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 30 else f"{text[:27]}..."
 
 
 def _label(options: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import jinja2
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers, trainers
 from transformers import (
     PreTrainedModel,
     ProcessorMixin,
@@ -29,7 +29,6 @@ from transformers import (
     Qwen2Tokenizer,
     TrainingArguments,
 )
-from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from radvision_utils.bases.random import TEXT_TOKENS, config_with_tokens, greedy, token_numbers
 from radvision_utils.config import DISCLAIMER, PROMPT, Profile, RadVisionError, load_profile, unusual_settings
@@ -252,7 +251,7 @@ def _train(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         label_names=["labels"],
-        seed=SEED % 2**31,
+        seed=SEED,
     )
     model.config.use_cache = False
     trainer = ReportTrainer(
@@ -263,15 +262,7 @@ def _train(
 
 def train_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
     """A byte-level BPE in Qwen's manner (Qwen's own pre-tokenizer and special tokens), learned from `texts`."""
-    learner = Tokenizer(models.BPE())
-    learner.normalizer = normalizers.NFC()
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    learner.decoder = decoders.ByteLevel()
+    learner = Qwen2Tokenizer().backend_tokenizer  # its words are replaced
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - len(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),

@@ -36,8 +36,6 @@ logger = logging.getLogger(__name__)
 TOLERANCE = 0.1  # merged against adapter, relative to merged against base (root mean square of the logits' differences)
 _CHECKED = 2  # validation studies whose logits are compared
 _TEMPLATE = Path(__file__).with_name("model_card.md")
-_SETTINGS = ("learning_rate", "epochs", "micro_batch", "accumulation", "optimizer", "weight_decay", "max_grad_norm")
-_LORA = ("lora_rank", "lora_alpha", "lora_dropout")
 _SMALL_FILES = (".json", ".jinja", ".txt", ".model")  # of a base: settings, tokenizer, processor
 
 
@@ -265,7 +263,6 @@ def model_card(profile: Profile, records: Mapping[str, Any], export: Mapping[str
         data=data,
         counted=lambda counts: ", ".join(f"{name} {count:,}" for name, count in counts.items()),
         stages=stages,
-        shown=(_SETTINGS, _LORA),
         metrics=metrics,
         scores=_scores(metrics) if metrics else "",
         export=export,

@@ -202,12 +202,7 @@ class JudgingStep(Step):
 
     @classmethod
     def of(
-        cls,
-        profile: Profile,
-        lengths: Lengths,
-        batch: int,
-        numbers: Numbers = ON_CARD,
-        copied: bool = False,
+        cls, profile: Profile, lengths: Lengths, batch: int, numbers: Numbers = ON_CARD, copied: bool = False
     ) -> JudgingStep:
         """So many studies of such lengths."""
         still = replace(profile.stage3, micro_batch=batch, accumulation=1, lora_dropout=0.0, checkpointed_layers=0)

@@ -260,15 +260,11 @@ def _changes(plan: StagePlan) -> Iterator[dict[str, Any]]:
 
 def _smaller_images(profile: Profile) -> list[dict[str, Any]]:
     """Smaller and smaller images; none where the processor reduces images anyway, as the tiny one."""
-    vision = read_shape(profile.model).vision
-
-    def tokens(side: int) -> int:
-        return round(side / (vision.patch * vision.merge)) ** 2
-
-    side = profile.data.image_size
-    if tokens(side) != profile.model.visual_tokens:
+    vision, side = read_shape(profile.model).vision, profile.data.image_size
+    tokens = {each: round(each / (vision.patch * vision.merge)) ** 2 for each in (side, *_SIDES)}
+    if tokens[side] != profile.model.visual_tokens:
         return []
-    return [{"data.image_size": less, "model.visual_tokens": tokens(less)} for less in _SIDES if less < side]
+    return [{"data.image_size": less, "model.visual_tokens": tokens[less]} for less in _SIDES if less < side]
 
 
 def _splits(settings: StageSettings, name: str) -> list[dict[str, int]]:
