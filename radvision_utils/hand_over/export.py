@@ -272,5 +272,4 @@ def model_card(profile: Profile, records: Mapping[str, Any], export: Mapping[str
 
 def _scores(metrics: Mapping[str, Any]) -> str:
     rows = interval_rows(metrics)
-    heads = ["row", *dict.fromkeys(head for row in rows for head in row if head != "row")]
-    return markdown_table(["reports by", *heads[1:]], [[row.get(head, "") for head in heads] for row in rows])
+    return markdown_table(["reports by", *list(rows[0])[1:]], [list(row.values()) for row in rows])
