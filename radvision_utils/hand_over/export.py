@@ -168,15 +168,14 @@ def push_to_hub(folder: Path, repository: str) -> str:
     Raises:
         RadVisionError: the hub refuses or cannot be reached.
     """
-    hub, merged = HfApi(), (folder / "merged").is_dir()
+    hub, parts = HfApi(), dict[str, str | None](adapter=None)
+    if (folder / "merged").is_dir():
+        parts = {"merged": None, "adapter": "adapter"}
     try:
         address = hub.create_repo(repository, private=True, exist_ok=True)
-        if merged:
-            hub.upload_folder(repo_id=repository, folder_path=folder / "merged", commit_message="Merged 16-bit weights")
-        place = "adapter" if merged else None
-        hub.upload_folder(
-            repo_id=repository, folder_path=folder / "adapter", path_in_repo=place, commit_message="Adapter"
-        )
+        for name, place in parts.items():
+            told = f"{name} weights".capitalize()
+            hub.upload_folder(repo_id=repository, folder_path=folder / name, path_in_repo=place, commit_message=told)
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise RadVisionError(
             f"{folder} is written but could not be uploaded to {repository!r} ({first_line(error)}): log in with "

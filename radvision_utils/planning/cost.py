@@ -295,9 +295,8 @@ def find_card(title: str) -> Card | None:
         return None
     name, gib = parts[1], float(parts[2])
     words = re.split(r"[\s-]+", name.lower())
-    if "laptop" in words:  # slower than the card of the same number
-        return Card(name, gib)
-    known = next((card for short, card in cards().items() if short in words), None)
+    laptop = "laptop" in words  # slower than the card of the same number
+    known = next((card for short, card in cards().items() if short in words and not laptop), None)
     return replace(known, title=name, usable_gib=gib) if known else Card(name, gib)
 
 
