@@ -160,7 +160,7 @@ class Judging:
         side = math.isqrt(self.profile.model.visual_tokens)
         occluded = 1 + math.ceil(side / math.ceil(side / WINDOWS)) ** 2
         gradients = 1 + SENTENCES
-        check = 1 + SENTENCES + RANDOM_SETS
+        check = gradients + RANDOM_SETS
         passes = round(studies * (occluded + gradients + check) + drawn * (2 * (occluded + gradients) + check))
         # A neutral sentence of about its length stands behind the report for each of the report's own.
         whole, sample = longest(self.profile), typical(longest(self.profile))
@@ -175,14 +175,17 @@ class Judging:
         return JudgingStep.of(self.profile, lengths, self.profile.generation.batch_size, copied=self.copied)
 
     def seconds(self, studies: int, lengths: Lengths) -> float:
-        """Of the language model over whole sequences, a batch at a time."""
+        """Of the language model over whole sequences, once forward with the reports' logits, a batch at a time."""
         step = self.batch(lengths)
-        computing = self.card.seconds(studies * step.language_tflop())
+        head = 2 * lengths.report * step.shape.language.vocabulary * step.shape.language.width
+        computing = self.card.seconds(studies * (step.language_operations()[0] + head) / 1e12)
         return math.ceil(studies / step.batch) * step.dequantizing_seconds(self.card) + computing
 
     def seeing(self, studies: int) -> float:
         """Seconds of the vision encoder and the projector."""
-        return self.card.seconds(studies * self.batch(longest(self.profile)).vision_tflop())
+        step = self.batch(longest(self.profile))
+        projector = 2 * step.lengths.image * step.shape.projector_parameters
+        return self.card.seconds(studies * (step.vision_operations() + projector) / 1e12)
 
     def step_seconds(self, tokens: int) -> float:
         """A word of every report of a batch: what the card does, or what Python takes to launch it, if that is more."""
@@ -208,16 +211,6 @@ class JudgingStep(Step):
         still = replace(profile.stage3, micro_batch=batch, accumulation=1, lora_dropout=0.0, checkpointed_layers=0)
         shape, profile = read_shape(profile.model), replace(profile, stage3=still)
         return cls(shape, profile, 3, lengths, numbers=numbers, copied=copied)
-
-    def language_tflop(self) -> float:
-        """10^12 operations of the language model for one study, once forward, with the logits of its report."""
-        language = self.shape.language
-        head = 2 * self.lengths.report * language.vocabulary * language.width
-        return (self.language_operations()[0] + head) / 1e12
-
-    def vision_tflop(self) -> float:
-        """10^12 operations of vision encoder and projector for one study."""
-        return (self.vision_operations() + 2 * self.lengths.image * self.shape.projector_parameters) / 1e12
 
     def writing(self) -> Memory:
         """Of writing reports greedily; by lot it is less."""
