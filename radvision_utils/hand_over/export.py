@@ -26,7 +26,7 @@ from radvision_utils.figures import markdown_table
 from radvision_utils.files import first_line, read_json, require_writable, told_if_unwritable, write_json, write_text
 from radvision_utils.hand_over.merge import base_bytes, merge_into_files
 from radvision_utils.model.base import WEIGHTS, compute_device, load_adapter, load_base, load_processor
-from radvision_utils.model.folder import base_folder, base_path
+from radvision_utils.model.folder import SMALL_FILES, base_folder, base_path
 from radvision_utils.runs import RunFolder, now, require
 from radvision_utils.training.collator import IGNORED, Collator
 from radvision_utils.training.loss import MODEL_INPUTS, to_device
@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 TOLERANCE = 0.1  # merged against adapter, relative to merged against base (root mean square of the logits' differences)
 _CHECKED = 2  # validation studies whose logits are compared
 _TEMPLATE = Path(__file__).with_name("model_card.md")
-_SMALL_FILES = (".json", ".jinja", ".txt", ".model")  # of a base: settings, tokenizer, processor
 
 
 def export_run(profile: Profile, to: Path, merged: bool = True) -> dict[str, Any]:
@@ -204,7 +203,7 @@ def _copy_adapter(profile: Profile, adapter: Path, to: Path) -> None:
 def _copy_settings(profile: Profile, base: Path, collator: Collator, to: Path) -> None:
     """Config, tokenizer and processor as the base has them, word for word; greedy generation; the prompt."""
     for file in sorted(base.iterdir()):
-        if file.suffix in _SMALL_FILES and not file.name.endswith(".index.json"):
+        if file.suffix in SMALL_FILES and not file.name.endswith(".index.json"):
             shutil.copyfile(file, to / file.name)
     config = {**read_json(to / "config.json"), "use_cache": True}
     config.pop("_name_or_path", None)  # where the base once lay

@@ -23,6 +23,7 @@ from radvision_utils.progress import download_bar
 
 TINY_BASE = Path(__file__).parent / "tiny_base"
 QWEN_7B = Path(__file__).parent / "qwen2_5_vl_7b.json"
+SMALL_FILES = (".json", ".jinja", ".txt")  # of a base: settings, tokenizer, processor
 RANDOM_WEIGHTS = "random_weights.json"  # stands in a base's folder instead of weights
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def base_folder(settings: ModelSettings, weights: bool = True) -> Path:
     base = base_path(settings)
     if Path(base).is_dir():
         return Path(base)
-    patterns = ["*.json", "*.jinja", "*.txt"]
+    patterns = [f"*{suffix}" for suffix in SMALL_FILES]
     if weights:
         logger.info("base model %s: fetched from the model hub, unless it lies in %s", base, HF_HUB_CACHE)
         patterns.append("model*.safetensors")
@@ -117,7 +118,7 @@ def _processor_of_today(folder: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as copy:
         for file in folder.iterdir():
-            if file.suffix in (".json", ".jinja", ".txt"):
+            if file.suffix in SMALL_FILES:
                 shutil.copyfile(file, Path(copy) / file.name)
         for name, values in mended.items():
             write_json(Path(copy) / name, values)
