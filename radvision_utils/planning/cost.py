@@ -49,13 +49,6 @@ class VisionShape:
         """Weights, biases and the two norms of one block."""
         return sum(a * b + b for a, b in self.linears()) + 2 * self.width
 
-    def window_lengths(self, side: int) -> set[int]:
-        """Patches of the windows of different size that an image of `side` x `side` patches falls into."""
-        whole = self.window // self.patch
-        sides = {whole} if side >= whole else set()
-        sides |= {side % whole} - {0}
-        return {a * b for a in sides for b in sides}
-
 
 @dataclass(frozen=True)
 class LanguageShape:

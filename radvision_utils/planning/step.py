@@ -292,9 +292,9 @@ class Step:
     def vision_block(self) -> float:
         """Kept of one block, in stage 1."""
         vision = self.shape.vision
-        side = math.isqrt(self.lengths.image) * vision.merge
-        # The attention's result is kept already, but as groups of windows of one length, if there are several.
-        return self.layer_kept(vision, self.patches, True, again=len(vision.window_lengths(side)) > 1)
+        side, window = math.isqrt(self.lengths.image) * vision.merge, vision.window // vision.patch
+        # The attention's result is kept already, but as groups of windows of one length, where the last ones are cut.
+        return self.layer_kept(vision, self.patches, True, again=side > window and side % window > 0)
 
     def casts(self, numbers: int) -> float:
         """Copies of so many of the adapter's float32 numbers, which autocast makes where it computes in 16 bits."""
