@@ -38,17 +38,12 @@ class Numbers:
     Attributes:
         compute: of weights and activations.
         mask: of an element of a dropout mask; a CPU keeps the mask in the format of computation.
-        context: GiB beside the tensors.
+        context: GiB beside the tensors; 0: it is no card.
     """
 
     compute: int
     mask: int
     context: float
-
-    @property
-    def card(self) -> bool:
-        """Whether it is a card."""
-        return self.context > 0
 
 
 ON_CARD = Numbers(compute=2, mask=1, context=CONTEXT_GIB)
@@ -201,7 +196,7 @@ class Step:
 
     def memory(self) -> Memory:
         """At the step's fullest moment."""
-        inputs, optimizer, gradients = self.inputs(), self.optimizer(), self.gradients()
+        inputs, optimizer, gradients = self.inputs(), self.optimizer(), 4.0 * sum(self.tensors_on_device()[self.stage])
         # Gradients of earlier micro-batches stay until the optimizer's step.
         earlier = gradients if self.settings.accumulation > 1 else 0.0
         kept = self.vision_kept() + self.language_kept()
@@ -238,15 +233,12 @@ class Step:
     @property
     def blocks_left(self) -> bool:
         """With cached features the vision encoder's blocks, with their LoRA, leave a card; a CPU keeps them."""
-        return self.cached and self.numbers.card
+        return self.cached and self.numbers.context > 0
 
     def tensors_on_device(self) -> dict[int, list[int]]:
         """Numbers in each of the adapter's tensors, by the stage that trains it."""
         tensors = self.shape.adapter_tensors(self.profile)
         return {stage: sizes for stage, sizes in tensors.items() if not (self.blocks_left and stage == 1)}
-
-    def gradients(self) -> float:
-        return 4.0 * sum(self.tensors_on_device()[self.stage])
 
     def optimizer(self) -> float:
         sizes = self.tensors_on_device()[self.stage]
