@@ -120,10 +120,9 @@ def random_base(
             _fill(value, name, type(module).__name__, deviation, generator)
             setattr(module, name, _like(parameter, value))
             del value  # packed into 4 bits, its 16 bits must go before the next is made
+        if any(True for _ in module.buffers(recurse=False)):  # rotary frequencies, which no checkpoint holds
+            model._init_weights(module.to_empty(device=device, recurse=False))
     model.tie_weights()
-    for name, buffer in _buffers(config).items():
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, buffer.to(device))
     if quantizer is not None:
         quantizer.postprocess_model(model)
         model.hf_quantizer = quantizer
@@ -155,13 +154,3 @@ def _like(parameter: torch.nn.Parameter, value: torch.Tensor) -> torch.nn.Parame
         whole: Any = bnb.nn.Params4bit(value, requires_grad=False, **vars(parameter))
         return whole.to(value.device)
     return torch.nn.Parameter(value, requires_grad=False)
-
-
-def _buffers(config: Qwen2_5_VLConfig) -> dict[str, torch.Tensor]:
-    """The rotary frequencies, which no checkpoint holds: those of a model one layer deep and otherwise small."""
-    small = copy.deepcopy(config)
-    small.vision_config.depth, small.vision_config.intermediate_size = 1, 8
-    text = small.get_text_config()
-    text.num_hidden_layers, text.intermediate_size, text.vocab_size, text.pad_token_id = 1, 8, 8, 0
-    text.layer_types = text.layer_types[:1]
-    return dict(Qwen2_5_VLForConditionalGeneration(small).named_buffers())
