@@ -207,7 +207,7 @@ def _rows(check: Mapping[str, Any], on_card: bool) -> Iterator[list[str]]:
 
 def _numbers(figures: Figures, on_card: bool) -> list[str]:
     """Memory measured, planned, and by how much it is off; speed. A process on a CPU holds much that no plan counts."""
-    cells = [figures.get(name) for name in ("gib", "planned_gib", "studies_per_second", "tokens_per_second")]
+    cells = [figures.get(name) for name in ("measured", "planned", "studies_per_second", "tokens_per_second")]
     measured, planned, *speeds = ("" if cell is None else f"{cell:.2f}" for cell in cells)
     off = cells[0] / cells[1] - 1 if cells[0] and cells[1] and on_card else None
     marked = "" if off is None else f"{off:+.1%}" + (f", beyond {TOLERANCE:.0%}" if abs(off) > TOLERANCE else "")
@@ -262,8 +262,8 @@ def _stage_figures(profile: Profile, number: int) -> Figures:
     record = read_json(run.record_path(f"stage{number}"))
     seconds = [line["seconds"] for line in read_json_lines(run.stage(number) / "log.jsonl") if "loss" in line]
     return {
-        "gib": record["peak_memory_gib"],
-        "planned_gib": record["plan"]["tensors"],
+        "measured": record["peak_memory_gib"],  # GiB
+        "planned": record["plan"]["tensors"],
         "studies_per_second": chosen.step_size / statistics.median(seconds[1:] or seconds),
         "spent": record["seconds_by_part"],
         **{name: record[name] for name in ("validation_loss", "moved", "memory_events", "resumed_from")},
@@ -288,9 +288,7 @@ def _evaluation(profile: Profile) -> Figures:
     metrics: Figures = read_json(RunFolder.of(profile).record_path("evaluation"))
     sections = {"reports": metrics, "maps": metrics.get("evidence", {}), "samples": metrics.get("confidence", {})}
     figures["spent"] = {name: section["seconds"] for name, section in sections.items() if "seconds" in section}
-    memory = {name: metrics["memory"].get(name, {}) for name in sections}
-    within = {name: {"gib": gib.get("measured"), "planned_gib": gib.get("planned")} for name, gib in memory.items()}
-    return {**figures, "within": within}
+    return {**figures, "within": {name: metrics["memory"].get(name, {}) for name in sections}}
 
 
 def _reload(profile: Profile) -> Figures:
@@ -316,7 +314,7 @@ def _reports(profile: Profile) -> Figures:
     seconds = time.perf_counter() - started
     return {
         "result": f"{size} at a time",
-        "gib": peak_memory_gib(choose_device()),
+        "measured": peak_memory_gib(choose_device()),
         "tokens_per_second": tokens / seconds,
         "tokens": tokens,
     }
