@@ -358,16 +358,6 @@ def _defaults(name: str) -> Profile:
     return PROFILES[name]
 
 
-def changed_settings(profile: Profile) -> dict[str, Any]:
-    """The settings that are not as the profile of its name has them, by their dotted names.
-
-    Raises:
-        RadVisionError: the profile's name is none of ours.
-    """
-    usual = settings_of(_defaults(profile.name))
-    return {name: value for name, value in settings_of(profile).items() if value != usual[name]}
-
-
 def command_words(profile: Profile, verb: str) -> list[str]:
     """What stands behind `python -m radvision_utils` to give this very profile to `run` or `train`.
 
@@ -375,9 +365,9 @@ def command_words(profile: Profile, verb: str) -> list[str]:
         RadVisionError: the profile's name is none of ours.
     """
     words = [verb, "--profile", profile.name, "--run", profile.run]
-    options = {"data.source": "--source", "output_root": "--output-root"}
-    for key, value in changed_settings(profile).items():
-        if key == "run":
+    usual, options = settings_of(_defaults(profile.name)), {"data.source": "--source", "output_root": "--output-root"}
+    for key, value in settings_of(profile).items():
+        if key in ("name", "run") or value == usual[key]:
             continue
         plain = key in options and _stands_for_itself(value)
         words += [options[key], value] if plain else ["--set", f"{key}={json.dumps(value)}"]

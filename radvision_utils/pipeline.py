@@ -23,13 +23,14 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 
 from radvision_utils.config import (
+    PROFILES,
     REPOSITORY,
     Profile,
     RadVisionError,
     RunPaused,
-    changed_settings,
     command_words,
     project_root,
+    settings_of,
 )
 from radvision_utils.files import first_line, told_if_unwritable
 from radvision_utils.runs import FORCE_VARIABLE, NOTEBOOKS, RunFolder, is_current, redo_command
@@ -54,7 +55,8 @@ def run_notebooks(profile: Profile, first: int = 1, force: bool = False, last: i
     if not folder.path.is_relative_to(project_root()):  # the notebooks run in the project
         profile = replace(profile, output_root=str(folder.path.parent))
     named = ("run", "data.source", "output_root", "seed")  # have parameters of their own
-    changed = {name: value for name, value in changed_settings(profile).items() if name not in named}
+    usual, settings = settings_of(PROFILES[profile.name]), settings_of(profile)
+    changed = {name: value for name, value in settings.items() if value != usual[name] and name not in named}
     parameters = {
         "profile": profile.name,
         "run": profile.run,

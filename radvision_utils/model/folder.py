@@ -35,11 +35,7 @@ def base_path(settings: ModelSettings) -> str:
 
 
 def base_folder(settings: ModelSettings, weights: bool = True) -> Path:
-    """Where the base's files lie; a base of the hub is brought here within sight: the 7B is 15.4 GiB.
-
-    Raises:
-        RadVisionError: it is neither a folder here nor can it be fetched.
-    """
+    """Where the base's files lie, fetched within sight: the 7B is 15.4 GiB. RadVisionError: they cannot be fetched."""
     base = base_path(settings)
     if Path(base).is_dir():
         return Path(base)
