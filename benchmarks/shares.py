@@ -58,10 +58,10 @@ class Way:
 def t4_seconds(profile: Profile, stage: int, way: Way) -> float:
     """Seconds a study on a T4 by arithmetic: operations at the share of its peak that the planner assumes, and
     dequantization, which every micro-batch pays once."""
-    shape, card = read_shape(profile.model), open_card("t4")
-    passes = 2 + min(way.layers, shape.language.depth) / shape.language.depth
+    step, card = _step(profile, stage, layers=way.layers), open_card("t4")
+    passes = 2 + step.layers / step.shape.language.depth
     operations = card.seconds(tflop(profile, stage, ours=way.ours, layers=way.layers))
-    return operations + passes * card.dequantizing_seconds(shape) / way.micro_batch
+    return operations + passes * step.dequantizing_seconds(card) / way.micro_batch
 
 
 def memory_shares(profile: Profile) -> dict[str, float]:

@@ -66,15 +66,13 @@ def _parser() -> argparse.ArgumentParser:
 
     run = verb(_run, "prepare, train three stages, evaluate: the six notebooks in order", "--profile tiny", *whole)
     run.add_argument("--from", type=int, default=1, dest="first", metavar="N", help="begin with notebook N (1 to 6)")
-    run.add_argument(
-        "--continue-from", type=Path, default=None, metavar="DIR", help="go on with a run that lies there, read only"
-    )
+    run.add_argument("--continue-from", type=Path, metavar="DIR", help="go on with a run that lies there, read only")
     train = verb(_train, "one stage without its notebook; also under `accelerate launch`", "--stage 1", *whole)
     train.add_argument("--stage", type=int, required=True, choices=STAGES)
 
     predict = verb(_predict, "report on radiographs of your own (PNG, JPEG, DICOM)", "radiograph.png --run tiny", root)
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER|CSV")
-    predict.add_argument("--to", type=Path, default=None, metavar="DIR", help="write JSONL and a page there, resumable")
+    predict.add_argument("--to", type=Path, metavar="DIR", help="write JSONL and a page there, resumable")
     predict.add_argument("--stage", type=int, default=3, choices=(0, 1, 2, 3), help="0: the untuned base")
     predict.add_argument("--run", default="", metavar="NAME", help="whose model (default: the only run's)")
 
@@ -96,21 +94,19 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--train", type=Path, nargs="+", default=[], metavar="FILE", help=trained)
     models = "also CheXbert, RadGraph, RadCliQ and RaTEScore by radeval 2.x, in an environment of its own"
     score.add_argument("--with", dest="models", default="", choices=["radeval"], help=models)
-    score.add_argument("--json", type=Path, default=None, metavar="FILE", help="write all figures there")
+    score.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
 
     about = "memory, hours and disk of the whole run on a card, by arithmetic"
     plan = verb(_plan, about, "--gpu t4", _profile_name("lingshu-7b"), changes)
     cards = "t4 (default), 't4 x2', p100, l4, 3090, 4090, a10g, l40s, a100 or h100"
     plan.add_argument("--gpu", default="t4", metavar="CARD", help=cards)
-    plan.add_argument(
-        "--gib", type=float, default=None, metavar="N", help="instead: any card, with N GiB that torch can use"
-    )
+    plan.add_argument("--gib", type=float, metavar="N", help="instead: any card, with N GiB that torch can use")
 
     verb(_settings, "all settings with their values and meaning", "--profile lingshu-7b", _profile_name("tiny"))
 
     label = verb(_label, "the 14 finding labels of a text, by this project's rules", '"Small left effusion."')
     label.add_argument("text", nargs="?", default="", help="a report or a sentence of one")
-    label.add_argument("--mesh", type=Path, default=None, metavar="CSV", help="instead: how the rules agree with MeSH")
+    label.add_argument("--mesh", type=Path, metavar="CSV", help="instead: how the rules agree with MeSH")
     label.add_argument("--examples", type=_count, default=0, metavar="N", help="also N disagreements of each kind")
 
     constant = verb(
@@ -120,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     published = "R2Gen's annotation.json; or a CSV with uid, findings, impression and the JSON of its split"
     constant.add_argument("files", type=Path, nargs="+", help=published)
-    constant.add_argument("--to", type=Path, default=None, metavar="CSV", help="write it there, as score reads it")
+    constant.add_argument("--to", type=Path, metavar="CSV", help="write it there, as score reads it")
 
     about = "adapter, merged 16-bit weights and model card in a folder"
     export = verb(_export, about, "--run tiny --to handover", finished, root)
@@ -138,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     base.add_argument(
         "--source", default="", help="instead: teach its language model this source's English, as for run"
     )
-    base.add_argument("--to", type=Path, default=None, metavar="DIR", help="default: inside the package")
+    base.add_argument("--to", type=Path, metavar="DIR", help="default: inside the package")
     return parser
 
 
@@ -184,7 +180,7 @@ def _run(options: argparse.Namespace) -> None:
     from radvision_utils.evaluation.table import result_lines
     from radvision_utils.pipeline import continue_run, kept_log, run_notebooks
 
-    profile, overrides = profile_of(options), parse_settings(options.set)
+    profile = profile_of(options)
     run = RunFolder.of(profile)
     require_locks()
     require_writable(run.log)
@@ -199,10 +195,10 @@ def _run(options: argparse.Namespace) -> None:
     if profile.name == "tiny-real" and profile.model.base == "tiny":
         started = time.perf_counter()
         with kept_log(run.log, "radvision_utils"):
-            overrides["model.base"] = str(open_room("bases.build").base_for_source(profile, run.path / "base"))
+            base = open_room("bases.build").base_for_source(profile, run.path / "base")
         print(f"0 of 6  a base that knows the reports {(time.perf_counter() - started) / 60:5.1f} min", flush=True)
-        profile = replace(profile, model=replace(profile.model, base=overrides["model.base"]))
-    run_notebooks(profile, overrides, options.first, options.force)
+        profile = replace(profile, model=replace(profile.model, base=str(base)))
+    run_notebooks(profile, options.first, options.force)
     print(result_lines(run.record("evaluation") or {}))
     print(f"Dashboard  {(run.dashboard / 'index.html').resolve().as_uri()}\nThe rest   {run.path}\n{DISCLAIMER}")
 
@@ -295,13 +291,11 @@ def _settings(options: argparse.Namespace) -> None:
     for name, value in list(values.items())[1:]:  # the first is the profile's name
         part = name.rpartition(".")[0]
         lines += [""] if part != last else []
-        lines.append(f"{name:27}{_short(json.dumps(value)):31}{said[name]}")
+        text = json.dumps(value)
+        text = text if len(text) <= 30 else f"{text[:27]}..."
+        lines.append(f"{name:27}{text:31}{said[name]}")
         last = part
     print("\n".join(lines))
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 30 else f"{text[:27]}..."
 
 
 def _label(options: argparse.Namespace) -> None:

@@ -22,21 +22,27 @@ from typing import Any
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from radvision_utils.config import REPOSITORY, Profile, RadVisionError, RunPaused, command_words, project_root
+from radvision_utils.config import (
+    PROFILES,
+    REPOSITORY,
+    Profile,
+    RadVisionError,
+    RunPaused,
+    command_words,
+    project_root,
+    settings_of,
+)
 from radvision_utils.files import first_line, told_if_unwritable
 from radvision_utils.runs import FORCE_VARIABLE, NOTEBOOKS, RunFolder, is_current, redo_command
 
 logger = logging.getLogger(__name__)
 
 
-def run_notebooks(
-    profile: Profile, overrides: Mapping[str, Any], first: int = 1, force: bool = False, last: int = len(NOTEBOOKS)
-) -> RunFolder:
+def run_notebooks(profile: Profile, first: int = 1, force: bool = False, last: int = len(NOTEBOOKS)) -> RunFolder:
     """Execute the six notebooks into `outputs/<run>/notebooks/`; what they say meanwhile is in its `run.log`.
 
     Args:
-        profile: the settings, overrides applied.
-        overrides: the same overrides again, as the notebooks take them.
+        profile: the settings.
         first: number of the notebook to begin with, 1 to 6.
         force: run also what is finished and unchanged.
         last: number of the notebook to end with.
@@ -48,12 +54,15 @@ def run_notebooks(
     folder = RunFolder.of(profile)
     if not folder.path.is_relative_to(project_root()):  # the notebooks run in the project
         profile = replace(profile, output_root=str(folder.path.parent))
+    named = ("run", "data.source", "output_root", "seed")  # have parameters of their own
+    usual, settings = settings_of(PROFILES[profile.name]), settings_of(profile)
+    changed = {name: value for name, value in settings.items() if value != usual[name] and name not in named}
     parameters = {
         "profile": profile.name,
         "run": profile.run,
         "source": profile.data.source,
         "output_root": profile.output_root,
-        "overrides": json.dumps(dict(overrides)),
+        "overrides": json.dumps(changed),
         "seed": profile.seed,
     }
     if not 1 <= first <= len(NOTEBOOKS):

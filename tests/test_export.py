@@ -253,8 +253,7 @@ def test_uploading_makes_a_private_repository_that_loads_from_its_root(exported,
     assert push_to_hub(exported[0], "me/model") == "https://hub.invalid/me/model"
     (_, _, made), (_, _, weights), (_, _, adapter) = Hub.calls
     assert made["private"] is True
-    assert weights["folder_path"] == exported[0] / "merged"
-    assert "path_in_repo" not in weights
+    assert (weights["folder_path"], weights["path_in_repo"]) == (exported[0] / "merged", None)
     assert (adapter["folder_path"], adapter["path_in_repo"]) == (exported[0] / "adapter", "adapter")
 
 

@@ -224,7 +224,7 @@ def test_a_run_leaves_the_environment_as_it_was(tmp_path, monkeypatch):
 
     monkeypatch.delenv("RADVISION_HEADLESS", raising=False)
     monkeypatch.setattr("radvision_utils.pipeline.papermill.execute_notebook", execute)
-    run_notebooks(load_profile("tiny", output_root=str(tmp_path)), {})
+    run_notebooks(load_profile("tiny", output_root=str(tmp_path)))
     assert seen == ["1"] * len(NOTEBOOKS)
     assert "RADVISION_HEADLESS" not in os.environ
 
@@ -238,7 +238,7 @@ def test_a_kernel_that_died_is_one_sentence_with_the_command_that_goes_on(tmp_pa
     profile = load_profile("tiny", output_root=str(tmp_path))
     told = rf"the kernel of notebook 01_data_preparation died \({words}\): .* go on with `.* --output-root {tmp_path}`"
     with pytest.raises(RadVisionError, match=told):
-        run_notebooks(profile, {})
+        run_notebooks(profile)
 
 
 def test_an_unknown_source_is_answered_with_what_there_is():

@@ -46,7 +46,7 @@ def happened(profile, monkeypatch):
 
 
 def test_every_stage_is_trained_on_both_cards_before_its_notebook_shows_it(profile, happened):
-    pipeline.run_notebooks(profile, OVERRIDES)
+    pipeline.run_notebooks(profile)
     assert [step for step in happened if isinstance(step, str)] == list(NOTEBOOKS)
     for number in (1, 2, 3):
         command = happened[happened.index(f"stage{number}") - 1]
@@ -56,17 +56,25 @@ def test_every_stage_is_trained_on_both_cards_before_its_notebook_shows_it(profi
         assert profile_of(options) == profile
 
 
+def test_a_notebook_is_given_the_very_profile(profile, monkeypatch):
+    given = []
+    monkeypatch.setattr(pipeline, "_execute", lambda step, executed, parameters, *_: given.append(parameters))
+    pipeline.run_notebooks(profile, last=1)
+    [words] = given
+    assert load_profile(words.pop("profile"), words.pop("overrides"), **words) == profile
+
+
 @pytest.mark.parametrize(("returncode", "error"), [(1, RadVisionError), (0, RunPaused)])
 def test_a_stage_that_failed_or_paused_on_both_cards_ends_the_run_with_the_command_that_goes_on(
     profile, happened, monkeypatch, returncode, error
 ):
     monkeypatch.setattr(pipeline.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=returncode))
     with pytest.raises(error, match=r"stage1 .* --source 'my studies' .*--set stage2.epochs=2.0 .*--from 2`"):
-        pipeline.run_notebooks(profile, OVERRIDES)
+        pipeline.run_notebooks(profile)
 
 
 def test_a_refused_force_leaves_every_finished_step(profile, happened, monkeypatch):
-    pipeline.run_notebooks(profile, OVERRIDES)
+    pipeline.run_notebooks(profile)
 
     def refuse(*_):
         raise RadVisionError("the run is being worked on by another process.")
@@ -74,7 +82,7 @@ def test_a_refused_force_leaves_every_finished_step(profile, happened, monkeypat
     monkeypatch.setattr(pipeline, "_execute", refuse)
     for number in range(1, len(STEPS) + 1):
         with pytest.raises(RadVisionError, match="worked on"):
-            pipeline.run_notebooks(profile, OVERRIDES, number, force=True)
+            pipeline.run_notebooks(profile, number, force=True)
     assert all(is_current(profile, step) for step in STEPS)
 
 
@@ -90,13 +98,13 @@ def test_the_tiny_model_is_trained_by_its_notebook_whatever_the_cards(tmp_path, 
 
 
 def test_maps_or_samples_asked_for_later_run_the_last_notebook_alone(profile, happened):
-    pipeline.run_notebooks(profile, OVERRIDES)
+    pipeline.run_notebooks(profile)
     for step in NOTEBOOKS:
         executed = RunFolder.of(profile).notebooks / f"{pipeline.NOTEBOOKS[step]}.ipynb"
         executed.parent.mkdir(exist_ok=True)
         executed.touch()
     happened.clear()
-    pipeline.run_notebooks(profile, OVERRIDES)
+    pipeline.run_notebooks(profile)
     assert happened == []
     for setting in ("evidence", "samples"):
         more = load_profile(
@@ -106,11 +114,11 @@ def test_maps_or_samples_asked_for_later_run_the_last_notebook_alone(profile, ha
             source="my studies",
             output_root=profile.output_root,
         )
-        pipeline.run_notebooks(more, OVERRIDES)
+        pipeline.run_notebooks(more)
     assert happened == ["evidence", "evidence"]
     happened.clear()
     finish(profile, "evaluation", evidence={"asked": 2}, confidence={"samples": 2})
-    pipeline.run_notebooks(more, OVERRIDES)
+    pipeline.run_notebooks(more)
     assert happened == []
 
 

@@ -20,9 +20,8 @@ from typing import Any
 
 import jinja2
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers, trainers
 from transformers import (
-    GenerationConfig,
     PreTrainedModel,
     ProcessorMixin,
     Qwen2_5_VLConfig,
@@ -30,9 +29,8 @@ from transformers import (
     Qwen2Tokenizer,
     TrainingArguments,
 )
-from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from radvision_utils.bases.random import TEXT_TOKENS, build_processor, config_with_tokens, token_numbers
+from radvision_utils.bases.random import TEXT_TOKENS, config_with_tokens, greedy, token_numbers
 from radvision_utils.config import DISCLAIMER, PROMPT, Profile, RadVisionError, load_profile, unusual_settings
 from radvision_utils.content import fingerprint
 from radvision_utils.data.prepare import prepare_dataset
@@ -55,7 +53,6 @@ logger = logging.getLogger(__name__)
 SEED = 20260101  # of hospital A's studies and the first weights; no run of the notebooks draws these studies
 STUDIES, EPOCHS = 9000, 8.0  # drawn, of which 80 % train; passes over them
 VOCABULARY = 1024
-IMAGE_SIDE = 224  # pixels after the processor; 8 x 8 patches of 28, merged 2 x 2 to 16 visual tokens
 _CARD = Path(__file__).with_name("base_card.md")
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -82,11 +79,12 @@ def build_base(folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="radvision-base-") as scratch:
         ours = _profile("A", SEED, STUDIES, scratch)
         dataset = prepare_dataset(ours)
-        seed_everything(SEED)
         tokenizer = train_tokenizer(_texts(dataset))
-        pixels = dict.fromkeys(("shortest_edge", "longest_edge"), IMAGE_SIDE**2)  # every image becomes this square
-        processor = build_processor(tokenizer, patch=28, pixels=pixels)
-        model = build_model(tokenizer, SEED)
+        processor = _with_words(load_processor(ours.model, ours.data.image_size), tokenizer)
+        seed_everything(SEED)
+        model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer))
+        patch_embedding_by_matmul(model)
+        model.generation_config = greedy(model.config)
         collator = Collator(processor, ours.model)
         _train(model, collator, dataset, Path(scratch), EPOCHS)
         _save(model, processor, folder)
@@ -130,8 +128,7 @@ def base_for_source(profile: Profile, folder: Path, epochs: float = EPOCHS) -> P
         return folder
     seed_everything(profile.seed)
     old, tokenizer = load_processor(settings, profile.data.image_size), train_tokenizer(_texts(dataset))
-    parts = {"image_processor": old.image_processor, "video_processor": old.video_processor}
-    processor = type(old)(tokenizer=tokenizer, chat_template=old.chat_template, **parts)
+    processor = _with_words(old, tokenizer)
     model = load_base(settings, choose_device()).float()
     _exchange_words(model, old.tokenizer, tokenizer)
     model.model.language_model.requires_grad_(True)
@@ -146,6 +143,12 @@ def base_for_source(profile: Profile, folder: Path, epochs: float = EPOCHS) -> P
     return folder
 
 
+def _with_words(old: ProcessorMixin, tokenizer: Qwen2Tokenizer) -> ProcessorMixin:
+    """A processor that sees as another one does, and reads and writes by this tokenizer."""
+    parts = {"image_processor": old.image_processor, "video_processor": old.video_processor}
+    return type(old)(tokenizer=tokenizer, chat_template=old.chat_template, **parts)
+
+
 def _exchange_words(model: PreTrainedModel, old: Any, new: Qwen2Tokenizer) -> None:
     """Give the model the tokens of another tokenizer, each the mean embedding of how the old one spells it."""
     known, table = old.get_vocab(), model.get_input_embeddings().weight.data
@@ -158,7 +161,7 @@ def _exchange_words(model: PreTrainedModel, old: Any, new: Qwen2Tokenizer) -> No
     model.tie_weights()
     for name, number in token_numbers(new).items():
         setattr(model.config.text_config if name in TEXT_TOKENS else model.config, name, number)
-    model.generation_config = _greedy(new)
+    model.generation_config = greedy(model.config)
 
 
 def _require_place(folder: Path) -> None:
@@ -183,13 +186,21 @@ def _save(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> No
 
 
 def measure_base(folder: Path) -> dict[str, dict[str, float]]:
-    """How well a saved base reports on hospitals A and B, on studies that nothing trained on."""
-    figures = {}
+    """How well a saved base, loaded as everyone loads it, reports on hospitals A and B, on studies new to it."""
+    figures, device = {}, choose_device()
     with tempfile.TemporaryDirectory(prefix="radvision-base-") as scratch:
         for hospital in ("A", "B"):
             # Another seed than the training's: no drawing repeats.
             profile = _profile(hospital, SEED + 1, 600, scratch, **{"model.base": str(folder.resolve())})
-            figures[hospital] = _measure(profile)
+            dataset, model = prepare_dataset(profile), load_base(profile.model, device)
+            collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
+            studies = [study for name in ("train", "validation", "test") for study in dataset.split(name)]
+            loss = mean_report_loss(model, collator, studies, 32, device.autocast)
+            written = Reporter(model, collator, profile, 0, device).write([study.image for study in studies])
+            reports, truths = [each.report for each in written], [str(study.truth) for study in studies]
+            right = phantom_estimates(reports, truths, Bootstrap(len(studies), SEED))
+            estimates = {name: round(estimate.value, 4) for name, estimate in right.items()}
+            figures[hospital] = {"test_studies": len(studies), "loss": round(loss, 4), **estimates}
     return figures
 
 
@@ -240,7 +251,7 @@ def _train(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         label_names=["labels"],
-        seed=SEED % 2**31,
+        seed=SEED,
     )
     model.config.use_cache = False
     trainer = ReportTrainer(
@@ -249,35 +260,9 @@ def _train(
     trainer.train()
 
 
-def _measure(profile: Profile) -> dict[str, float]:
-    """The base of a profile, loaded as everyone loads it, on all studies of its hospital."""
-    dataset = prepare_dataset(profile)
-    device = choose_device()
-    model = load_base(profile.model, device)
-    collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
-    studies = [study for name in ("train", "validation", "test") for study in dataset.split(name)]
-    loss = mean_report_loss(model, collator, studies, 32, device.autocast)
-    reporter = Reporter(model, collator, profile, 0, device)
-    reports = [written.report for written in reporter.write([study.image for study in studies])]
-    right = phantom_estimates(reports, [str(study.truth) for study in studies], Bootstrap(len(studies), SEED))
-    return {
-        "test_studies": len(studies),
-        "loss": round(loss, 4),
-        **{name: round(e.value, 4) for name, e in right.items()},
-    }
-
-
 def train_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
     """A byte-level BPE in Qwen's manner (Qwen's own pre-tokenizer and special tokens), learned from `texts`."""
-    learner = Tokenizer(models.BPE())
-    learner.normalizer = normalizers.NFC()
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    learner.decoder = decoders.ByteLevel()
+    learner = Qwen2Tokenizer().backend_tokenizer  # its words are replaced
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - len(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -298,25 +283,6 @@ def build_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
     values = read_json(TINY_BASE / "config.json")
     values["text_config"]["vocab_size"] = len(tokenizer)
     return config_with_tokens({**values, "dtype": "float32"}, tokenizer)
-
-
-def build_model(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGeneration:
-    """The model with random weights, float32, reproducible in `seed`."""
-    torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer))
-    patch_embedding_by_matmul(model)
-    model.generation_config = _greedy(tokenizer)
-    return model
-
-
-def _greedy(tokenizer: Qwen2Tokenizer) -> GenerationConfig:
-    token = tokenizer.convert_tokens_to_ids
-    return GenerationConfig(
-        do_sample=False,
-        bos_token_id=token("<|endoftext|>"),
-        eos_token_id=[token("<|im_end|>"), token("<|endoftext|>")],
-        pad_token_id=token("<|endoftext|>"),
-    )
 
 
 def _model_card(figures: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 `random_model_folder` writes a folder of a few hundred kilobytes: config and processor, no weights. `load_base` fills it
 tensor by tensor on the device, 4-bit layers quantized as they come, so that neither the host nor the card ever holds
-the 16-bit model. The same folder gives the same weights on the same kind of device.
+the 16-bit model. The same config gives the same weights on the same kind of device.
 """
 
 from __future__ import annotations
@@ -41,32 +41,18 @@ _TOKENS = {
     "vision_end_token_id": "<|vision_end|>",
 }
 TEXT_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # in the config of the language model
-PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}  # of Qwen2.5-VL's image processor
+# Of Qwen2.5-VL: the least and the most pixels that an image is scaled to, and 2 x 2 patches of 14 to a visual token.
+_SEES = {"size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}, "patch_size": 14, "merge_size": 2}
 # The chat format of Qwen2.5-VL for text and images: a system turn if none is given, then user and assistant turns.
 CHAT_TEMPLATE = (TINY_BASE / "chat_template.jinja").read_text(encoding="utf-8")
 
 
-def build_processor(
-    tokenizer: Qwen2Tokenizer,
-    patch: int = 14,
-    merge: int = 2,
-    pixels: dict[str, int] = PIXELS,
-    chat_template: str = CHAT_TEMPLATE,
-) -> Qwen2_5_VLProcessor:
-    """The 7B's processor class around a tokenizer.
-
-    Args:
-        tokenizer: with the special tokens of Qwen.
-        patch: side of a patch, pixels.
-        merge: `merge` x `merge` patches become a visual token.
-        pixels: the least and the most that an image is scaled to, by transformers' names.
-        chat_template: in jinja2.
-    """
-    grid = {"patch_size": patch, "merge_size": merge}
+def build_processor(tokenizer: Qwen2Tokenizer, chat_template: str = CHAT_TEMPLATE) -> Qwen2_5_VLProcessor:
+    """The 7B's processor around a tokenizer with Qwen's special tokens, and with a chat template in jinja2."""
     return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=dict(pixels), **grid),
+        image_processor=Qwen2VLImageProcessor(**copy.deepcopy(_SEES)),
         tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(size=dict(pixels), **grid),
+        video_processor=Qwen2VLVideoProcessor(**copy.deepcopy(_SEES)),
         chat_template=chat_template,
     )
 
@@ -85,7 +71,7 @@ def config_with_tokens(config: dict[str, Any], tokenizer: Qwen2Tokenizer) -> Qwe
     return Qwen2_5_VLConfig(**values)
 
 
-def random_model_folder(folder: Path, config: dict[str, Any] | None = None, seed: int = 0) -> Path:
+def random_model_folder(folder: Path, config: dict[str, Any] | None = None) -> Path:
     """Write what `load_base` and `load_processor` need of a base with random weights; give it as `model.base`.
 
     The tokenizer is the tiny base's: its words are the first of the config's vocabulary, the others never occur.
@@ -93,18 +79,16 @@ def random_model_folder(folder: Path, config: dict[str, Any] | None = None, seed
     Args:
         folder: made if it is not there.
         config: as in a `config.json` of Qwen2.5-VL; the 7B's if None. Its token numbers are replaced.
-        seed: of the weights.
 
     Returns:
         The folder.
     """
     tokenizer = AutoProcessor.from_pretrained(TINY_BASE).tokenizer
     shape = config_with_tokens(read_json(QWEN_7B) if config is None else config, tokenizer)
-    processor = build_processor(tokenizer, shape.vision_config.patch_size, shape.vision_config.spatial_merge_size)
     folder.mkdir(parents=True, exist_ok=True)
     shape.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    write_json(folder / RANDOM_WEIGHTS, {"seed": seed})
+    build_processor(tokenizer).save_pretrained(folder)
+    write_json(folder / RANDOM_WEIGHTS, {})
     return folder
 
 
@@ -128,7 +112,7 @@ def random_base(
     quantizer = None if quantization is None else AutoHfQuantizer.from_config(quantization, pre_quantized=False)
     if quantizer is not None:
         quantizer.preprocess_model(model=model, device_map={"": device})
-    generator = torch.Generator(device).manual_seed(read_json(folder / RANDOM_WEIGHTS, {"seed": int})["seed"])
+    generator = torch.Generator(device).manual_seed(0)
     deviation = config.get_text_config().initializer_range
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -136,21 +120,23 @@ def random_base(
             _fill(value, name, type(module).__name__, deviation, generator)
             setattr(module, name, _like(parameter, value))
             del value  # packed into 4 bits, its 16 bits must go before the next is made
+        if any(True for _ in module.buffers(recurse=False)):  # rotary frequencies, which no checkpoint holds
+            model._init_weights(module.to_empty(device=device, recurse=False))
     model.tie_weights()
-    for name, buffer in _buffers(config).items():
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, buffer.to(device))
     if quantizer is not None:
         quantizer.postprocess_model(model)
         model.hf_quantizer = quantizer
-    token = config.get_text_config()
-    model.generation_config = GenerationConfig(
-        do_sample=False,
-        bos_token_id=token.bos_token_id,
-        eos_token_id=token.eos_token_id,
-        pad_token_id=token.pad_token_id,
-    )
+    model.generation_config = greedy(config)
     return model
+
+
+def greedy(config: Qwen2_5_VLConfig) -> GenerationConfig:
+    """How a model of such a config writes: the likeliest word, to the end of the turn or of the text."""
+    text = config.get_text_config()
+    ends = [text.eos_token_id, text.pad_token_id]
+    return GenerationConfig(
+        do_sample=False, bos_token_id=text.bos_token_id, eos_token_id=ends, pad_token_id=text.pad_token_id
+    )
 
 
 def _fill(value: torch.Tensor, name: str, kind: str, deviation: float, generator: torch.Generator) -> None:
@@ -168,13 +154,3 @@ def _like(parameter: torch.nn.Parameter, value: torch.Tensor) -> torch.nn.Parame
         whole: Any = bnb.nn.Params4bit(value, requires_grad=False, **vars(parameter))
         return whole.to(value.device)
     return torch.nn.Parameter(value, requires_grad=False)
-
-
-def _buffers(config: Qwen2_5_VLConfig) -> dict[str, torch.Tensor]:
-    """The rotary frequencies, which no checkpoint holds: those of a model one layer deep and otherwise small."""
-    small = copy.deepcopy(config)
-    small.vision_config.depth, small.vision_config.intermediate_size = 1, 8
-    text = small.get_text_config()
-    text.num_hidden_layers, text.intermediate_size, text.vocab_size, text.pad_token_id = 1, 8, 8, 0
-    text.layer_types = text.layer_types[:1]
-    return dict(Qwen2_5_VLForConditionalGeneration(small).named_buffers())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
+from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 
 from radvision_utils.config import DISCLAIMER, STAGES, Profile, RadVisionError
@@ -26,7 +26,7 @@ from radvision_utils.figures import markdown_table
 from radvision_utils.files import first_line, read_json, require_writable, told_if_unwritable, write_json, write_text
 from radvision_utils.hand_over.merge import base_bytes, merge_into_files
 from radvision_utils.model.base import WEIGHTS, compute_device, load_adapter, load_base, load_processor
-from radvision_utils.model.folder import base_path
+from radvision_utils.model.folder import SMALL_FILES, base_folder, base_path
 from radvision_utils.runs import RunFolder, now, require
 from radvision_utils.training.collator import IGNORED, Collator
 from radvision_utils.training.loss import MODEL_INPUTS, to_device
@@ -36,9 +36,6 @@ logger = logging.getLogger(__name__)
 TOLERANCE = 0.1  # merged against adapter, relative to merged against base (root mean square of the logits' differences)
 _CHECKED = 2  # validation studies whose logits are compared
 _TEMPLATE = Path(__file__).with_name("model_card.md")
-_SETTINGS = ("learning_rate", "epochs", "micro_batch", "accumulation", "optimizer", "weight_decay", "max_grad_norm")
-_LORA = ("lora_rank", "lora_alpha", "lora_dropout")
-_SMALL_FILES = (".json", ".jinja", ".txt", ".model")  # of a base: settings, tokenizer, processor
 
 
 def export_run(profile: Profile, to: Path, merged: bool = True) -> dict[str, Any]:
@@ -85,7 +82,7 @@ def export_run(profile: Profile, to: Path, merged: bool = True) -> dict[str, Any
 
 def _merge(profile: Profile, adapter: Path, to: Path, merged: Path) -> dict[str, Any]:
     """Write the merged model and give what `export.json` says of it."""
-    base = base_folder(profile)
+    base = base_folder(profile.model)
     _require_disk(to, base_bytes(base) + (adapter / WEIGHTS).stat().st_size)
     collator = Collator(load_processor(profile.model, profile.data.image_size), profile.model)
     merged.mkdir(parents=True)
@@ -112,12 +109,12 @@ def check_merge(profile: Profile, collator: Collator, base: Path, adapter: Path,
     Raises:
         RadVisionError: merged differs from the adapter by more than `TOLERANCE` of what it differs from the base.
     """
-    device, needed = choose_device(), base_bytes(base) / 2**30
-    if device.dtype == "float32" and needed * 2.2 > _free_gib(device):
+    device, gib = choose_device(), base_bytes(base) / 2**30
+    free = _free_gib(device)
+    if 1.2 * gib > free:
+        return {"skipped": f"needs {1.2 * gib:.0f} GiB of memory, {free:.0f} GiB are free"}
+    if device.dtype == "float32" and 2.2 * gib > free:
         device = replace(device, dtype="bfloat16", dtype_reason="in float32 the model does not fit this machine")
-    needed *= 2.2 if device.dtype == "float32" else 1.2
-    if needed > _free_gib(device):
-        return {"skipped": f"needs {needed:.0f} GiB of memory, {_free_gib(device):.0f} GiB are free"}
     studies = open_prepared(profile).split("validation")[:_CHECKED]
     batch = collator(studies)
     whole = replace(profile.model, base=str(base), quantization="none")
@@ -170,40 +167,20 @@ def push_to_hub(folder: Path, repository: str) -> str:
     Raises:
         RadVisionError: the hub refuses or cannot be reached.
     """
-    hub, merged = HfApi(), (folder / "merged").is_dir()
+    hub, parts = HfApi(), dict[str, str | None](adapter=None)
+    if (folder / "merged").is_dir():
+        parts = {"merged": None, "adapter": "adapter"}
     try:
         address = hub.create_repo(repository, private=True, exist_ok=True)
-        if merged:
-            hub.upload_folder(repo_id=repository, folder_path=folder / "merged", commit_message="Merged 16-bit weights")
-        place = "adapter" if merged else None
-        hub.upload_folder(
-            repo_id=repository, folder_path=folder / "adapter", path_in_repo=place, commit_message="Adapter"
-        )
+        for name, place in parts.items():
+            told = f"{name} weights".capitalize()
+            hub.upload_folder(repo_id=repository, folder_path=folder / name, path_in_repo=place, commit_message=told)
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise RadVisionError(
             f"{folder} is written but could not be uploaded to {repository!r} ({first_line(error)}): log in with "
             "`hf auth login`, check the name, and give --push-to-hub again."
         ) from error
     return str(address)
-
-
-def base_folder(profile: Profile) -> Path:
-    """The folder with the base's 16-bit files, fetched from the hub if they are not here yet.
-
-    Raises:
-        RadVisionError: the base cannot be found.
-    """
-    path = Path(base_path(profile.model))
-    if path.is_dir():
-        return path
-    patterns = ["*.safetensors", *(f"*{suffix}" for suffix in _SMALL_FILES)]
-    try:
-        return Path(snapshot_download(profile.model.base, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        raise RadVisionError(
-            f"base model {profile.model.base!r} is neither a folder here nor could it be fetched from the model hub: "
-            "check the name and the network, or give a folder with `--set model.base=PATH`."
-        ) from error
 
 
 def _require_disk(to: Path, needed: int) -> None:
@@ -226,13 +203,12 @@ def _copy_adapter(profile: Profile, adapter: Path, to: Path) -> None:
 def _copy_settings(profile: Profile, base: Path, collator: Collator, to: Path) -> None:
     """Config, tokenizer and processor as the base has them, word for word; greedy generation; the prompt."""
     for file in sorted(base.iterdir()):
-        if file.suffix in _SMALL_FILES and not file.name.endswith(".index.json"):
+        if file.suffix in SMALL_FILES and not file.name.endswith(".index.json"):
             shutil.copyfile(file, to / file.name)
     config = {**read_json(to / "config.json"), "use_cache": True}
     config.pop("_name_or_path", None)  # where the base once lay
-    kind = next(name for name in ("dtype", "torch_dtype", "") if name in config or not name)
-    if config.get(kind) == "float32":
-        config[kind] = "bfloat16"
+    for name in {"dtype", "torch_dtype"}.intersection(config):
+        config[name] = "bfloat16" if config[name] == "float32" else config[name]
     write_json(to / "config.json", config)
     path = to / "generation_config.json"
     generation = read_json(path) if path.is_file() else {}
@@ -266,7 +242,7 @@ def model_card(profile: Profile, records: Mapping[str, Any], export: Mapping[str
     """
     data, metrics = records["data"], records.get("evaluation")
     stages: list[dict[str, Any]] = [records[f"stage{number}"] for number in STAGES]
-    stages = [{**stage, "settings": {**stage["settings"], **stage.get("chosen", {})}} for stage in stages]
+    stages = [{**stage, "settings": {**stage["settings"], **stage["chosen"]}} for stage in stages]
     about = ModelCardData(
         license="mit" if data["kind"] == "phantom" else "other",
         language="en",
@@ -285,10 +261,8 @@ def model_card(profile: Profile, records: Mapping[str, Any], export: Mapping[str
         data=data,
         counted=lambda counts: ", ".join(f"{name} {count:,}" for name, count in counts.items()),
         stages=stages,
-        shown=(_SETTINGS, _LORA),
         metrics=metrics,
         scores=_scores(metrics) if metrics else "",
-        used=(metrics or {}).get("image_use", {}).get("sentence", "whether the image is used was not tested"),
         export=export,
     )
     return f"{card}\n"
@@ -296,5 +270,4 @@ def model_card(profile: Profile, records: Mapping[str, Any], export: Mapping[str
 
 def _scores(metrics: Mapping[str, Any]) -> str:
     rows = interval_rows(metrics)
-    heads = ["row", *dict.fromkeys(head for row in rows for head in row if head != "row")]
-    return markdown_table(["reports by", *heads[1:]], [[row.get(head, "") for head in heads] for row in rows])
+    return markdown_table(["reports by", *list(rows[0])[1:]], [list(row.values()) for row in rows])

@@ -1,22 +1,23 @@
 """Merge an adapter into the 16-bit files of its base, tensor by tensor: no model is built, no card is needed.
 
 The result has the base's files, key names and shapes (the hub layout of Qwen2.5-VL), so whatever loads the base loads
-it. One tensor is worked on at a time: at the 7B's widths that took 0.5 GiB of memory, besides pages of the base's
-files, which the system takes back when it needs them.
+it. One tensor is worked on at a time: at the 7B's widths that took 0.5 GiB of memory, besides pages of the files that
+are read, which the system takes back when it needs them.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft.utils.other import get_pattern_key
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from radvision_utils.config import RadVisionError
 from radvision_utils.files import checked, read_json
@@ -29,13 +30,16 @@ _PREFIX = "base_model.model."  # PEFT's wrapper around every module name
 
 
 @dataclass(frozen=True)
-class Change:
-    """What an adapter does to one tensor of the base: add `scale * b @ a`, or put `whole` in its place."""
+class LowRank:
+    """What LoRA adds to a weight of the base: `scale * b @ a`."""
 
-    a: str = ""  # names of tensors in the adapter's file
-    b: str = ""
-    whole: str = ""
-    scale: float = 1.0
+    a: torch.Tensor  # (rank, inputs)
+    b: torch.Tensor  # (outputs, rank)
+    scale: float
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((len(self.b), self.a.shape[1]))
 
 
 def merge_into_files(base: Path, adapter: Path, to: Path) -> dict[str, int]:
@@ -49,23 +53,21 @@ def merge_into_files(base: Path, adapter: Path, to: Path) -> dict[str, int]:
     Raises:
         RadVisionError: the base has no safetensors files or is quantized, or the adapter does not fit it.
     """
-    files = _weight_files(base)
-    changes = _changes(adapter)
+    files, changes = _weight_files(base), _changes(adapter)
     counts = {"merged": 0, "replaced": 0, "copied": 0, "bytes": 0}
     weight_map: dict[str, str] = {}
-    with safe_open(str(adapter / WEIGHTS), framework="pt") as deltas:
-        for file in files:
-            with safe_open(str(base / file), framework="pt") as weights:
-                layout = _layout(weights, base / file)
 
-                def tensor(key: str, weights: Any = weights, layout: Any = layout) -> torch.Tensor:
-                    change = changes.pop(module_name(key), None)
-                    counts["copied" if change is None else "replaced" if change.whole else "merged"] += 1
-                    merged = _apply(change, weights.get_tensor(key), deltas, key)
-                    return merged.to(_SIXTEEN_BIT[layout[key][0]])
+    def merged(weights: Any, key: str) -> torch.Tensor:
+        change = changes.pop(module_name(key), None)
+        counts["copied" if change is None else "merged" if isinstance(change, LowRank) else "replaced"] += 1
+        return _apply(change, weights.get_tensor(key), key)
 
-                counts["bytes"] += _write_safetensors(to / file, layout, tensor)
-            weight_map |= {hub_name(key): file for key in layout}
+    for file in files:
+        with safe_open(str(base / file), framework="pt") as weights:
+            layout = _layout(weights, base / file)
+            tensors = (merged(weights, key).to(_SIXTEEN_BIT[kind]) for key, (kind, _) in layout.items())
+            counts["bytes"] += _write_safetensors(to / file, layout, tensors)
+        weight_map |= {hub_name(key): file for key in layout}
     if changes:
         raise RadVisionError(
             f"the adapter in {adapter} does not fit the base in {base}: {sorted(changes)[0]} is not there; "
@@ -109,45 +111,31 @@ def _weight_files(base: Path) -> list[str]:
     raise RadVisionError(f"the base in {base} has no {SINGLE}: an adapter is merged into safetensors files only.")
 
 
-def _changes(adapter: Path) -> dict[str, Change]:
-    """By parameter name of the base: what the adapter does to it."""
-    settings, changes = read_lora(adapter), {}
-    with safe_open(str(checked(adapter / WEIGHTS)), framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118  (it is no dictionary)
-            module = name.removeprefix(_PREFIX)
-            if ".lora_A." in name:
-                linear = module.split(".lora_A.")[0]
-                rank = file.get_slice(name).get_shape()[0]
-                scale = _alpha(settings, linear) / rank
-                changes[f"{linear}.weight"] = Change(a=name, b=name.replace(".lora_A.", ".lora_B."), scale=scale)
-            elif ".lora_B." not in name:
-                changes[module] = Change(whole=name)
+def _changes(adapter: Path) -> dict[str, LowRank | torch.Tensor]:
+    """By parameter name of the base: what the adapter adds to it, or puts in its place."""
+    settings, tensors = read_lora(adapter), load_file(checked(adapter / WEIGHTS))
+    alphas, changes = settings.alpha_pattern or {}, dict[str, LowRank | torch.Tensor]()
+    for name, tensor in tensors.items():
+        module = name.removeprefix(_PREFIX)
+        if ".lora_A." in name:
+            linear = module.split(".lora_A.")[0]
+            alpha = alphas.get(get_pattern_key(list(alphas), linear), settings.lora_alpha)
+            b = tensors[name.replace(".lora_A.", ".lora_B.")]
+            changes[f"{linear}.weight"] = LowRank(tensor, b, alpha / len(tensor))
+        elif ".lora_B." not in name:
+            changes[module] = tensor
     return changes
 
 
-def _alpha(settings: LoraConfig, linear: str) -> float:
-    # The rule of peft.utils.get_pattern_key.
-    for pattern, alpha in (settings.alpha_pattern or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", linear):
-            return float(alpha)
-    return float(settings.lora_alpha)
-
-
-def _apply(change: Change | None, weight: torch.Tensor, deltas: Any, key: str) -> torch.Tensor:
-    if change is None:
-        return weight
-    if change.whole:
-        whole: torch.Tensor = deltas.get_tensor(change.whole)
-        shape = whole.shape
-    else:
-        a, b = deltas.get_tensor(change.a).float(), deltas.get_tensor(change.b).float()
-        shape = torch.Size((b.shape[0], a.shape[1]))
-    if shape != weight.shape:
+def _apply(change: LowRank | torch.Tensor | None, weight: torch.Tensor, key: str) -> torch.Tensor:
+    if change is not None and change.shape != weight.shape:
         raise RadVisionError(
-            f"the adapter does not fit the base: {key} is {tuple(weight.shape)} there and {tuple(shape)} in the "
+            f"the adapter does not fit the base: {key} is {tuple(weight.shape)} there and {tuple(change.shape)} in the "
             "adapter; give the base that it was trained on."
         )
-    return whole if change.whole else torch.addmm(weight.float(), b, a, alpha=change.scale)
+    if isinstance(change, LowRank):
+        return torch.addmm(weight.float(), change.b.float(), change.a.float(), alpha=change.scale)
+    return weight if change is None else change
 
 
 def _layout(weights: Any, path: Path) -> dict[str, tuple[str, list[int]]]:
@@ -162,9 +150,7 @@ def _layout(weights: Any, path: Path) -> dict[str, tuple[str, list[int]]]:
     return layout
 
 
-def _write_safetensors(
-    path: Path, layout: Mapping[str, tuple[str, list[int]]], tensor: Callable[[str], torch.Tensor]
-) -> int:
+def _write_safetensors(path: Path, layout: Mapping[str, tuple[str, list[int]]], tensors: Iterable[torch.Tensor]) -> int:
     """Write 16-bit tensors one after the other (the library's own writer wants them all in memory at once).
 
     The format: length of the header as 8 bytes, little endian; the header as JSON, padded by spaces; the data.
@@ -172,7 +158,7 @@ def _write_safetensors(
     Args:
         path: the file.
         layout: format and shape by key on disk.
-        tensor: makes the tensor of a key.
+        tensors: in the layout's order, each made when its turn comes.
 
     Returns:
         Bytes of the data.
@@ -186,6 +172,6 @@ def _write_safetensors(
     text += b" " * (-len(text) % 8)
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
-        for key in layout:
-            stream.write(tensor(key).contiguous().view(torch.int16).numpy().data)
+        for tensor in tensors:
+            stream.write(tensor.contiguous().view(torch.int16).numpy().data)
     return end

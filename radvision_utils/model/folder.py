@@ -23,6 +23,7 @@ from radvision_utils.progress import download_bar
 
 TINY_BASE = Path(__file__).parent / "tiny_base"
 QWEN_7B = Path(__file__).parent / "qwen2_5_vl_7b.json"
+SMALL_FILES = (".json", ".jinja", ".txt")  # of a base: settings, tokenizer, processor
 RANDOM_WEIGHTS = "random_weights.json"  # stands in a base's folder instead of weights
 
 logger = logging.getLogger(__name__)
@@ -33,17 +34,34 @@ def base_path(settings: ModelSettings) -> str:
     return str(TINY_BASE) if settings.base == "tiny" else settings.base
 
 
+def base_folder(settings: ModelSettings, weights: bool = True) -> Path:
+    """Where the base's files lie, fetched within sight: the 7B is 15.4 GiB. RadVisionError: they cannot be fetched."""
+    base = base_path(settings)
+    if Path(base).is_dir():
+        return Path(base)
+    patterns = [f"*{suffix}" for suffix in SMALL_FILES]
+    if weights:
+        logger.info("base model %s: fetched from the model hub, unless it lies in %s", base, HF_HUB_CACHE)
+        patterns.append("model*.safetensors")
+    try:
+        return Path(snapshot_download(base, allow_patterns=patterns, tqdm_class=download_bar()))
+    except Exception as error:
+        if is_disk_full(error):
+            raise
+        raise RadVisionError(
+            f"base model {base!r} is neither a folder here nor could it be fetched from the model hub "
+            f"({first_line(error)}): check the name and the network, or give a folder with `--set model.base=PATH`."
+        ) from error
+
+
 def from_pretrained(loader: Any, settings: ModelSettings, **options: Any) -> Any:
     """What a class of transformers loads from the base, once its files are seen to be what they should be.
 
     Raises:
         RadVisionError: the base cannot be found or fetched, is none of ours, or has damaged files.
     """
-    path = base_path(settings)
-    folder = Path(path)
+    path, folder = base_path(settings), base_folder(settings, weights=loader is not AutoProcessor)
     try:
-        if not folder.is_dir():
-            folder = _fetch(path, weights=loader is not AutoProcessor)
         _require_qwen(folder)
         if loader is not AutoProcessor:
             return loader.from_pretrained(path, trust_remote_code=False, **options)
@@ -57,23 +75,9 @@ def from_pretrained(loader: Any, settings: ModelSettings, **options: Any) -> Any
     except Exception as error:  # a damaged file ends in whatever its reader stumbles over
         if is_out_of_memory(error) or is_disk_full(error):
             raise
-        if folder.is_dir():
-            raise RadVisionError(
-                f"the model folder {folder} cannot be loaded: {what_is_wrong(folder, error)}; get it anew."
-            ) from error
         raise RadVisionError(
-            f"base model {path!r} is neither a folder here nor could it be fetched from the model hub "
-            f"({first_line(error)}): check the name and the network, or give a folder with `--set model.base=PATH`."
+            f"the model folder {folder} cannot be loaded: {what_is_wrong(folder, error)}; get it anew."
         ) from error
-
-
-def _fetch(base: str, weights: bool) -> Path:
-    """Bring a base of the hub to this machine within sight: the 7B is 15.4 GiB."""
-    patterns = ["*.json", "*.jinja", "*.txt"]
-    if weights:
-        logger.info("base model %s: fetched from the model hub, unless it lies in %s", base, HF_HUB_CACHE)
-        patterns.append("model*.safetensors")
-    return Path(snapshot_download(base, allow_patterns=patterns, tqdm_class=download_bar()))
 
 
 # What transformers takes as a request to run code that lies beside a model, or to load yet another model.
@@ -110,7 +114,7 @@ def _processor_of_today(folder: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as copy:
         for file in folder.iterdir():
-            if file.suffix in (".json", ".jinja", ".txt"):
+            if file.suffix in SMALL_FILES:
                 shutil.copyfile(file, Path(copy) / file.name)
         for name, values in mended.items():
             write_json(Path(copy) / name, values)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -22,7 +21,6 @@ _OPEN_I = {"train": 2069, "validation": 296, "test": 590}  # the split of R2Gen
 _PHANTOM_SPLIT = {"train": 0.75, "validation": 0.11, "test": 0.09}
 # Mean of the 3,331 Open-I reports with findings and impression, in the target's format, with Qwen's vocabulary.
 TYPICAL_REPORT = 71
-_DEQUANTIZED_BYTES = 0.53 + 2  # read in 4-bit with its scales, written in 16
 _BANDWIDTH_SHARE = 0.6  # of a card's bandwidth that reading weights and dequantizing reach: assumed
 _BYTES_PER_PIXEL = 0.6  # of a stored PNG: 0.56 in a default run
 
@@ -41,7 +39,7 @@ class VisionShape:
     whole_image: tuple[int, ...]  # blocks that attend to the whole image instead of windows
     pixel_values: int  # of one patch: channels x two equal frames x patch x patch
 
-    def block_linears(self) -> list[tuple[int, int]]:
+    def linears(self) -> list[tuple[int, int]]:
         """(inputs, outputs) of a block's linear layers with LoRA: qkv, proj, gate, up, down."""
         width, inner = self.width, self.inner
         return [(width, 3 * width), (width, width), (width, inner), (width, inner), (inner, width)]
@@ -49,14 +47,7 @@ class VisionShape:
     @property
     def block_parameters(self) -> int:
         """Weights, biases and the two norms of one block."""
-        return sum(a * b + b for a, b in self.block_linears()) + 2 * self.width
-
-    def window_lengths(self, side: int) -> set[int]:
-        """Patches of the windows of different size that an image of `side` x `side` patches falls into."""
-        whole = self.window // self.patch
-        sides = {whole} if side >= whole else set()
-        sides |= {side % whole} - {0}
-        return {a * b for a in sides for b in sides}
+        return sum(a * b + b for a, b in self.linears()) + 2 * self.width
 
 
 @dataclass(frozen=True)
@@ -76,7 +67,7 @@ class LanguageShape:
         """Width of one attention head."""
         return self.width // self.heads
 
-    def layer_linears(self) -> list[tuple[int, int]]:
+    def linears(self) -> list[tuple[int, int]]:
         """(inputs, outputs) of a layer's linear layers, all with LoRA: q, k, v, o, gate, up, down."""
         width, inner, keys = self.width, self.inner, self.key_heads * self.head
         attention = [(width, width), (width, keys), (width, keys), (width, width)]
@@ -85,7 +76,7 @@ class LanguageShape:
     @property
     def linear_weights(self) -> int:
         """Weights of all layers' linear layers: what is 4-bit in the 7B."""
-        return self.depth * sum(a * b for a, b in self.layer_linears())
+        return self.depth * sum(a * b for a, b in self.linears())
 
     @property
     def other_weights(self) -> int:
@@ -119,7 +110,6 @@ class Shape:
 
     @property
     def patch_embedding(self) -> int:
-        """Weights of the patch embedding."""
         return self.vision.pixel_values * self.vision.width
 
     @property
@@ -129,7 +119,6 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """All parameters of the base."""
         language = self.language.linear_weights + self.language.other_weights + self.language.embeddings
         return self.vision_parameters + self.projector_parameters + language
 
@@ -140,13 +129,13 @@ class Shape:
             return [rank * size for pair in linears for size in pair] * depth
 
         projector = [size for a, b in self.merger_linears for size in (a * b, b)] + [self.vision.width]
-        encoder = lora(self.vision.block_linears(), self.vision.depth, profile.stage1.lora_rank)
+        encoder = lora(self.vision.linears(), self.vision.depth, profile.stage1.lora_rank)
         if profile.stage1.train == "full":
             encoder = [self.vision.block_parameters] * self.vision.depth + [self.patch_embedding]
         return {
             1: encoder,
             2: projector,
-            3: lora(self.language.layer_linears(), self.language.depth, profile.stage3.lora_rank),
+            3: lora(self.language.linears(), self.language.depth, profile.stage3.lora_rank),
         }
 
 
@@ -198,41 +187,34 @@ def read_shape(settings: ModelSettings) -> Shape:
 
 @cache  # a plan tries hundreds of settings; a base may be made anew meanwhile
 def _shape_in(path: Path, size: int, modified: int) -> Shape:
+    """The sizes in a config.json, in the hub's flat layout or in that of transformers 5."""
     try:
-        return shape_of(read_json(path, dict))
+        config = read_json(path, dict)
+        text, vision = config.get("text_config", config), config["vision_config"]
+        return Shape(
+            VisionShape(
+                depth=vision["depth"],
+                width=vision["hidden_size"],
+                inner=vision["intermediate_size"],
+                heads=vision["num_heads"],
+                patch=vision["patch_size"],
+                merge=vision["spatial_merge_size"],
+                window=vision["window_size"],
+                whole_image=tuple(vision["fullatt_block_indexes"]),
+                pixel_values=3 * vision["temporal_patch_size"] * vision["patch_size"] ** 2,
+            ),
+            LanguageShape(
+                depth=text["num_hidden_layers"],
+                width=text["hidden_size"],
+                inner=text["intermediate_size"],
+                heads=text["num_attention_heads"],
+                key_heads=text["num_key_value_heads"],
+                vocabulary=text["vocab_size"],
+                tied=config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
+            ),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise RadVisionError(f"{path} is not the configuration of a Qwen2.5-VL ({error!r} is missing).") from error
-
-
-def shape_of(config: Mapping[str, Any]) -> Shape:
-    """The sizes in a config.json, in the hub's flat layout or in that of transformers 5.
-
-    Raises:
-        KeyError: a size is missing.
-    """
-    text, vision = config.get("text_config", config), config["vision_config"]
-    return Shape(
-        VisionShape(
-            depth=vision["depth"],
-            width=vision["hidden_size"],
-            inner=vision["intermediate_size"],
-            heads=vision["num_heads"],
-            patch=vision["patch_size"],
-            merge=vision["spatial_merge_size"],
-            window=vision["window_size"],
-            whole_image=tuple(vision["fullatt_block_indexes"]),
-            pixel_values=3 * vision["temporal_patch_size"] * vision["patch_size"] ** 2,
-        ),
-        LanguageShape(
-            depth=text["num_hidden_layers"],
-            width=text["hidden_size"],
-            inner=text["intermediate_size"],
-            heads=text["num_attention_heads"],
-            key_heads=text["num_key_value_heads"],
-            vocabulary=text["vocab_size"],
-            tied=config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
-        ),
-    )
 
 
 @dataclass(frozen=True)
@@ -266,10 +248,6 @@ class Card:
     def reading_seconds(self, gigabytes: float) -> float:
         """That moving so much of its memory takes; NaN where its bandwidth is not known."""
         return gigabytes / (self.bandwidth_gbs * _BANDWIDTH_SHARE) if self.bandwidth_gbs else math.nan
-
-    def dequantizing_seconds(self, shape: Shape) -> float:
-        """That all 4-bit weights take once, however many studies they are wanted for."""
-        return self.reading_seconds(shape.language.linear_weights * _DEQUANTIZED_BYTES / 1e9)
 
 
 @cache
@@ -310,9 +288,8 @@ def find_card(title: str) -> Card | None:
         return None
     name, gib = parts[1], float(parts[2])
     words = re.split(r"[\s-]+", name.lower())
-    if "laptop" in words:  # slower than the card of the same number
-        return Card(name, gib)
-    known = next((card for short, card in cards().items() if short in words), None)
+    laptop = "laptop" in words  # slower than the card of the same number
+    known = next((card for short, card in cards().items() if short in words and not laptop), None)
     return replace(known, title=name, usable_gib=gib) if known else Card(name, gib)
 
 
@@ -331,9 +308,8 @@ def study_counts(profile: Profile) -> dict[str, int]:
     known = _OPEN_I
     if profile.data.source == "phantom":
         known = {split: round(share * profile.data.phantoms) for split, share in _PHANTOM_SPLIT.items()}
-    limit = profile.data.limit
     whole = sum(known.values())
-    share = min(1.0, limit / whole) if limit else 1.0
+    share = min(1.0, (profile.data.limit or whole) / whole)
     return {split: round(share * count) for split, count in known.items()}
 
 
@@ -344,14 +320,14 @@ def disk_gib(profile: Profile) -> dict[str, float]:
     adapter = 4 * sum(map(sum, tensors.values()))
     trained = max(sum(sizes) for sizes in tensors.values())
     embedded = profile.model.base == "tiny" or Path(profile.model.base).is_dir()
-    features = profile.model.visual_tokens * shape.vision.merge**2 * shape.vision.width * 2
-    cached = counts["train"] + min(counts["validation"], profile.stage2.validation_studies)
+    features = 0
+    if any(profile.keeps_features(stage, counts["train"]) for stage in (2, 3)):
+        cached = counts["train"] + min(counts["validation"], profile.stage2.validation_studies)
+        features = cached * profile.model.visual_tokens * shape.vision.merge**2 * shape.vision.width * 2
     bytes_by_use = {
         "base model from the hub": 0 if embedded else 2 * shape.parameters,
         "prepared studies": sum(counts.values()) * profile.data.image_size**2 * _BYTES_PER_PIXEL,
-        "features of the frozen vision encoder": cached * features
-        if any(profile.keeps_features(stage, counts["train"]) for stage in (2, 3))
-        else 0,
+        "features of the frozen vision encoder": features,
         # Two are kept, and the oldest goes when the next is written: what trains, and its 8-bit optimizer state.
         "checkpoints of a stage while it trains": 3 * (4 + 2 + 8 / 256) * trained,
         "adapters of three stages": 3 * adapter,

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,6 @@ from radvision_utils.training.train import train_stage
 
 logger = logging.getLogger(__name__)
 
-MINUTES = 10.0
 T4_GIB = "14.56"  # that torch can use of a 16 GB card
 TOLERANCE = 0.05  # of measured memory over planned
 _STEPS = 5  # optimizer steps of 4 studies: more studies than there are, so that features are cached as in a run
@@ -83,27 +82,12 @@ class Part:
     needs: str = ""
 
 
-@dataclass
-class Check:
-    """How a part went."""
-
-    part: str
-    dtype: str
-    seconds: float | None = None
-    figures: Figures = field(default_factory=dict)
-    problem: str = ""  # the sentence of the error that ended it
-    not_run: str = ""  # why it was not tried
-
-
-def gpu_check(
-    folder: Path, shape: dict[str, Any] | None = None, source: str = "phantom", minutes: float = MINUTES
-) -> dict[str, Any]:
+def gpu_check(folder: Path, source: str = "phantom", minutes: float = 10.0) -> dict[str, Any]:
     """Run all parts; one that fails is recorded with its error, those that need it are not run, others are.
 
     Args:
         folder: gets `gpu_check.json`, `gpu_check.md` and, where a notebook failed, the executed notebooks; what else is
             written there is removed again: for the 7B at most about 2 GB.
-        shape: a config of Qwen2.5-VL; if None the 7B's, or a small one where there is no card.
         source: of the studies, as for a run.
         minutes: parts that would begin later are left out.
 
@@ -111,17 +95,17 @@ def gpu_check(
         What `gpu_check.json` holds.
     """
     started, (device, cards) = time.perf_counter(), _apart(_machine)
-    shape = shape or (read_json(QWEN_7B) if cards else small_shape())
+    shape = read_json(QWEN_7B) if cards else small_shape()
     scratch = folder / "scratch"
     for left in (scratch, *folder.glob("notebooks-*")):  # by an earlier check
         shutil.rmtree(left, ignore_errors=True)
-    checks: list[Check] = []
+    checks: list[Figures] = []
     try:
         base = random_model_folder(scratch / "base", shape)
         settings = _SETTINGS | {"model.base": str(base)} | ({} if cards else _SMALL)
         for dtype, gib in _formats(device, cards):
             profile = load_profile("lingshu-7b", settings, run=dtype, source=source, output_root=str(scratch))
-            parts = _chain(profile, settings)
+            parts = _chain(profile)
             if not checks:  # what does not depend on the number format
                 parts += [
                     Part("merge, one layer of each tower", partial(_apart, _merge, profile, shape), "data"),
@@ -132,7 +116,7 @@ def gpu_check(
                 ran = run_parts(parts, f"{dtype}, {gib} GiB" if gib else dtype, started + 60 * minutes)
             checks += ran
             run = RunFolder.of(profile)
-            if any(check.problem for check in ran) and run.notebooks.is_dir():
+            if any(check["problem"] for check in ran) and run.notebooks.is_dir():
                 run.notebooks.rename(folder / f"notebooks-{dtype}")
             shutil.rmtree(run.path, ignore_errors=True)
     finally:
@@ -141,10 +125,10 @@ def gpu_check(
         "device": device.title,
         "cards": len(cards),
         "weights": "random",
-        "shape": {name: shape[name] for name in ("hidden_size", "num_hidden_layers", "vocab_size") if name in shape},
-        "ok": not any(check.problem for check in checks),
+        "shape": {name: shape[name] for name in ("hidden_size", "num_hidden_layers", "vocab_size")},
+        "ok": not any(check["problem"] for check in checks),
         "seconds": round(time.perf_counter() - started, 1),
-        "checks": [vars(check) for check in checks],
+        "checks": checks,
         "versions": versions(),
         "finished": now(),
     }
@@ -153,37 +137,41 @@ def gpu_check(
     return record
 
 
-def run_parts(parts: Sequence[Part], dtype: str, deadline: float) -> list[Check]:
-    """Run parts in order, but none whose need was not met and none after `deadline`, in `perf_counter`'s seconds."""
-    checks: list[Check] = []
+def run_parts(parts: Sequence[Part], dtype: str, deadline: float) -> list[Figures]:
+    """Run parts in order, but none whose need was not met and none after `deadline`, in `perf_counter`'s seconds.
+
+    Returns:
+        How each went: its `seconds` and `figures`, the `problem` that ended it, or why it was `not_run`.
+    """
+    checks: list[Figures] = []
     missing: dict[str, str] = {}  # a part without its result, and what it was for want of
     for part in parts:
-        check = Check(part.name, dtype)
+        check: Figures = {"part": part.name, "dtype": dtype, "seconds": None, "figures": {}}
+        check |= {"problem": "", "not_run": ""}
         if part.needs in missing:
             missing[part.name] = missing[part.needs]
-            check.not_run = f"not run: needs {missing[part.name]}"
+            check["not_run"] = f"not run: needs {missing[part.name]}"
         elif time.perf_counter() > deadline:
             missing[part.name] = part.name
-            check.not_run = "left out: the time was over"
+            check["not_run"] = "left out: the time was over"
         else:
             logger.info("%s, %s", part.name, dtype)
-            _try(check, part.work)
-            if check.problem:
+            check |= _tried(part.work)
+            if check["problem"]:
                 missing[part.name] = part.name
         checks.append(check)
     return checks
 
 
-def _try(check: Check, work: Callable[[], Figures]) -> None:
-    started = time.perf_counter()
+def _tried(work: Callable[[], Figures]) -> Figures:
+    started, problem = time.perf_counter(), ""
     try:
-        check.figures = work()
-        check.not_run = check.figures.pop("not_run", "")
+        figures = work()
     except Exception as error:  # whatever a card or its libraries raise is what this check is there to find
-        check.problem = f"{type(error).__name__}: {first_line(error)}"
-        check.figures = {"traceback": traceback.format_exc()}
-        logger.warning("%s", check.problem)
-    check.seconds = round(time.perf_counter() - started, 1)
+        problem, figures = f"{type(error).__name__}: {first_line(error)}", {"traceback": traceback.format_exc()}
+        logger.warning("%s", problem)
+    seconds = round(time.perf_counter() - started, 1)
+    return {"seconds": seconds, "problem": problem, "not_run": figures.pop("not_run", ""), "figures": figures}
 
 
 def small_shape() -> dict[str, Any]:
@@ -208,9 +196,9 @@ def _rows(check: Mapping[str, Any], on_card: bool) -> Iterator[list[str]]:
     figures = check["figures"]
     result = (check["problem"] or check["not_run"] or figures.get("result", "")).replace("|", "/")
     seconds = "" if check["seconds"] is None else f"{check['seconds']:.0f}"
-    spent = dict(figures.get("spent", {}))
+    spent = figures.get("spent", {})
     if spent:
-        spent["all else"] = check["seconds"] - sum(spent.values())
+        spent = {**spent, "all else": check["seconds"] - sum(spent.values())}
     of_which = ", ".join(f"{what} {part:.0f}" for what, part in spent.items())
     yield [check["part"], check["dtype"], result, *_numbers(figures, on_card), seconds, of_which]
     for name, inner in figures.get("within", {}).items():
@@ -219,7 +207,7 @@ def _rows(check: Mapping[str, Any], on_card: bool) -> Iterator[list[str]]:
 
 def _numbers(figures: Figures, on_card: bool) -> list[str]:
     """Memory measured, planned, and by how much it is off; speed. A process on a CPU holds much that no plan counts."""
-    cells = [figures.get(name) for name in ("gib", "planned_gib", "studies_per_second", "tokens_per_second")]
+    cells = [figures.get(name) for name in ("measured", "planned", "studies_per_second", "tokens_per_second")]
     measured, planned, *speeds = ("" if cell is None else f"{cell:.2f}" for cell in cells)
     off = cells[0] / cells[1] - 1 if cells[0] and cells[1] and on_card else None
     marked = "" if off is None else f"{off:+.1%}" + (f", beyond {TOLERANCE:.0%}" if abs(off) > TOLERANCE else "")
@@ -240,14 +228,14 @@ def _formats(device: Device, cards: Sequence[float]) -> list[tuple[str, str]]:
     return [small, ("bfloat16", "")] if device.dtype == "bfloat16" else [small]
 
 
-def _chain(profile: Profile, settings: Figures) -> list[Part]:
+def _chain(profile: Profile) -> list[Part]:
     """The six notebooks, and what their last stage can do."""
     return [
-        Part("data", partial(_notebook, profile, settings, 1)),
-        Part("stage 1", partial(_stage, profile, settings, 1), "data"),
-        Part("stage 2", partial(_stage, profile, settings, 2), "stage 1"),
-        Part("stage 3", partial(_paused_stage, profile, settings), "stage 2"),
-        Part("evaluation", partial(_evaluation, profile, settings), "stage 3"),
+        Part("data", partial(_notebook, profile, 1)),
+        Part("stage 1", partial(_stage, profile, 1), "data"),
+        Part("stage 2", partial(_stage, profile, 2), "stage 1"),
+        Part("stage 3", partial(_paused_stage, profile), "stage 2"),
+        Part("evaluation", partial(_evaluation, profile), "stage 3"),
         Part("reload", partial(_apart, _reload, profile), "stage 3"),
         Part("reports", partial(_apart, _reports, profile), "stage 3"),
     ]
@@ -260,14 +248,13 @@ def _apart(work: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(work, *arguments).result()
 
 
-def _notebook(profile: Profile, settings: Figures, number: int) -> Figures:
-    run_notebooks(profile, settings, first=number, last=number)
+def _notebook(profile: Profile, number: int) -> Figures:
+    run_notebooks(profile, first=number, last=number)
     return {"result": f"notebook {number:02d}"}
 
 
-def _stage(profile: Profile, settings: Figures, number: int) -> Figures:
-    figures = _notebook(profile, settings, number + 1)
-    return figures | _stage_figures(profile, number)
+def _stage(profile: Profile, number: int) -> Figures:
+    return _notebook(profile, number + 1) | _stage_figures(profile, number)
 
 
 def _stage_figures(profile: Profile, number: int) -> Figures:
@@ -275,40 +262,33 @@ def _stage_figures(profile: Profile, number: int) -> Figures:
     record = read_json(run.record_path(f"stage{number}"))
     seconds = [line["seconds"] for line in read_json_lines(run.stage(number) / "log.jsonl") if "loss" in line]
     return {
-        "gib": record["peak_memory_gib"],
-        "planned_gib": record["plan"]["tensors"],
+        "measured": record["peak_memory_gib"],  # GiB
+        "planned": record["plan"]["tensors"],
         "studies_per_second": chosen.step_size / statistics.median(seconds[1:] or seconds),
-        "spent": record.get("seconds_by_part", {"stage": record["seconds"]}),
-        "losses": record["validation_loss"],
-        "moved": record["moved"],
-        "memory_events": record["memory_events"],
-        "resumed_from": record["resumed_from"],
+        "spent": record["seconds_by_part"],
+        **{name: record[name] for name in ("validation_loss", "moved", "memory_events", "resumed_from")},
     }
 
 
-def _paused_stage(profile: Profile, settings: Figures) -> Figures:
+def _paused_stage(profile: Profile) -> Figures:
     """Stage 3, stopped after its first step and gone on with from the checkpoint: 8-bit optimizer state and all."""
     with suppress(RunPaused):
-        run_notebooks(profile, settings | {"stage3.max_minutes": 0.0}, first=4, last=4)
+        run_notebooks(replace(profile, stage3=replace(profile.stage3, max_minutes=0.0)), first=4, last=4)
         raise RadVisionError("the stage did not pause: max_minutes had no effect.")
-    figures = _stage(profile, settings, 3)
+    figures = _stage(profile, 3)
     if not figures["resumed_from"]:
         raise RadVisionError("the stage began anew instead of going on from its checkpoint.")
     return figures | {"result": f"notebook 04, resumed from {figures['resumed_from']}"}
 
 
-def _evaluation(profile: Profile, settings: Figures) -> Figures:
+def _evaluation(profile: Profile) -> Figures:
     """Notebooks 05 and 06, with seconds and memory of each thing that it does with the model."""
-    _notebook(profile, settings, 5)
-    figures = _notebook(profile, settings, 6)
+    _notebook(profile, 5)
+    figures = _notebook(profile, 6)
     metrics: Figures = read_json(RunFolder.of(profile).record_path("evaluation"))
     sections = {"reports": metrics, "maps": metrics.get("evidence", {}), "samples": metrics.get("confidence", {})}
     figures["spent"] = {name: section["seconds"] for name, section in sections.items() if "seconds" in section}
-    memory = {name: metrics.get("memory", {}).get(name, {}) for name in sections}
-    figures["within"] = {
-        n: {"gib": gib.get("measured"), "planned_gib": gib.get("planned")} for n, gib in memory.items()
-    }
-    return figures
+    return {**figures, "within": {name: metrics["memory"].get(name, {}) for name in sections}}
 
 
 def _reload(profile: Profile) -> Figures:
@@ -334,7 +314,7 @@ def _reports(profile: Profile) -> Figures:
     seconds = time.perf_counter() - started
     return {
         "result": f"{size} at a time",
-        "gib": peak_memory_gib(choose_device()),
+        "measured": peak_memory_gib(choose_device()),
         "tokens_per_second": tokens / seconds,
         "tokens": tokens,
     }

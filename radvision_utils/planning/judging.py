@@ -5,7 +5,6 @@ Knows no torch; what was measured is set beside the plan by `reports_beside` and
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -70,9 +69,8 @@ def plan_judging(profile: Profile, card: Card) -> list[JudgingPart]:
 
     One card does it, also where several train.
     """
-    profile, copied = settled(profile, card)
-    counts, asked, usual = study_counts(profile), profile.evaluation, EvaluationSettings()
-    judge, test = Judging(profile, card, copied), counts["test"]
+    judge, counts = settled(profile, card), study_counts(profile)
+    asked, usual, test = profile.evaluation, EvaluationSettings(), counts["test"]
     some, again = min(USE_STUDIES, test), min(CALIBRATED, counts["validation"])
     rows = ["base", *(f"stage {stage}" for stage in asked.judged if stage)]
     others = [f"stage {stage}" for stage in usual.judged if stage not in asked.judged]
@@ -94,22 +92,15 @@ def plan_judging(profile: Profile, card: Card) -> list[JudgingPart]:
     return sorted(parts, key=lambda part: bool(part.setting))
 
 
-def settled(profile: Profile, card: Card) -> tuple[Profile, bool]:
-    """With as many reports at a time as are written fastest in place of `AUTO`, up to `MOST_REPORTS`; and whether 4-bit
-    weights are kept a second time in 16 bits.
-
-    It leaves `MARGIN_GIB` free, or, where nothing does, needs least.
-    """
-    tokens, asked = longest(profile).total, profile.generation.batch_size
+def settled(profile: Profile, card: Card) -> Judging:
+    """With as many reports at a time as are written fastest in place of `AUTO`, up to `MOST_REPORTS`, and copies of
+    4-bit weights or none: what leaves `MARGIN_GIB` free, or, where nothing does, needs least."""
+    asked = profile.generation.batch_size
     sizes = [1 << power for power in range(MOST_REPORTS.bit_length())] if asked == AUTO else [asked]
-    ways = []
-    for size, copied in itertools.product(sizes, (False, True) if profile.model.quantization == "nf4" else (False,)):
-        one = replace(profile, generation=replace(profile.generation, batch_size=size))
-        judge = Judging(one, card, copied)
-        ways.append((judge.step_seconds(tokens) / size, not copied, judge.memory().total, one))
-    roomy = [way for way in ways if way[2] + MARGIN_GIB <= card.usable_gib]
-    _, plain, _, best = min(roomy or ways, key=lambda way: way[:2] if roomy else way[2])
-    return best, not plain
+    copies = (False, True) if profile.model.quantization == "nf4" else (False,)
+    generations = [replace(profile.generation, batch_size=size) for size in sizes]
+    ways = [Judging(replace(profile, generation=each), card, copied) for each in generations for copied in copies]
+    return min(ways, key=Judging.effort)
 
 
 def reports_here(profile: Profile, device: Device) -> Profile:
@@ -117,14 +108,14 @@ def reports_here(profile: Profile, device: Device) -> Profile:
     if profile.generation.batch_size != AUTO:
         return profile
     card = card_here(device)
-    profile, _ = settled(profile, card)
+    profile = settled(profile, card).profile
     logger.info("reports are written %d at a time, as fit %s", profile.generation.batch_size, card.title)
     return profile
 
 
 def copied_here(profile: Profile, device: Device) -> bool:
     """Whether who writes reports on the device at hand keeps 4-bit weights a second time in 16 bits."""
-    return device.kind == "cuda" and settled(profile, card_here(device))[1]
+    return device.kind == "cuda" and settled(profile, card_here(device)).copied
 
 
 @dataclass(frozen=True)
@@ -148,6 +139,13 @@ class Judging:
         )
         return JudgingPart(name, setting, reports, passes, self.memory(), likely, at_most)
 
+    def effort(self) -> tuple[float, ...]:
+        """Less is better: the fewest seconds a report of what fits, then the least memory of what does not."""
+        gib, size = self.memory().total, self.profile.generation.batch_size
+        if gib + MARGIN_GIB > self.card.usable_gib:
+            return (1, gib)
+        return (0, self.step_seconds(longest(self.profile).total) / size, not self.copied)
+
     def memory(self) -> Memory:
         """Of reports that are written or scored, at the fullest moment."""
         whole = longest(self.profile)
@@ -162,7 +160,7 @@ class Judging:
         side = math.isqrt(self.profile.model.visual_tokens)
         occluded = 1 + math.ceil(side / math.ceil(side / WINDOWS)) ** 2
         gradients = 1 + SENTENCES
-        check = 1 + SENTENCES + RANDOM_SETS
+        check = gradients + RANDOM_SETS
         passes = round(studies * (occluded + gradients + check) + drawn * (2 * (occluded + gradients) + check))
         # A neutral sentence of about its length stands behind the report for each of the report's own.
         whole, sample = longest(self.profile), typical(longest(self.profile))
@@ -177,14 +175,17 @@ class Judging:
         return JudgingStep.of(self.profile, lengths, self.profile.generation.batch_size, copied=self.copied)
 
     def seconds(self, studies: int, lengths: Lengths) -> float:
-        """Of the language model over whole sequences, a batch at a time."""
+        """Of the language model over whole sequences, once forward with the reports' logits, a batch at a time."""
         step = self.batch(lengths)
-        computing = self.card.seconds(studies * step.language_tflop())
+        head = 2 * lengths.report * step.shape.language.vocabulary * step.shape.language.width
+        computing = self.card.seconds(studies * (step.language_operations()[0] + head) / 1e12)
         return math.ceil(studies / step.batch) * step.dequantizing_seconds(self.card) + computing
 
     def seeing(self, studies: int) -> float:
         """Seconds of the vision encoder and the projector."""
-        return self.card.seconds(studies * self.batch(longest(self.profile)).vision_tflop())
+        step = self.batch(longest(self.profile))
+        projector = 2 * step.lengths.image * step.shape.projector_parameters
+        return self.card.seconds(studies * (step.vision_operations() + projector) / 1e12)
 
     def step_seconds(self, tokens: int) -> float:
         """A word of every report of a batch: what the card does, or what Python takes to launch it, if that is more."""
@@ -204,27 +205,12 @@ class JudgingStep(Step):
 
     @classmethod
     def of(
-        cls,
-        profile: Profile,
-        lengths: Lengths,
-        batch: int,
-        numbers: Numbers = ON_CARD,
-        copied: bool = False,
+        cls, profile: Profile, lengths: Lengths, batch: int, numbers: Numbers = ON_CARD, copied: bool = False
     ) -> JudgingStep:
         """So many studies of such lengths."""
         still = replace(profile.stage3, micro_batch=batch, accumulation=1, lora_dropout=0.0, checkpointed_layers=0)
         shape, profile = read_shape(profile.model), replace(profile, stage3=still)
         return cls(shape, profile, 3, lengths, numbers=numbers, copied=copied)
-
-    def language_tflop(self) -> float:
-        """10^12 operations of the language model for one study, once forward, with the logits of its report."""
-        language = self.shape.language
-        head = 2 * self.lengths.report * language.vocabulary * language.width
-        return (self.language_operations()[0] + head) / 1e12
-
-    def vision_tflop(self) -> float:
-        """10^12 operations of vision encoder and projector for one study."""
-        return (self.vision_operations() + 2 * self.lengths.image * self.shape.projector_parameters) / 1e12
 
     def writing(self) -> Memory:
         """Of writing reports greedily; by lot it is less."""

@@ -50,7 +50,6 @@ class StagePlan:
 
     @property
     def settings(self) -> StageSettings:
-        """Of the stage."""
         return self.profile.stage(self.stage)
 
     @cached_property
@@ -77,7 +76,6 @@ class StagePlan:
 
     @property
     def fits(self) -> bool:
-        """Whether the card's memory is enough."""
         return self.memory.total <= self.card.usable_gib
 
     @cached_property
@@ -90,11 +88,6 @@ class StagePlan:
         """At the cards' peak; NaN: not known."""
         peak = self.card.peak_tflops or math.nan
         return self.samples * self.usual.tflop() / peak / self.card.count / 3600
-
-    @property
-    def change(self) -> str:
-        """What to change first; "" where it fits."""
-        return "" if self.fits else first_change(self.profile, self.stage, self.card)
 
     @property
     def roomy(self) -> bool:
@@ -131,8 +124,7 @@ class StagePlan:
         plans = [replace(self.changed(split), copied=copied, auto=auto) for split in splits for copied in copies]
         if _CHOSEN[2] in auto:
             plans = [plan._with_fewest_checkpoints() for plan in plans]
-        roomy = [plan for plan in plans if plan.roomy]
-        return min(roomy, key=StagePlan._effort) if roomy else min(plans, key=lambda plan: plan.memory.total)
+        return min(plans, key=StagePlan._effort)
 
     def _with_fewest_checkpoints(self) -> StagePlan:
         """As many checkpointed layers as it takes to fit, each of which costs time and saves memory."""
@@ -143,11 +135,30 @@ class StagePlan:
         depth = self.step.shape.language.depth
         return at(min(bisect_left(range(depth + 1), True, key=lambda layers: at(layers).roomy), depth))
 
-    def _effort(self) -> tuple[float, int, bool]:
-        """Less is faster; where the card's speed is not known, fewer operations, then larger micro-batches, then
-        weights that need not be dequantized."""
+    def _effort(self) -> tuple[float, ...]:
+        """Less is better: of what fits the faster; where the card's speed is not known, fewer operations, then larger
+        micro-batches, then weights that need not be dequantized. What does not fit comes behind, by its memory."""
+        if not self.roomy:
+            return (1, self.memory.total)
         likely = self.usual.tflop() if math.isnan(self.hours) else self.hours
-        return (likely, -self.settings.micro_batch, not self.copied)
+        return (0, likely, -self.settings.micro_batch, not self.copied)
+
+    def record(self, settings: StageSettings, prompt: int, report: int, cached: bool, card: bool) -> dict[str, Any]:
+        """Of the stage as it ran, for `stage.json`: GiB by part, their total, and what of it is tensors.
+
+        Args:
+            settings: that it ran with.
+            prompt: tokens of the prompt with the image.
+            report: tokens of its longest report.
+            cached: features of the frozen vision encoder were read from disk.
+            card: it ran on a card, not on the CPU in float32.
+        """
+        changes: Any = {f"stage{self.stage}": settings}
+        image, numbers = self.profile.model.visual_tokens, ON_CARD if card else ON_CPU
+        step = replace(self.step, profile=replace(self.profile, **changes), cached=cached, numbers=numbers)
+        memory = replace(step, lengths=Lengths(image, prompt - image, report)).memory()
+        gib = {**memory.parts, "total": memory.total, "tensors": memory.tensors}
+        return {**{part: round(each, 4) for part, each in gib.items()}, "moment": memory.moment}
 
     def changed(self, settings: Mapping[str, Any]) -> StagePlan:
         """The plan with settings changed by their dotted names."""
@@ -194,48 +205,16 @@ def card_here(device: Device) -> Card:
     return find_card(device.title) or replace(t4, title=f"{t4.title}, for which this CPU stands")
 
 
-def plan_record(
-    profile: Profile,
-    stage: int,
-    settings: StageSettings,
-    prompt: int,
-    report: int,
-    *,
-    cached: bool,
-    card: bool,
-    copied: bool,
-) -> dict[str, Any]:
-    """The plan of a stage that runs, for `stage.json`: GiB by part, their total, and what of it is tensors.
-
-    Args:
-        profile: of the run.
-        stage: 1, 2 or 3.
-        settings: that it runs with.
-        prompt: tokens of the prompt with the image.
-        report: tokens of its longest report.
-        cached: features of the frozen vision encoder are read from disk.
-        card: it runs on a card, not on the CPU in float32.
-        copied: 4-bit weights are kept a second time in 16 bits.
-    """
-    changes: Any = {f"stage{stage}": settings}
-    image = profile.model.visual_tokens
-    lengths, numbers = Lengths(image, prompt - image, report), ON_CARD if card else ON_CPU
-    changed = replace(profile, **changes)
-    memory = Step(read_shape(profile.model), changed, stage, lengths, cached, numbers, copied).memory()
-    gib = {**memory.parts, "total": memory.total, "tensors": memory.tensors}
-    return {**{part: round(each, 4) for part, each in gib.items()}, "moment": memory.moment}
-
-
 def what_to_change(profile: Profile, stage: int) -> str:
     """For a stage that does not fit with one study at a time: the planner's figures and its first change."""
     card = find_card(choose_device().title)
     if card is None:
         return "end other programs, or train on a computer with more memory."
     *_, one = _splits(profile.stage(stage), f"stage{stage}")
-    return first_change(plan_stage(profile, stage, card).changed(one).profile, stage, card)
+    return first_change(plan_stage(profile, stage, card).changed(one).settled())
 
 
-def first_change(profile: Profile, stage: int, card: Card) -> str:
+def first_change(plan: StagePlan) -> str:
     """What to change first where a stage is out of memory, one sentence.
 
     In this order, each on top of the one before: what costs no time (cached features, 4-bit weights), what costs a
@@ -243,9 +222,9 @@ def first_change(profile: Profile, stage: int, card: Card) -> str:
     result (a smaller image, shorter reports), another card. Where the arithmetic says that it fits, so that something
     else must use the card, the first change that frees a quarter of a GiB.
     """
-    plan = plan_stage(profile, stage, card)
-    need = least = plan.memory.total
-    said = f"stage {stage} needs {need:.1f} GiB by arithmetic, and {card.title} has {card.usable_gib:.1f}"
+    card, need = plan.card, plan.memory.total
+    said = f"stage {plan.stage} needs {need:.1f} GiB by arithmetic, and {card.title} has {card.usable_gib:.1f}"
+    least = need
     for settings in _changes(plan):
         least = plan.changed(settings).memory.total
         if least <= min(card.usable_gib, need - 0.25):
@@ -281,15 +260,11 @@ def _changes(plan: StagePlan) -> Iterator[dict[str, Any]]:
 
 def _smaller_images(profile: Profile) -> list[dict[str, Any]]:
     """Smaller and smaller images; none where the processor reduces images anyway, as the tiny one."""
-    vision = read_shape(profile.model).vision
-
-    def tokens(side: int) -> int:
-        return round(side / (vision.patch * vision.merge)) ** 2
-
-    side = profile.data.image_size
-    if tokens(side) != profile.model.visual_tokens:
+    vision, side = read_shape(profile.model).vision, profile.data.image_size
+    tokens = {each: round(each / (vision.patch * vision.merge)) ** 2 for each in (side, *_SIDES)}
+    if tokens[side] != profile.model.visual_tokens:
         return []
-    return [{"data.image_size": less, "model.visual_tokens": tokens(less)} for less in _SIDES if less < side]
+    return [{"data.image_size": less, "model.visual_tokens": tokens[less]} for less in _SIDES if less < side]
 
 
 def _splits(settings: StageSettings, name: str) -> list[dict[str, int]]:

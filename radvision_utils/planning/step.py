@@ -8,12 +8,13 @@ computed forward twice. Knows no torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from radvision_utils.config import Profile, StageSettings
-from radvision_utils.planning.cost import Card, Lengths, Shape
+from radvision_utils.planning.cost import Card, LanguageShape, Lengths, Shape, VisionShape
 
 GIB = 2**30
 # Beside torch's tensors: the CUDA context with its loaded kernels (0.3 to 0.5 GiB in nvidia-smi), cuBLAS's workspace,
@@ -23,6 +24,7 @@ CONTEXT_GIB = 0.75
 _LOGIT_CHUNK_BYTES = 128 << 20
 _SMALL_TENSOR = 4096  # numbers; the 8-bit optimizer keeps the state of smaller tensors in float32
 _QUANTIZED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, an 8-bit scale for 64, a float32 scale for 256 scales
+_DEQUANTIZED_BYTES = 0.53 + 2  # read in 4-bit with its scales, written in 16
 # Python launches a card's kernels one after another, and a fast card waits for it: seconds for one layer once forward,
 # backward or again, however small the micro-batch. From 6.7 and 4.0 studies/s of stages 2 and 3 at micro-batch 4 on an
 # H100's host (random weights of the 7B's shape); a slower processor takes longer.
@@ -36,17 +38,12 @@ class Numbers:
     Attributes:
         compute: of weights and activations.
         mask: of an element of a dropout mask; a CPU keeps the mask in the format of computation.
-        context: GiB beside the tensors.
+        context: GiB beside the tensors; 0: it is no card.
     """
 
     compute: int
     mask: int
     context: float
-
-    @property
-    def card(self) -> bool:
-        """Whether it is a card."""
-        return self.context > 0
 
 
 ON_CARD = Numbers(compute=2, mask=1, context=CONTEXT_GIB)
@@ -73,7 +70,6 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """GiB."""
         return sum(self.parts.values())
 
     @property
@@ -129,14 +125,14 @@ class Step:
         """Whether 4-bit weights are expanded in every pass."""
         return self.quantized and not self.copied
 
+    # Of the whole micro-batch
+
     @property
     def tokens(self) -> int:
-        """Of the whole micro-batch."""
         return self.batch * self.lengths.total
 
     @property
     def patches(self) -> int:
-        """Of the whole micro-batch."""
         return self.batch * self.lengths.image * self.shape.vision.merge**2
 
     # Operations and seconds
@@ -171,7 +167,7 @@ class Step:
         patches, whole = self.lengths.image * vision.merge**2, len(vision.whole_image)
         windows = (vision.depth - whole) * patches * min(patches, (vision.window // vision.patch) ** 2)
         attention = 4 * (whole * patches**2 + windows) * vision.width
-        products = 2 * patches * vision.depth * sum(a * b for a, b in vision.block_linears())
+        products = 2 * patches * vision.depth * sum(a * b for a, b in vision.linears())
         lora = 2 * patches * sum(self.shape.adapter_tensors(self.profile)[1])
         forward = products + lora + 2 * patches * self.shape.patch_embedding + attention
         if self.stage > 1:
@@ -191,14 +187,16 @@ class Step:
         return max(working, launching)  # NaN first: it then stays
 
     def dequantizing_seconds(self, card: Card) -> float:
-        """Of one pass over the language model, that expanding its 4-bit weights takes."""
-        return card.dequantizing_seconds(self.shape) if self.dequantizes else 0.0
+        """Of one pass over the language model, that expanding its 4-bit weights takes, however many the studies."""
+        if not self.dequantizes:
+            return 0.0
+        return card.reading_seconds(self.shape.language.linear_weights * _DEQUANTIZED_BYTES / 1e9)
 
     # Memory
 
     def memory(self) -> Memory:
         """At the step's fullest moment."""
-        inputs, optimizer, gradients = self.inputs(), self.optimizer(), self.gradients()
+        inputs, optimizer, gradients = self.inputs(), self.optimizer(), 4.0 * sum(self.tensors_on_device()[self.stage])
         # Gradients of earlier micro-batches stay until the optimizer's step.
         earlier = gradients if self.settings.accumulation > 1 else 0.0
         kept = self.vision_kept() + self.language_kept()
@@ -235,15 +233,12 @@ class Step:
     @property
     def blocks_left(self) -> bool:
         """With cached features the vision encoder's blocks, with their LoRA, leave a card; a CPU keeps them."""
-        return self.cached and self.numbers.card
+        return self.cached and self.numbers.context > 0
 
     def tensors_on_device(self) -> dict[int, list[int]]:
         """Numbers in each of the adapter's tensors, by the stage that trains it."""
         tensors = self.shape.adapter_tensors(self.profile)
         return {stage: sizes for stage, sizes in tensors.items() if not (self.blocks_left and stage == 1)}
-
-    def gradients(self) -> float:
-        return 4.0 * sum(self.tensors_on_device()[self.stage])
 
     def optimizer(self) -> float:
         sizes = self.tensors_on_device()[self.stage]
@@ -261,33 +256,41 @@ class Step:
 
     # Kept for the backward pass
 
-    def trained_inputs(self, widths: list[tuple[int, int]]) -> float:
-        """Inputs of linear layers whose LoRA trains: (width, layers that read it); dropout makes each LoRA a copy."""
-        dropout = bool(self.settings.lora_dropout)
-        bytes_each = self.numbers.compute + (self.numbers.mask if dropout else 0)
-        return sum(width * (layers if dropout else 1) * bytes_each for width, layers in widths)
+    def layer_kept(self, tower: VisionShape | LanguageShape, count: int, trains: bool, again: bool = False) -> float:
+        """Kept of one layer for so many tokens or patches.
+
+        Args:
+            tower: whose layer.
+            count: of the whole micro-batch.
+            trains: its LoRA does.
+            again: LoRA reads a copy of the attention's result.
+        """
+        width, inner, each = tower.width, tower.inner, self.numbers.compute
+        # The norms' inputs in float32; query, key, value and result (keys and values repeated for all heads, as a mask
+        # needs it); log-sum-exp; gate, up, silu.
+        kept = 2 * 4 * width + each * (4 * width + 3 * inner) + 4 * tower.heads
+        if not trains:
+            return float(count * kept)
+        linears, rank = tower.linears(), self.settings.lora_rank
+        inputs = sum(a for a, _ in linears) if self.settings.lora_dropout else 2 * width + inner + again * width
+        kept += len(linears) * rank * each + inputs * self.input_bytes
+        return count * kept + self.casts(rank * sum(a + b for a, b in linears))
+
+    @property
+    def input_bytes(self) -> int:
+        """Of what a LoRA that trains reads: linears share their input, but dropout makes each a copy, with a mask."""
+        return self.numbers.compute + (self.numbers.mask if self.settings.lora_dropout else 0)
 
     def vision_block(self) -> float:
-        """Kept of one block whose LoRA trains, in stage 1."""
+        """Kept of one block, in stage 1."""
         vision = self.shape.vision
-        width, inner, bytes_each = vision.width, vision.inner, self.numbers.compute
-        norms = 2 * 4 * width  # their inputs in float32
-        attention = bytes_each * 4 * width + 4 * vision.heads  # query, key, value, result; log-sum-exp
-        mlp = bytes_each * 3 * inner  # gate, up, silu
-        low_rank = 5 * self.settings.lora_rank * bytes_each
-        lora = self.casts(self.settings.lora_rank * sum(a + b for a, b in vision.block_linears()))
-        # The attention's result is kept already, but as groups of windows of one length, if there are several.
-        again = width if self.settings.lora_dropout or self.several_windows() else 0
-        inputs = self.trained_inputs([(width, 1), (again, 1), (width, 2), (inner, 1)])
-        return self.patches * (norms + attention + mlp + low_rank + inputs) + lora
+        side, window = math.isqrt(self.lengths.image) * vision.merge, vision.window // vision.patch
+        # The attention's result is kept already, but as groups of windows of one length, where the last ones are cut.
+        return self.layer_kept(vision, self.patches, True, again=side > window and side % window > 0)
 
     def casts(self, numbers: int) -> float:
         """Copies of so many of the adapter's float32 numbers, which autocast makes where it computes in 16 bits."""
         return 2.0 * numbers if self.numbers.compute == 2 else 0.0
-
-    def several_windows(self) -> bool:
-        side = int(self.lengths.image**0.5) * self.shape.vision.merge
-        return len(self.shape.vision.window_lengths(side)) > 1
 
     def vision_kept(self) -> float:
         """Kept of vision encoder and projector until the language model's backward pass is through."""
@@ -306,39 +309,22 @@ class Step:
         return features + self.patches * kept + blocks
 
     def language_layer(self) -> float:
-        """Kept of one decoder layer."""
-        language, bytes_each, trains = self.shape.language, self.numbers.compute, self.stage == 3
-        width = language.width
-        norms = 2 * 4 * width  # their inputs in float32
-        # Query and result; key and value repeated for all heads, as a mask needs it; log-sum-exp.
-        attention = bytes_each * 4 * width + 4 * language.heads
-        low_rank = len(language.layer_linears()) * self.settings.lora_rank * bytes_each if trains else 0
-        again = width if self.settings.lora_dropout else 0  # else the attention's result is kept already
-        inputs = self.trained_inputs([(width, 3), (again, 1), (width, 2)]) if trains else 0
+        """Kept of one decoder layer. Before stage 3 its LoRA adds nothing and is not computed."""
         # The padding's mask, made additive by every layer.
-        mask = bytes_each * self.batch * self.lengths.total**2 if self.batch > 1 else 0
-        rank = self.profile.stage3.lora_rank if trains else 0  # before, LoRA adds nothing and is not computed
-        lora = self.casts(rank * sum(a + b for a, b in language.layer_linears()))
-        return self.tokens * (norms + attention + self.feed_forward() + low_rank + inputs) + mask + lora
-
-    def feed_forward(self) -> float:
-        """Kept for a token within the decoder's feed-forward network: gate, up, silu; their product for LoRA."""
-        inner = self.shape.language.inner
-        return self.numbers.compute * 3 * inner + (self.trained_inputs([(inner, 1)]) if self.stage == 3 else 0)
-
-    def open_layers(self) -> float:
-        """Kept of the decoder layers that are not checkpointed: the last of them has its feed-forward network compute
-        the report alone (`loss.py`)."""
-        layers = self.shape.language.depth - self.layers
-        elsewhere = self.tokens - self.batch * (self.lengths.report + 1)
-        return layers * self.language_layer() - (elsewhere * self.feed_forward() if layers else 0)
+        mask = self.numbers.compute * self.batch * self.lengths.total**2 if self.batch > 1 else 0
+        return self.layer_kept(self.shape.language, self.tokens, self.stage == 3) + mask
 
     def layer_input(self) -> float:
         return float(self.tokens * self.shape.language.width * self.numbers.compute)
 
     def language_kept(self) -> float:
         """Kept of the whole language model at the end of the forward pass."""
-        return self.layers * self.layer_input() + self.open_layers() + self.ends()
+        language, still_open = self.shape.language, self.shape.language.depth - self.layers
+        kept = self.layers * self.layer_input() + still_open * self.language_layer() + self.ends()
+        if still_open:  # the feed-forward network of the last computes the report alone (`loss.py`): gate, up, silu
+            elsewhere = self.tokens - self.batch * (self.lengths.report + 1)
+            kept -= elsewhere * language.inner * (3 * self.numbers.compute + self.input_bytes * (self.stage == 3))
+        return kept
 
     def ends(self) -> float:
         """The rotary angles, the padding's mask, the last norm's input in float32."""

@@ -11,13 +11,14 @@ from radvision_utils.config import AUTO, STAGES, Profile
 from radvision_utils.environment import Device
 from radvision_utils.planning.cost import Card, disk_gib, find_card, longest, typical
 from radvision_utils.planning.judging import STEP_SECONDS, JudgingPart, plan_judging, reports_here
-from radvision_utils.planning.plan import StagePlan, card_here, copied_from, plan_here, plan_run
+from radvision_utils.planning.plan import StagePlan, card_here, copied_from, first_change, plan_here, plan_run
 
 KAGGLE_HOURS = 30  # with a card
 
 
 def plan_table(plans: Sequence[StagePlan]) -> list[dict[str, str]]:
-    """GiB by part, operations and hours of each stage as it is set: a column a stage, for `figures.text_table`."""
+    """What is set for each stage, or chosen where the profile says "auto", GiB by part, operations and hours: a column
+    a stage, for `figures.text_table`."""
     columns = {f"stage {plan.stage}": _figures(plan) for plan in plans}
     return [{"": name, **{stage: figures[name] for stage, figures in columns.items()}} for name in _figures(plans[0])]
 
@@ -25,32 +26,18 @@ def plan_table(plans: Sequence[StagePlan]) -> list[dict[str, str]]:
 def _figures(plan: StagePlan) -> dict[str, str]:
     parts = {**plan.memory.parts, "total": plan.memory.total}
     return {
+        "settings": "auto" if plan.auto else "as set",
+        "image": f"{plan.profile.data.image_size} px",
+        "micro_batch": str(plan.settings.micro_batch),
+        "accumulation": str(plan.settings.accumulation),
+        "checkpointed_layers": str(plan.step.layers),
+        "weights in": ("4 and 16 bits" if plan.copied else "4 bits") if plan.step.quantized else "16 bits",
         **{f"{part}, GiB": _number(gib) for part, gib in parts.items()},
         f"fits {plan.card.usable_gib:g} GiB": "yes" if plan.fits else "does not fit",
         "fullest at": plan.memory.moment,
         "TFLOP a sample": _number(plan.usual.tflop()),
         "samples": str(plan.samples),
         "time at the card's peak": _time(plan.hours_at_peak),
-        "time likely": _time(plan.hours),
-    }
-
-
-def settings_table(plans: Sequence[StagePlan]) -> list[dict[str, str]]:
-    """For each stage what is set, or chosen where the profile says "auto"."""
-    return [
-        {"stage": str(plan.stage), "settings": "auto" if plan.auto else "as set", **_settings(plan)} for plan in plans
-    ]
-
-
-def _settings(plan: StagePlan) -> dict[str, str]:
-    return {
-        "image": f"{plan.profile.data.image_size} px",
-        "micro_batch": str(plan.settings.micro_batch),
-        "accumulation": str(plan.settings.accumulation),
-        "checkpointed_layers": str(plan.step.layers),
-        "weights in": ("4 and 16 bits" if plan.copied else "4 bits") if plan.step.quantized else "16 bits",
-        "GiB": _number(plan.memory.total),
-        "TFLOP a sample": _number(plan.usual.tflop()),
         "time likely": _time(plan.hours),
     }
 
@@ -140,14 +127,15 @@ def disk_table(profile: Profile) -> list[dict[str, str]]:
 
 def plan_text(profile: Profile, card: Card) -> str:
     """The whole plan for a terminal."""
-    plans, parts = plan_run(profile, card), plan_judging(profile, card)
+    plans, parts, speed = plan_run(profile, card), plan_judging(profile, card), "speed not known"
+    if card.peak_tflops:
+        speed = f"at most {card.peak_tflops:g} TFLOP/s in {card.dtype}, {card.bandwidth_gbs:g} GB/s"
     lines = [
-        f"Profile {profile.name} on {card.title}: {card.usable_gib:g} GiB usable{_speed(card)}.",
+        f"Profile {profile.name} on {card.title}: {card.usable_gib:g} GiB usable, {speed}.",
         f"In all: {cost_line(profile, card)}.",
         "",
     ]
-    tables = plan_table(plans), settings_table(plans), judging_table(parts), total_table(plans, parts)
-    for table in (*tables, disk_table(profile)):
+    for table in (plan_table(plans), judging_table(parts), total_table(plans, parts), disk_table(profile)):
         lines += [*_columns(table), ""]
     lines += [
         "By arithmetic, not measured. Memory: every report as long as model.max_report_tokens allows; `context` is an",
@@ -172,13 +160,7 @@ def plan_text(profile: Profile, card: Card) -> str:
             "`run` trains on all cards, a process each; memory is of each card, and one of them judges. Gradients are",
             "exchanged in a second copy, which is not in the table (`gradients` once more).",
         ]
-    return "\n".join([*lines, *("\n" + plan.change for plan in plans if not plan.fits)])
-
-
-def _speed(card: Card) -> str:
-    if not card.peak_tflops:
-        return ", speed not known"
-    return f", at most {card.peak_tflops:g} TFLOP/s in {card.dtype}, {card.bandwidth_gbs:g} GB/s"
+    return "\n".join([*lines, *("\n" + first_change(plan) for plan in plans if not plan.fits)])
 
 
 def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:

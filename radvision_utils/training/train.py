@@ -319,15 +319,12 @@ class _Fit:
             "validation_loss": log.validation_losses,
             "best": {"step": state.best_global_step, "loss": state.best_metric} if settings.patience else None,
             "label_auc": auc,
-            "plan": open_room("planning.plan").plan_record(
-                stage.profile,
-                stage.number,
+            "plan": self.plan.record(
                 settings,
                 len(collator.prompt()),
                 max(len(collator.report_ids(collator.target(study))) for study in self.train),
                 cached=collator.features is not None,
                 card=self.device.kind == "cuda",
-                copied=self.plan.copied,
             ),
         }
 

@@ -106,7 +106,7 @@ def test_a_pause_in_a_notebook_pauses_the_chain_and_names_the_command(fresh_run,
     profile = fresh_run()
     told = rf"goes on from there: `python -m radvision_utils run --profile tiny --run {profile.run} .*--from 2`"
     with pytest.raises(RunPaused, match=told):
-        run_notebooks(profile, {"stage1.max_minutes": 5}, first=2)
+        run_notebooks(profile, first=2)
 
 
 def test_in_a_notebook_a_pause_is_a_sentence_and_no_traceback():

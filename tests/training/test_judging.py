@@ -185,9 +185,9 @@ def test_planned_hours_of_training_are_near_those_measured_on_an_h100():
 
 def test_reports_are_written_from_16_bit_weights_where_both_fit():
     lingshu = load_profile("lingshu-7b")
-    assert judging.settled(lingshu, open_card("t4"))[1] is False
+    assert judging.settled(lingshu, open_card("t4")).copied is False
     one = replace(lingshu, generation=replace(lingshu.generation, batch_size=1))
-    copied = {gib: judging.settled(one, replace(open_card("l4"), usable_gib=gib))[1] for gib in (19.0, 24.0)}
+    copied = {gib: judging.settled(one, replace(open_card("l4"), usable_gib=gib)).copied for gib in (19.0, 24.0)}
     assert copied == {19.0: False, 24.0: True}
 
 
