@@ -35,7 +35,6 @@ from radvision_utils.evaluation.records import (
     study_prediction,
 )
 from radvision_utils.evaluation.table import (
-    CARD_PROTOCOL,
     ScoredRow,
     Scorer,
     differences,
@@ -205,8 +204,7 @@ class _Evaluation:
         gaps = self.use.pop("gap")
         drops = image_use.exchange_drops(last.matrix, self.scorer.matrix, self.scorer.bootstrap, self.seed)
         word, sentence = image_use.verdict(gaps[row], drops["any study"])
-        own, scorer = last.texts[CARD_PROTOCOL], self.scorer
-        beyond = image_use.beyond_labels(last.reports, scorer.references, own, scorer.matrix, self.seed)
+        beyond = image_use.beyond_labels(last, self.scorer)
         return {
             "verdict": word,
             "sentence": f"{sentence}; {image_use.told_beyond(beyond)}" if word == "yes" else sentence,
@@ -241,7 +239,6 @@ class _Evaluation:
         return facts
 
     def _predictions(self, stage: int, scored: ScoredRow, written: Sequence[WrittenReport]) -> list[Prediction]:
-        each = scored.texts[CARD_PROTOCOL].each
         return [
             study_prediction(
                 self.profile,
@@ -250,7 +247,7 @@ class _Evaluation:
                 index,
                 ours,
                 self.scorer.training,
-                scores={name: round(each[index][name], 4) for name in CARD_SCORES},
+                scores={name: round(scored.each[index][name], 4) for name in CARD_SCORES},
             )
             for index, (study, ours) in enumerate(zip(self.studies, written, strict=True))
         ]
