@@ -136,7 +136,7 @@ def taught_by_labels(model: Any, dataset: PreparedDataset) -> Iterator[LabelHead
     """Within, a head is part of the model, and so of optimizer and checkpoints, and every pass feeds it."""
     head = LabelHead(model.config.get_text_config().hidden_size, finding_labels(dataset.split("train")))
     inner = model.get_base_model().model
-    before, made = inner.__dict__.get("get_image_features"), inner.get_image_features
+    made = inner.get_image_features
 
     # `generate` reads the names of the arguments.
     def image_features(pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **kwargs: Any) -> Any:
@@ -146,11 +146,9 @@ def taught_by_labels(model: Any, dataset: PreparedDataset) -> Iterator[LabelHead
         return found
 
     model.label_head = head.to(compute_device(model))
-    inner.get_image_features = image_features
     try:
-        yield head
+        with computing(inner, image_features, "get_image_features"):
+            yield head
     finally:
-        del model.label_head, inner.get_image_features
-        if before is not None:
-            inner.get_image_features = before
+        del model.label_head
         head.logits = torch.empty(0)  # and with it what autograd keeps
