@@ -124,9 +124,8 @@ def neighbor_reports(base: Reporter, train: Sequence[Study], studies: Sequence[S
         train: studies to choose from.
         studies: to report on.
     """
-    known = list(train)
-    vectors = [image_vectors(base, group) for group in (known, studies)]
-    return [known[i].report for i in nearest(*vectors)]
+    vectors = [image_vectors(base, group) for group in (train, studies)]
+    return [train[i].report for i in nearest(*vectors)]
 
 
 def image_vectors(base: Reporter, images: Sequence[ImageLike]) -> NDArray[np.float32]:
