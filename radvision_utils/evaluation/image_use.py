@@ -57,8 +57,6 @@ def study_losses(reporter: Reporter, studies: Sequence[Study], images: Sequence[
     """Loss of each study's training report, teacher-forced, the model in evaluation mode.
 
     Args:
-        reporter: the model.
-        studies: whose reports.
         images: files to show instead of the studies' own.
 
     Returns:
