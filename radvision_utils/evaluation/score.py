@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,22 +183,27 @@ def _read_report(text: object, where: str) -> Report:
 
 def _read_csv(path: Path) -> Pairs:
     """A table of ours, or MedEvalKit's `predictions.csv` with the references in `ground_truth.csv` beside it."""
-    columns, needed = [name.lower() for name in csv_columns(path)], ("uid", "prediction")
-    true: dict[str, str] = {}
-    if {"study_id", "report"} <= set(columns):
+    needed, true = ("uid", "prediction"), dict[str, str]()
+    if {"study_id", "report"} <= set(map(str.lower, csv_columns(path))):
         needed, beside = ("study_id", "report"), path.with_name("ground_truth.csv")
         if not beside.is_file():
             raise RadVisionError(f"{path} has no references: put MedEvalKit's ground_truth.csv beside it.")
-        true = {row["study_id"]: row["report"] for row in csv_lines(beside)}
-    check_columns(columns, str(path), [*needed, *({"reference"} & set(columns))])
+        true = {row["study_id"]: row["report"] for row in _rows(beside, needed)}
     pairs: Pairs = {}
-    for number, cells in enumerate(csv_lines(path), start=1):
-        row = {name.lower(): cell for name, cell in cells.items()}
+    for number, row in enumerate(_rows(path, needed), start=1):
         uid, said = (row[name] for name in needed)
         reference = true.get(uid, row.get("reference"))
         pair = _read_cell(said), None if reference is None else _read_cell(reference)
         _add(pairs, study_number(uid), pair, f"row {number} of {path}")
     return pairs
+
+
+def _rows(path: Path, needed: Sequence[str]) -> Iterator[dict[str, str]]:
+    """The lines of a table that has these columns, by their names in small letters."""
+    columns = [name.lower() for name in csv_columns(path)]
+    check_columns(columns, str(path), [*needed, *({"reference"} & set(columns))])
+    for cells in csv_lines(path):
+        yield {name.lower(): cell for name, cell in cells.items()}
 
 
 def _read_cell(cell: str) -> Report:
