@@ -49,6 +49,7 @@ class LabelHead(nn.Module):
     Args:
         width: of a visual token.
         labels: of the training studies; findings that fewer than `FEWEST` of them show are left out.
+        share: of a stage's loss, 0 to 1.
 
     Attributes:
         names: of the findings, K of them.
@@ -62,7 +63,7 @@ class LabelHead(nn.Module):
     kept: torch.Tensor
     positive_weight: torch.Tensor
 
-    def __init__(self, width: int, labels: Labels) -> None:
+    def __init__(self, width: int, labels: Labels, share: float = 1.0) -> None:
         super().__init__()
         table = torch.stack(list(labels.values()))
         shown, clear = (table == 1).sum(0), (table == 0).sum(0)
@@ -72,7 +73,7 @@ class LabelHead(nn.Module):
                 f"no finding is in {FEWEST} training reports or more, so that labels teach nothing: "
                 "prepare more studies, or set stage1.label_weight and stage2.label_weight to 0."
             )
-        self.labels, self.names = labels, [OBSERVATIONS[i] for i in kept]
+        self.labels, self.share, self.names = labels, share, [OBSERVATIONS[i] for i in kept]
         self.register_buffer("kept", kept, persistent=False)
         # Positives are few: by the root of the odds they weigh more, and calling everything positive does not pay.
         self.register_buffer("positive_weight", (clear / shown)[kept].sqrt(), persistent=False)
@@ -132,9 +133,9 @@ class LabelHead(nn.Module):
 
 
 @contextmanager
-def taught_by_labels(model: Any, dataset: PreparedDataset) -> Iterator[LabelHead]:
+def taught_by_labels(model: Any, dataset: PreparedDataset, share: float) -> Iterator[LabelHead]:
     """Within, a head is part of the model, and so of optimizer and checkpoints, and every pass feeds it."""
-    head = LabelHead(model.config.get_text_config().hidden_size, finding_labels(dataset.split("train")))
+    head = LabelHead(model.config.get_text_config().hidden_size, finding_labels(dataset.split("train")), share)
     inner = model.get_base_model().model
     made = inner.get_image_features
 

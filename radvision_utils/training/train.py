@@ -183,7 +183,7 @@ def _taught(stage: Stage, model: PeftModel, dataset: PreparedDataset) -> Any:
     """The context in which finding labels teach, by a head that it gives; where the settings ask for none, none."""
     if not stage.label_weight:
         return nullcontext()
-    return open_room("small_data.label_head").taught_by_labels(model, dataset)
+    return open_room("small_data.label_head").taught_by_labels(model, dataset, stage.label_weight)
 
 
 def _tell(stage: Stage, model: PeftModel, device: Device, chosen: dict[str, Any]) -> None:
@@ -274,7 +274,6 @@ class _Fit:
             args=training_arguments(settings, self.device, stage.work / "checkpoints", seed),
             collator=collator,
             abnormal=self._abnormal(),
-            label_weight=stage.label_weight,
             head=self.head,
             measured=lambda: log.validation_losses[-1],
             waiting=lambda: self.watch.part("waiting for data"),

@@ -121,7 +121,6 @@ class ReportTrainer(Trainer):
 
     Args:
         abnormal: see `StudyOrder`.
-        label_weight: how much of the loss is that of `head`.
         head: a `small_data.label_head.LabelHead` that is part of the model, where labels teach.
         measured: gives the validation loss at the step where it is asked.
         waiting: the context in which a step waits for its data.
@@ -137,15 +136,13 @@ class ReportTrainer(Trainer):
         args: TrainingArguments,
         collator: Collator,
         abnormal: tuple[Sequence[bool], float] | None = None,
-        label_weight: float = 0.0,
         head: Any = None,
         measured: Callable[[], float] | None = None,
         waiting: Callable[[], AbstractContextManager[Any]] = nullcontext,
         **options: Any,
     ) -> None:
         args._n_gpu = min(args.n_gpu, 1)  # several cards in one process would mean DataParallel; use accelerate launch
-        self.abnormal, self.label_weight, self.head = abnormal, label_weight, head
-        self.measured, self.waiting = measured, waiting
+        self.abnormal, self.head, self.measured, self.waiting = abnormal, head, measured, waiting
         self._source: Any = None
         self._coming: Any = None
         super().__init__(model=model, args=args, data_collator=collator, **options)
@@ -219,8 +216,8 @@ class ReportTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Sum of the report tokens' losses over the number of report tokens in the whole (accumulated) batch; with
-        labels, of which each study counts alike, the mean of both losses by `label_weight`."""
-        share, args, parts = self.label_weight, self.args, []
+        labels, of which each study counts alike, the mean of both losses by the head's share."""
+        share, args, parts = self.head.share if self.head else 0.0, self.args, []
         if share < 1:
             losses, counts = report_token_losses(model, inputs)
             if "weights" in inputs:
