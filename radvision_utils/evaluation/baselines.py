@@ -39,14 +39,7 @@ ROWS = {
 def blind_reports(
     train: Sequence[Report], validation: Sequence[Report], studies: int, seed: int
 ) -> dict[str, list[Report]]:
-    """The rows that never look at an image, one report a study each.
-
-    Args:
-        train: training reports.
-        validation: reference reports to choose the best constant by.
-        studies: how many studies there are to report on.
-        seed: of the random row.
-    """
+    """The rows that never look at an image, one report for each of so many studies; `validation` chooses the best."""
     drawn = np.random.default_rng(seed).integers(len(train), size=studies)
     return {
         CONSTANT: [commonest_normal_report(train)] * studies,
@@ -117,16 +110,9 @@ def nearest(train: NDArray[np.float32], images: NDArray[np.float32]) -> NDArray[
 
 
 def neighbor_reports(base: Reporter, train: Sequence[Study], studies: Sequence[Study]) -> list[Report]:
-    """For each study the report of the training image that looks most alike to the base's vision encoder.
-
-    Args:
-        base: the untuned base model.
-        train: studies to choose from.
-        studies: to report on.
-    """
-    known = list(train)
-    vectors = [image_vectors(base, group) for group in (known, studies)]
-    return [known[i].report for i in nearest(*vectors)]
+    """For each study the report of the training image that looks most alike to the vision encoder of the base."""
+    vectors = [image_vectors(base, group) for group in (train, studies)]
+    return [train[i].report for i in nearest(*vectors)]
 
 
 def image_vectors(base: Reporter, images: Sequence[ImageLike]) -> NDArray[np.float32]:

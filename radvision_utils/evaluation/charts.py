@@ -125,21 +125,20 @@ def show_text_against_labels(predictions: Sequence[Prediction]) -> Figure:
 def show_agreement(predictions: Sequence[Prediction]) -> Figure:
     """For each observation, in how many studies the report agrees with the reference by the rules, or how not."""
     judged = [(ours.verdicts or {}).items() for ours in predictions if ours.stage == STAGE]
-    figure = _stacked(Counter(pair for pairs in judged for pair in pairs), "neither report asserts an observation")
-    figure.axes[0].set(xlabel=f"studies, stage {STAGE}; rule-based, may be wrong")
-    return figure
+    counts = Counter(pair for pairs in judged for pair in pairs)
+    return _stacked(
+        counts, f"studies, stage {STAGE}; rule-based, may be wrong", "neither report asserts an observation"
+    )
 
 
 def show_verdicts(predictions: Sequence[Prediction]) -> Figure:
     """For each finding, how often reports agree with what was drawn, miss it, or assert it without reason."""
     drawn = [ours.findings for ours in predictions if ours.stage == STAGE]
     counts = Counter((finding.name, finding.verdict) for findings in drawn for finding in findings)
-    figure = _stacked(counts, "no finding was drawn or asserted here")
-    figure.axes[0].set(xlabel=f"findings of the split, stage {STAGE}")
-    return figure
+    return _stacked(counts, f"findings of the split, stage {STAGE}", "no finding was drawn or asserted here")
 
 
-def _stacked(counts: Mapping[tuple[str, str], int], none: str) -> Figure:
+def _stacked(counts: Mapping[tuple[str, str], int], xlabel: str, none: str) -> Figure:
     """A bar a name, of its counts by verdict; the verdict's glyph and the count stand in each part that has room."""
     sums: Counter[str] = Counter()
     for (name, _), count in counts.items():
@@ -148,12 +147,11 @@ def _stacked(counts: Mapping[tuple[str, str], int], none: str) -> Figure:
     figure = new_figure(7.2, 1.1 + 0.34 * max(len(names), 1))
     axes = figure.subplots()
     left = [0] * len(names)
-    for verdict in (verdict for verdict in VERDICTS if any(kind == verdict for _, kind in counts)):
+    kinds = {kind for _, kind in counts}
+    for verdict, glyph in ((verdict, glyph) for verdict, glyph in VERDICTS.items() if verdict in kinds):
         widths = [counts.get((name, verdict), 0) for name in names]
-        bars = axes.barh(
-            names, widths, left=left, color=VERDICT_COLORS[verdict], label=f"{VERDICTS[verdict]} {verdict}"
-        )
-        words = [f"{VERDICTS[verdict]} {n}" if n >= 0.06 * max(sums.values()) else "" for n in widths]
+        bars = axes.barh(names, widths, left=left, color=VERDICT_COLORS[verdict], label=f"{glyph} {verdict}")
+        words = [f"{glyph} {n}" if n >= 0.06 * max(sums.values()) else "" for n in widths]
         axes.bar_label(bars, words, label_type="center", fontsize=9, color=GLYPH_INK)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     if names:
@@ -162,6 +160,7 @@ def _stacked(counts: Mapping[tuple[str, str], int], none: str) -> Figure:
         axes.legend(frameon=False, ncols=len(VERDICTS), loc="lower right", bbox_to_anchor=(1, 1))
     else:
         axes.text(0.5, 0.5, none, ha="center", transform=axes.transAxes)
+    axes.set(xlabel=xlabel)
     tidy(axes)
     return figure
 

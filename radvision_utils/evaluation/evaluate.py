@@ -21,7 +21,7 @@ from radvision_utils.data.studies import SPLITS, open_prepared
 from radvision_utils.environment import choose_device, forget_peak_memory, open_room, process_rank, versions
 from radvision_utils.evaluation import image_use
 from radvision_utils.evaluation.baselines import NEAREST, RANDOM, ROWS, blind_reports, neighbor_reports
-from radvision_utils.evaluation.bootstrap import rounded
+from radvision_utils.evaluation.bootstrap import Estimate, rounded
 from radvision_utils.evaluation.charts import save_figures
 from radvision_utils.evaluation.label_scores import mesh_agreement
 from radvision_utils.evaluation.records import (
@@ -35,7 +35,6 @@ from radvision_utils.evaluation.records import (
     study_prediction,
 )
 from radvision_utils.evaluation.table import (
-    CARD_PROTOCOL,
     ScoredRow,
     Scorer,
     differences,
@@ -123,9 +122,8 @@ class _Evaluation:
             [study.mesh if study.truth is None else "" for study in self.studies],  # a phantom's is no annotation
             r2gen_vocabulary(study.reference.findings for study in self.train),
         )
-        self.chosen = image_use.sample(len(self.studies), self.seed)
-        self.some = [self.studies[i] for i in self.chosen]
-        self.use: dict[str, Any] = {"gap": {}}
+        self.gaps: dict[str, Estimate] = {}
+        self.use: dict[str, Any] = {}
 
     def run(self) -> None:
         started = time.perf_counter()
@@ -162,16 +160,38 @@ class _Evaluation:
         scored.facts.update(_effort(written), loss=round(float(losses[:, 0].sum() / losses[:, 1].sum()), 4))
         scored.facts["flags"][CUT] = sum(not w.finished for w in written)
         if reporter.stage in (0, LAST):
-            self.use["gap"][row] = image_use.exchanged_gap(reporter, self.studies, losses, self.seed)
+            self.gaps[row] = image_use.exchanged_gap(reporter, self.studies, losses, self.seed)
         if reporter.stage == LAST:
-            reports, own = [scored.reports[i] for i in self.chosen], losses[self.chosen]
-            empty = image_use.empty_images(self.train, self.partial, self.seed)
-            self.use["without its image"] = image_use.without_image(reporter, self.some, reports, own, empty, self.seed)
-            self.use["mirrored"] = image_use.mirrored(reporter, self.some, reports, self.seed)
-            if self.profile.model.indication:
-                self.use["without the indication"] = self._without_indication(reporter)
-                self.use["contradicting indication"] = image_use.contradicted(reporter, self.some, self.seed)
+            self.use = self._image_use(reporter, row, scored, losses)
         return scored, written
+
+    def _image_use(self, reporter: Reporter, row: str, scored: ScoredRow, losses: image_use.Losses) -> dict[str, Any]:
+        """Whether the last stage uses the image, asked in every way."""
+        drops = image_use.exchange_drops(scored.matrix, self.scorer.matrix, self.scorer.bootstrap, self.seed)
+        word, sentence = image_use.verdict(self.gaps[row], drops["any study"])
+        beyond = image_use.beyond_labels(scored, self.scorer)
+        chosen = image_use.sample(len(self.studies), self.seed)
+        some, reports = [self.studies[i] for i in chosen], [scored.reports[i] for i in chosen]
+        empty = image_use.empty_images(self.train, self.partial, self.seed)
+        use = {
+            "verdict": word,
+            "sentence": f"{sentence}; {image_use.told_beyond(beyond)}" if word == "yes" else sentence,
+            "beyond_labels": beyond.to_json(),
+            "row": row,
+            "studies": f"gap and exchanged reports: all {len(self.studies)}; others: {len(some)}, drawn by lot",
+            "detectable": {
+                "loss_gap": rounded(self.gaps[row].detectable),
+                "f1_drop": rounded(drops["any study"].detectable),
+            },
+            "loss_gap": {name: gap.to_json() for name, gap in self.gaps.items()},
+            "f1_drop": {name: drop.to_json() for name, drop in drops.items()},
+            "without its image": image_use.without_image(reporter, some, reports, losses[chosen], empty, self.seed),
+            "mirrored": image_use.mirrored(reporter, some, reports, self.seed),
+        }
+        if self.profile.model.indication:
+            use["without the indication"] = self._without_indication(reporter)
+            use["contradicting indication"] = image_use.contradicted(reporter, some, self.seed)
+        return use
 
     def _without_indication(self, reporter: Reporter) -> dict[str, str]:
         """Whether the image is used, asked once more where nothing but the image can tell."""
@@ -197,29 +217,8 @@ class _Evaluation:
                 for row, what in ROWS.items()
             },
             "differences": {last: differences(scored, last)},
-            "image_use": self._image_use(scored[last], last),
+            "image_use": self.use,
             "labeler": self._labeler(),
-        }
-
-    def _image_use(self, last: ScoredRow, row: str) -> dict[str, Any]:
-        gaps = self.use.pop("gap")
-        drops = image_use.exchange_drops(last.matrix, self.scorer.matrix, self.scorer.bootstrap, self.seed)
-        word, sentence = image_use.verdict(gaps[row], drops["any study"])
-        own, scorer = last.texts[CARD_PROTOCOL], self.scorer
-        beyond = image_use.beyond_labels(last.reports, scorer.references, own, scorer.matrix, self.seed)
-        return {
-            "verdict": word,
-            "sentence": f"{sentence}; {image_use.told_beyond(beyond)}" if word == "yes" else sentence,
-            "beyond_labels": beyond.to_json(),
-            "row": row,
-            "studies": f"gap and exchanged reports: all {len(self.studies)}; others: {len(self.some)}, drawn by lot",
-            "detectable": {
-                "loss_gap": rounded(gaps[row].detectable),
-                "f1_drop": rounded(drops["any study"].detectable),
-            },
-            "loss_gap": {name: gap.to_json() for name, gap in gaps.items()},
-            "f1_drop": {name: drop.to_json() for name, drop in drops.items()},
-            **self.use,
         }
 
     def _labeler(self) -> dict[str, Any]:
@@ -241,7 +240,6 @@ class _Evaluation:
         return facts
 
     def _predictions(self, stage: int, scored: ScoredRow, written: Sequence[WrittenReport]) -> list[Prediction]:
-        each = scored.texts[CARD_PROTOCOL].each
         return [
             study_prediction(
                 self.profile,
@@ -250,7 +248,7 @@ class _Evaluation:
                 index,
                 ours,
                 self.scorer.training,
-                scores={name: round(each[index][name], 4) for name in CARD_SCORES},
+                scores={name: round(scored.each[index][name], 4) for name in CARD_SCORES},
             )
             for index, (study, ours) in enumerate(zip(self.studies, written, strict=True))
         ]

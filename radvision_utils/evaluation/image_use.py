@@ -9,7 +9,7 @@ simulated by `python -m benchmarks.simulations`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from radvision_utils.data.studies import Study
 from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate, share
 from radvision_utils.evaluation.label_scores import LabelMatrix, micro_f1
 from radvision_utils.evaluation.records import report_labels
-from radvision_utils.evaluation.text_metrics import RAW, TextScores, score_texts
+from radvision_utils.evaluation.table import CARD_PROTOCOL, ScoredRow, Scorer
+from radvision_utils.evaluation.text_metrics import score_texts
 from radvision_utils.report import Reporter
 
 SAMPLE = 200  # studies at most: each pass over them costs a 7B minutes
@@ -56,8 +57,6 @@ def study_losses(reporter: Reporter, studies: Sequence[Study], images: Sequence[
     """Loss of each study's training report, teacher-forced, the model in evaluation mode.
 
     Args:
-        reporter: the model.
-        studies: whose reports.
         images: files to show instead of the studies' own.
 
     Returns:
@@ -96,14 +95,13 @@ def exchange_drops(
         where label F1 can lose nothing, whatever the reports say (see `beyond_labels`); "other labels": with a study
         whose reference asserts others. The last two only for studies that have such a partner.
     """
-    n = len(reference.abnormal)
-    rng = np.random.default_rng(seed)
-    same, different = np.arange(n), np.arange(n)
+    n, rng = len(reference.abnormal), np.random.default_rng(seed)
+    different = np.arange(n)
     for members in _equal_labels(reference):
-        same[members] = members[exchange(len(members), seed)]
         others = np.setdiff1d(np.arange(n), members)
         if len(others):
             different[members] = rng.choice(others, len(members))
+    same = _exchange_equal(reference, seed)
     orders = {"any study": exchange(n, seed), "same labels": same, "other labels": different}
     drops = {}
     for name, order in orders.items():
@@ -119,24 +117,23 @@ def _equal_labels(reference: LabelMatrix) -> list[Order]:
     return [np.flatnonzero([k == key for k in keys]) for key in dict.fromkeys(keys)]
 
 
-def beyond_labels(
-    reports: Sequence[Report], references: Sequence[Report], own: TextScores, matrix: LabelMatrix, seed: int
-) -> Estimate:
+def _exchange_equal(reference: LabelMatrix, seed: int) -> Order:
+    """As `exchange`, among the studies of equal labels."""
+    order = np.arange(len(reference.abnormal))
+    for members in _equal_labels(reference):
+        order[members] = members[exchange(len(members), seed)]
+    return order
+
+
+def beyond_labels(row: ScoredRow, scorer: Scorer) -> Estimate:
     """What ROUGE-L loses when studies whose references assert the same observations exchange their reports.
 
     A report that says no more of its image than these labels (no side, no place, no extent) loses nothing.
-
-    Args:
-        own: scores of the reports as they are, by the protocol `RAW`.
-        matrix: labels of the references.
     """
-    n = len(reports)
-    order = np.arange(n)
-    for members in _equal_labels(matrix):
-        order[members] = members[exchange(len(members), seed)]
-    other = score_texts([reports[i] for i in order.tolist()], references, RAW)
-    lost = [mine["rouge_l"] - theirs["rouge_l"] for mine, theirs in zip(own.each, other.each, strict=True)]
-    return Bootstrap(n, seed).mean(np.array(lost), order != np.arange(n))
+    order = _exchange_equal(scorer.matrix, scorer.seed)
+    others = score_texts([row.reports[i] for i in order.tolist()], scorer.references, CARD_PROTOCOL).each
+    lost = [own["rouge_l"] - other["rouge_l"] for own, other in zip(row.each, others, strict=True)]
+    return scorer.bootstrap.mean(np.array(lost), order != np.arange(len(order)))
 
 
 def told_beyond(lost: Estimate) -> str:
@@ -190,14 +187,13 @@ def mirrored(reporter: Reporter, studies: Sequence[Study], reports: Sequence[Rep
         flipped, kept, lost: of the observations that a report asserts on one side only, those that the report on the
         mirrored image asserts on the other side, on the same, or no longer on one side; flipped_share: with interval.
     """
-    sided = [(i, pairs) for i, report in enumerate(reports) if (pairs := dict(_one_sided(report)))]
+    sided = [(study, sides) for study, r in zip(studies, reports, strict=True) if (sides := _one_sided(r))]
     counts = {"flipped": 0, "kept": 0, "lost": 0}
     if not sided:
         return {**counts, "flipped_share": {"value": None, "low": None, "high": None, "n": 0}}
-    after = reporter.report([ImageOps.mirror(load_image(studies[i].image)) for i, _ in sided])
+    after = reporter.report([ImageOps.mirror(load_image(study.image)) for study, _ in sided])
     each = np.zeros((len(sided), 2))
-    for row, ((_, before), report) in enumerate(zip(sided, after, strict=True)):
-        now = dict(_one_sided(report))
+    for row, ((_, before), now) in enumerate(zip(sided, map(_one_sided, after), strict=True)):
         for name, side in before.items():
             outcome = "lost" if name not in now else "kept" if now[name] == side else "flipped"
             counts[outcome] += 1
@@ -230,11 +226,11 @@ def contradicted(reporter: Reporter, studies: Sequence[Study], seed: int) -> dic
     return {name: figure.to_json() for name, figure in figures.items()}
 
 
-def _one_sided(report: Report) -> Iterator[tuple[str, str]]:
-    labels = report_labels(report)
-    for name in ABNORMAL:
-        if labels[name].status in ("present", "uncertain") and len(labels[name].sides) == 1:
-            yield name, labels[name].sides[0]
+def _one_sided(report: Report) -> dict[str, str]:
+    """The observations that a report asserts on one side only, and that side."""
+    found = report_labels(report)
+    asserted = [name for name in ABNORMAL if found[name].status in ASSERTED]
+    return {name: found[name].sides[0] for name in asserted if len(found[name].sides) == 1}
 
 
 def verdict(gap: Estimate, drop: Estimate) -> tuple[str, str]:

@@ -338,7 +338,6 @@ def flags_of(report: Report, training: frozenset[str], finished: bool = True) ->
     """Which of `FLAGS` a generated report earns.
 
     Args:
-        report: what the model wrote.
         training: the training reports, each in `normal_form`.
         finished: False where the longest allowed report ended it, not the model.
     """
@@ -395,15 +394,8 @@ def mention_spans(report: Report) -> dict[str, tuple[Mention, ...]]:
 def own_prediction(
     profile: Profile, stage: int, uid: str, written: WrittenReport, training: frozenset[str]
 ) -> Prediction:
-    """A report without a reference: what it says, by the rules.
-
-    Args:
-        profile: the run's settings.
-        stage: whose report.
-        uid: the study, or the name of an image of one's own.
-        written: what the model wrote.
-        training: see `training_forms`.
-    """
+    """A report without a reference: what it says, by the rules. `uid`: the study, or the name of an image of one's own;
+    `training`: see `training_forms`."""
     report = written.report
     return Prediction(
         uid=uid,

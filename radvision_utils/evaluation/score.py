@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from radvision_utils.files import of_shape, read_json, text_lines
 from radvision_utils.runs import RunFolder
 
 SEED = 7
-_COLUMNS = ("uid", "prediction", "reference")
 _LINES = 'write each study as a JSON object on a line of its own, in UTF-8: {"uid": "1", "generated": "Findings: ..."}'
 Pairs = dict[str, tuple[Report, Report | None]]  # uid -> prediction, reference
 
@@ -183,30 +182,32 @@ def _read_report(text: object, where: str) -> Report:
 
 
 def _read_csv(path: Path) -> Pairs:
+    """A table of ours, or MedEvalKit's `predictions.csv` with the references in `ground_truth.csv` beside it."""
+    needed, true = ("uid", "prediction"), dict[str, str]()
+    if {"study_id", "report"} <= set(map(str.lower, csv_columns(path))):
+        needed, beside = ("study_id", "report"), path.with_name("ground_truth.csv")
+        if not beside.is_file():
+            raise RadVisionError(f"{path} has no references: put MedEvalKit's ground_truth.csv beside it.")
+        true = {row["study_id"]: row["report"] for row in _rows(beside, needed)}
     pairs: Pairs = {}
+    for number, row in enumerate(_rows(path, needed), start=1):
+        uid, said = (row[name] for name in needed)
+        reference = true.get(uid, row.get("reference"))
+        pair = _read_cell(said), None if reference is None else _read_cell(reference)
+        _add(pairs, study_number(uid), pair, f"row {number} of {path}")
+    return pairs
+
+
+def _rows(path: Path, needed: Sequence[str]) -> Iterator[dict[str, str]]:
+    """The lines of a table that has these columns, by their names in small letters."""
     columns = [name.lower() for name in csv_columns(path)]
-    if {"study_id", "report"} <= set(columns):
-        return _read_two_tables(path)
-    check_columns(columns, str(path), [name for name in _COLUMNS if name != "reference" or name in columns])
-    for number, cells in enumerate(csv_lines(path), start=1):
-        row = {name.lower(): cell for name, cell in cells.items()}
-        uid = study_number(row["uid"])
-        reference = parse_report(given(row["reference"]) or "") if "reference" in columns else None
-        _add(pairs, uid, (parse_report(given(row["prediction"]) or ""), reference), f"row {number} of {path}")
-    return pairs
+    check_columns(columns, str(path), [*needed, *({"reference"} & set(columns))])
+    for cells in csv_lines(path):
+        yield {name.lower(): cell for name, cell in cells.items()}
 
 
-def _read_two_tables(path: Path) -> Pairs:
-    """MedEvalKit's `predictions.csv`, the references in `ground_truth.csv` beside it."""
-    beside = path.with_name("ground_truth.csv")
-    if not beside.is_file():
-        raise RadVisionError(f"{path} has no references: put MedEvalKit's ground_truth.csv beside it.")
-    true = {row["study_id"]: parse_report(row["report"]) for row in csv_lines(beside)}
-    pairs: Pairs = {}
-    for number, row in enumerate(csv_lines(path), start=1):
-        pair = parse_report(row["report"]), true.get(row["study_id"])
-        _add(pairs, study_number(row["study_id"]), pair, f"row {number} of {path}")
-    return pairs
+def _read_cell(cell: str) -> Report:
+    return parse_report(given(cell) or "")
 
 
 def _add(pairs: Pairs, uid: str | None, pair: tuple[Report, Report | None], where: str) -> None:

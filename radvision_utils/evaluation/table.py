@@ -37,7 +37,6 @@ from radvision_utils.evaluation.text_metrics import (
     RAW,
     REXRANK,
     REXRANK_TEXTS,
-    TextScores,
     meteor_scores,
     rexrank_estimates,
     score_texts,
@@ -108,14 +107,14 @@ class ScoredRow:
         reports: one for each study.
         matrix: their labels.
         estimates: protocol -> metric -> estimate.
-        texts: text scores by protocol.
+        each: text metrics of each report, by `CARD_PROTOCOL`.
         facts: what has no interval: variety, lengths, flags, verdicts, observations, confusion.
     """
 
     reports: list[Report]
     matrix: LabelMatrix
     estimates: dict[str, dict[str, Estimate]]
-    texts: dict[str, TextScores]
+    each: list[dict[str, float]]
     facts: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -170,7 +169,7 @@ class Scorer:
             estimates[DRAWN] = self.against_drawn(reports, self.truths)
         facts = {
             **variety(reports),
-            "without_observation": sum(not _observations(found) for found in labels),
+            "without_observation": sum(all(found[n].status == "not mentioned" for n in ABNORMAL) for found in labels),
             "flags": self._count_flags(reports),
             "verdicts": _count_verdicts(labels, self.labels),
             "observations": observation_scores(matrix, self.matrix, self.bootstrap),
@@ -181,7 +180,7 @@ class Scorer:
         if any(report.line for report in reports):
             _, bare = _labeled([replace(report, line="") for report in reports])
             facts["text_f1"] = rounded(micro_f1(bare, self.matrix, self.bootstrap).value)
-        return ScoredRow(list(reports), matrix, estimates, texts, facts)
+        return ScoredRow(list(reports), matrix, estimates, texts[CARD_PROTOCOL].each, facts)
 
     def against_drawn(self, reports: Sequence[Report], truths: Sequence[str]) -> dict[str, Estimate]:
         """How right reports on phantoms are, by what was drawn."""
@@ -224,11 +223,6 @@ def _repeated(words: Sequence[str]) -> float:
     """Share of the sequences of four words that stood in the text before; near 1 for one sentence over and over."""
     fours = list(zip(words, words[1:], words[2:], words[3:], strict=False))
     return 1 - len(set(fours)) / len(fours) if fours else 0.0
-
-
-def _observations(labels: Mapping[str, Label]) -> list[str]:
-    """The abnormal observations of which a report speaks, be it to deny them."""
-    return [name for name in ABNORMAL if labels[name].status != "not mentioned"]
 
 
 def _labeled(reports: Sequence[Report]) -> tuple[list[dict[str, Label]], LabelMatrix]:
@@ -417,9 +411,11 @@ def model_verdict(metrics: Mapping[str, Any]) -> str:
     told = [f"{row['distinct_reports']} distinct reports for {n} studies", f"image used: {use['verdict']}"]
     if use["verdict"] == "no":
         faults.append("does not use the image")
-    rival = _best_blind(metrics)
-    if rival is not None and score is not None:
-        best, name = rival
+    blind = [name for name in metrics["baselines"] if name != NEAREST]
+    earned = [(metrics["rows"][name][RULE_LABELS]["micro_f1"]["value"], name) for name in blind]
+    known = [(value, name) for value, name in earned if value is not None]
+    if known and score is not None:
+        best, name = max(known)
         told.append(f"rule-label F1 {score:.3f} against {best:.3f} of the {name}, which sees no image")
         if score <= best:
             faults.append(f"earns no more than reports without a model ({told[-1]})")
@@ -446,10 +442,3 @@ def _faults_of_texts(row: Mapping[str, Any], n: int) -> list[str]:
     elif not any(found["asserted"] for found in row["observations"].values()):
         faults.append("asserts no finding in any report")
     return faults
-
-
-def _best_blind(metrics: Mapping[str, Any]) -> tuple[float, str] | None:
-    """The highest rule-label F1 of the rows that see no image, and whose it is."""
-    rows = [(metrics["rows"][name], name) for name in metrics["baselines"] if name != NEAREST]
-    known = [(score, name) for row, name in rows if (score := row[RULE_LABELS]["micro_f1"]["value"]) is not None]
-    return max(known, default=None)

@@ -58,25 +58,8 @@ def r2gen_vocabulary(training: Iterable[str]) -> frozenset[str]:
     return frozenset(word for word, times in counts.items() if times >= SEEN)
 
 
-def _r2gen_pair(generated: Report, reference: Report, known: Set[str] | None) -> tuple[str, str]:
-    def read(report: Report, tokens: int) -> str:
-        words = r2gen_words(report.findings).split()[:tokens]
-        return " ".join(words if known is None else (word if word in known else "<unk>" for word in words))
-
-    return read(generated, R2GEN_TOKENS), read(reference, R2GEN_TOKENS - 1)
-
-
-def _raw_pair(generated: Report, reference: Report, known: Set[str] | None) -> tuple[str, str]:
-    ours, true = (" ".join(f"{report.findings} {report.impression}".split()) for report in (generated, reference))
-    return ours, true
-
-
-R2GEN = "findings, R2Gen normalization"
-RAW = "findings + impression, raw"
-PROTOCOLS: dict[str, Callable[[Report, Report, Set[str] | None], tuple[str, str]]] = {
-    R2GEN: _r2gen_pair,
-    RAW: _raw_pair,
-}
+R2GEN, RAW = "findings, R2Gen normalization", "findings + impression, raw"
+PROTOCOLS = (R2GEN, RAW)
 REXRANK = "BLEU-2 as ReXrank computes it"
 REXRANK_TEXTS: dict[str, Callable[[Report], str]] = {
     "findings": lambda report: report.findings,
@@ -119,16 +102,14 @@ def sentence_bleu2(generated: str, reference: str) -> float:
 
 @dataclass(frozen=True)
 class TextScores:
-    """Scores of a set of reports.
+    """Scores of a set of reports, of which `text_estimates` gives the figures.
 
     Attributes:
-        corpus: of the set as a whole, by metric name.
-        each: of each report.
+        each: of each report, by metric name.
         bleu_counts: (n, 10) what each report adds to corpus BLEU: right and written n-grams for n = 1 to 4, words
             written, words of the reference.
     """
 
-    corpus: dict[str, float]
     each: list[dict[str, float]]
     bleu_counts: NDArray[np.int64]
 
@@ -138,28 +119,25 @@ def score_texts(
 ) -> TextScores:
     """BLEU-1 to 4, ROUGE-L and CIDEr-D of reports against one reference each.
 
-    BLEU is 0 to 1 and of the whole set (counts are pooled), ROUGE-L is the mean of the studies, 0 to 1; CIDEr-D is the
-    mean of the studies, 0 to 10, with word frequencies from these references: it depends on the set.
+    BLEU and ROUGE-L are 0 to 1; CIDEr-D is 0 to 10, with word frequencies from these references: it depends on the set.
 
     Args:
         generated: reports to score, at least one.
         references: the true reports, in the same order.
-        protocol: a key of `PROTOCOLS`.
+        protocol: one of `PROTOCOLS`.
         known: see `r2gen_vocabulary`; all words if left out.
     """
     pairs = text_pairs(generated, references, protocol, known)
     scorer = _bleu_scorer(pairs)
-    bleu, bleu_each = scorer.compute_score(option="closest", verbose=0)
-    rouge, rouge_each = Rouge().compute_score(*_by_study(pairs))
-    cider, cider_each = _cider_d(pairs)
-    corpus = dict(zip(METRICS, [*map(float, bleu), float(rouge), float(cider)], strict=True))
-    rows = zip(*bleu_each, rouge_each, cider_each, strict=True)
+    _, bleu = scorer.compute_score(option="closest", verbose=0)
+    rouge = [Rouge().calc_score([ours], [true]) for ours, true in pairs]
+    rows = zip(*bleu, rouge, _cider_d(pairs)[1], strict=True)
     counts = [[*c["correct"], *c["guess"], c["testlen"], c["reflen"][0]] for c in scorer.ctest]
-    return TextScores(corpus, [dict(zip(METRICS, map(float, row), strict=True)) for row in rows], np.array(counts))
+    return TextScores([dict(zip(METRICS, map(float, row), strict=True)) for row in rows], np.array(counts))
 
 
 def bleu4_times_cider_d(generated: Sequence[Report], references: Sequence[Report]) -> float:
-    """The product of two of the figures of `score_texts` by the protocol `R2GEN`, without the cost of the others."""
+    """The product of two figures of reports by the protocol `R2GEN`, without the cost of the others."""
     pairs = text_pairs(generated, references, R2GEN)
     bleu, _ = _bleu_scorer(pairs).compute_score(option="closest", verbose=0)
     cider, _ = _cider_d(pairs)
@@ -198,14 +176,9 @@ class _Cooked:
         return map(self.cook, self.texts)
 
 
-def _by_study(pairs: Sequence[tuple[str, str]]) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """References and reports as pycocoevalcap takes them."""
-    return {i: [true] for i, (_, true) in enumerate(pairs)}, {i: [ours] for i, (ours, _) in enumerate(pairs)}
-
-
 def text_estimates(scores: TextScores, bootstrap: Bootstrap) -> dict[str, Estimate]:
-    """The metrics with intervals. BLEU is pooled anew in every resample; CIDEr-D keeps the word frequencies of the
-    whole set."""
+    """The metrics of the whole set with intervals. BLEU pools the counts of the studies, anew in every resample; the
+    others are means of the studies, and CIDEr-D keeps the word frequencies of the whole set."""
     estimates = {
         f"bleu{order}": bootstrap.estimate(scores.bleu_counts, functools.partial(corpus_bleu, order=order))
         for order in (1, 2, 3, 4)
@@ -228,7 +201,15 @@ def text_pairs(
     generated: Sequence[Report], references: Sequence[Report], protocol: str, known: Set[str] | None = None
 ) -> list[tuple[str, str]]:
     """(report, reference) as the protocol compares them."""
-    return [PROTOCOLS[protocol](ours, true, known) for ours, true in zip(generated, references, strict=True)]
+
+    def read(report: Report, tokens: int) -> str:
+        if protocol == RAW:
+            return " ".join(report.text.split())
+        words = r2gen_words(report.findings).split()[:tokens]
+        return " ".join(words if known is None else (word if word in known else "<unk>" for word in words))
+
+    pairs = zip(generated, references, strict=True)
+    return [(read(ours, R2GEN_TOKENS), read(true, R2GEN_TOKENS - 1)) for ours, true in pairs]
 
 
 def meteor_scores(sets: Sequence[Sequence[tuple[str, str]]]) -> list[float | None]:
@@ -241,8 +222,10 @@ def meteor_scores(sets: Sequence[Sequence[tuple[str, str]]]) -> list[float | Non
         return [None] * len(sets)
     try:
         scorer = Meteor()
-        plain = [[(_without_bars(ours), _without_bars(true)) for ours, true in pairs] for pairs in sets]
-        return [float(scorer.compute_score(*_by_study(pairs))[0]) for pairs in plain]
+        texts = [
+            [{i: [_without_bars(text)] for i, text in enumerate(side)} for side in zip(*s, strict=True)] for s in sets
+        ]
+        return [float(scorer.compute_score(true, ours)[0]) for ours, true in texts]
     except (OSError, ValueError) as error:  # Java is there, but METEOR's answer is no number: too little memory, say
         logger.warning("METEOR is left out: Java is installed, but its METEOR did not answer (%s)", error)
         return [None] * len(sets)

@@ -26,13 +26,16 @@ Windows = tuple[list[torch.Tensor], torch.Tensor]  # patches of the windows of e
 
 
 @contextmanager
-def computing(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Within, the module computes `forward` in place of its class's own, whatever wraps the model around it."""
-    module.forward = forward
+def computing(module: nn.Module, by: Callable[..., Any], method: str = "forward") -> Iterator[None]:
+    """Within, the module computes `by` in place of its own method, whatever wraps the model around it."""
+    before = vars(module).get(method)
+    setattr(module, method, by)
     try:
         yield
     finally:
-        del module.forward
+        delattr(module, method)
+        if before is not None:
+            setattr(module, method, before)
 
 
 def compute_by(module: nn.Module, way: type) -> None:

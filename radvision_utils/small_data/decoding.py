@@ -28,6 +28,7 @@ from radvision_utils.data.reports import line_of_findings
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.files import read_json, write_json
 from radvision_utils.model.base import compute_device
+from radvision_utils.model.faster import computing
 from radvision_utils.runs import RunFolder, require
 from radvision_utils.training.loss import report_token_losses, to_device
 
@@ -108,16 +109,10 @@ def _line_scores(
     found: list[Numbers] = []
     for image, tokens in zip(images, seen, strict=True):
         batch = collator.rows([reporter.prompt(image)] * len(lines), lines)
-        grid = collator.grid(len(lines))
+        batch |= {"pixel_values": tokens, "image_grid_thw": collator.grid(len(lines))}
         repeated = BaseModelOutputWithPooling(pooler_output=(tokens.repeat(len(lines), 1),))
-        inner.get_image_features = lambda *_, given=repeated, **__: given
-        try:
-            losses, _ = report_token_losses(
-                reporter.model,
-                to_device({**batch, "pixel_values": tokens, "image_grid_thw": grid}, compute_device(reporter.model)),
-            )
-        finally:
-            del inner.get_image_features
+        with computing(inner, lambda *_, given=repeated, **__: given, "get_image_features"):
+            losses, _ = report_token_losses(reporter.model, to_device(batch, compute_device(reporter.model)))
         found.append(-losses.double().sum(1).cpu().numpy())
     return np.stack(found)
 

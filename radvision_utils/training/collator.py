@@ -9,7 +9,7 @@ import copy
 import math
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -90,7 +90,6 @@ class Collator:
         self._prompts: dict[str, list[int]] = {}  # by what they ask
         self.prompt()  # an image token in model.prompt is refused before anything else is done
         self.augmentation: ImageChanges | None = None
-        self.labels: Mapping[str, torch.Tensor] | None = None  # of studies, for those of a batch to stand in it
         self._resized: dict[str, torch.Tensor] = {}
 
     def augmenting(self, augmentation: ImageChanges) -> Collator:
@@ -148,8 +147,8 @@ class Collator:
         Returns:
             input_ids, attention_mask, mm_token_type_ids, labels: (B, L) int64, padded on the right; pixel_values (or
             features in their place) and image_grid_thw as the processor gives them; logits_to_keep: how many last
-            positions have a say in the loss (one before the report to the end); uids: whose studies these are;
-            findings: (B, 14) their labels, if there are any; weights: (B, L) of the tokens, with `model.summary`.
+            positions have a say in the loss (one before the report to the end); uids: whose studies these are; weights:
+            (B, L) of the tokens, with `model.summary`.
         """
         images = self._study_inputs(studies)
         prompts = [self.prompt(study.indication) for study in studies]
@@ -161,7 +160,6 @@ class Collator:
             **images,
             "uids": [study.uid for study in studies],
             **({"weights": self._weights(targets, texts["labels"])} if self.settings.summary else {}),
-            **({} if self.labels is None else {"findings": torch.stack([self.labels[s.uid] for s in studies])}),
         }
 
     def rows(self, prompts: Sequence[list[int]], reports: Sequence[list[int]]) -> dict[str, Any]:

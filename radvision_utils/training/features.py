@@ -136,11 +136,10 @@ def features_for_pixels(model: Any) -> Iterator[None]:
         return BaseModelOutputWithPooling(pooler_output=(inner.visual.merger(patches),))
 
     # Not visual.forward: pixel values are cast to 16 bits on their way there, which features need not survive.
-    inner.get_image_features = image_features
     try:
-        yield
+        with computing(inner, image_features, "get_image_features"):
+            yield
     finally:
-        del inner.get_image_features
         inner.visual.blocks.to(home)
 
 

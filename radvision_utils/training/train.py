@@ -150,8 +150,8 @@ def _train(stage: Stage, watch: Stopwatch, model: PeftModel | None) -> None:
 
     # Train, in micro-batches that fit the memory.
     held_out, memory = validation[: stage.settings.validation_studies], MemoryBudget(stage)
-    fit = _Fit(stage, device, model, collator, train, held_out, watch, plan)
-    with features_for_pixels(model) if features else nullcontext(), _taught(stage, model, collator, dataset):
+    with features_for_pixels(model) if features else nullcontext(), _taught(stage, model, dataset) as head:
+        fit = _Fit(stage, device, model, collator, train, held_out, watch, plan, head)
         facts = train_in_memory(memory, model, fit.attempt)
 
     # Prove that nothing else has moved, then save.
@@ -179,11 +179,11 @@ def stage_model(stage: Stage, device: Device) -> PeftModel:
         return load_adapter(base, stage.parent.adapter) if stage.parent else attach_adapter(base, stage.profile)
 
 
-def _taught(stage: Stage, model: PeftModel, collator: Collator, dataset: PreparedDataset) -> Any:
-    """The context in which finding labels teach, or choose which studies are shown, where the settings ask for that."""
-    if not stage.label_weight and stage.profile.data.abnormal_share is None:
+def _taught(stage: Stage, model: PeftModel, dataset: PreparedDataset) -> Any:
+    """The context in which finding labels teach, by a head that it gives; where the settings ask for none, none."""
+    if not stage.label_weight:
         return nullcontext()
-    return open_room("small_data.label_head").taught_by_labels(stage, model, collator, dataset)
+    return open_room("small_data.label_head").taught_by_labels(model, dataset, stage.label_weight)
 
 
 def _tell(stage: Stage, model: PeftModel, device: Device, chosen: dict[str, Any]) -> None:
@@ -236,6 +236,7 @@ class _Fit:
     held_out: Sequence[Study]  # of validation, as many as are measured
     watch: Stopwatch
     plan: Any  # a `planning.plan.StagePlan`
+    head: Any  # a `small_data.label_head.LabelHead`, where labels teach
 
     def attempt(self, split: Split) -> dict[str, Any]:
         """Train in such micro-batches, from the last checkpoint on where there is one; what there is to record."""
@@ -273,7 +274,7 @@ class _Fit:
             args=training_arguments(settings, self.device, stage.work / "checkpoints", seed),
             collator=collator,
             abnormal=self._abnormal(),
-            label_weight=stage.label_weight,
+            head=self.head,
             measured=lambda: log.validation_losses[-1],
             waiting=lambda: self.watch.part("waiting for data"),
             train_dataset=self.train,
@@ -295,21 +296,17 @@ class _Fit:
 
     def _abnormal(self) -> tuple[list[bool], float] | None:
         """Which studies show a finding, and their share of what is shown; None where that is left as it is."""
-        share, labels = self.stage.profile.data.abnormal_share, self.collator.labels or {}
+        share = self.stage.profile.data.abnormal_share
         if share is None:
             return None
-        shows_finding = open_room("small_data.label_head").shows_finding
-        return [shows_finding(labels[study.uid]) for study in self.train], share
+        return list(map(open_room("small_data.label_head").shows_finding, self.train)), share
 
     def _facts(
         self, settings: StageSettings, log: StageLog, checkpoint: Path | None, state: TrainerState
     ) -> dict[str, Any]:
         """What `stage.json` says of the steps, with the memory that the planner reckons for them."""
-        stage, model, collator = self.stage, self.model, self.collator
-        auc = None
-        if stage.label_weight:
-            label_auc = open_room("small_data.label_head").label_auc
-            auc = label_auc(model, collator, self.held_out, settings.micro_batch * 2, self.device.autocast)
+        model, collator = self.model, self.collator
+        size, autocast = settings.micro_batch * 2, self.device.autocast
         return {
             "studies": {"train": len(self.train), "validation": len(self.held_out)},
             "steps": state.global_step,
@@ -318,7 +315,7 @@ class _Fit:
             "train_loss": log.train_loss(),
             "validation_loss": log.validation_losses,
             "best": {"step": state.best_global_step, "loss": state.best_metric} if settings.patience else None,
-            "label_auc": auc,
+            "label_auc": self.head.auc(model, collator, self.held_out, size, autocast) if self.head else None,
             "plan": self.plan.record(
                 settings,
                 len(collator.prompt()),

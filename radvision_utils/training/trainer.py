@@ -23,7 +23,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from radvision_utils.config import RadVisionError, StageSettings
 from radvision_utils.data.studies import Study
-from radvision_utils.environment import Device, in_live_notebook, open_room, process_count, process_rank
+from radvision_utils.environment import Device, in_live_notebook, process_count, process_rank
 from radvision_utils.figures import loss_figure
 from radvision_utils.files import read_json_lines, write_json_lines
 from radvision_utils.model.base import is_sharded
@@ -121,7 +121,7 @@ class ReportTrainer(Trainer):
 
     Args:
         abnormal: see `StudyOrder`.
-        label_weight: how much of the loss is that of the model's label head.
+        head: a `small_data.label_head.LabelHead` that is part of the model, where labels teach.
         measured: gives the validation loss at the step where it is asked.
         waiting: the context in which a step waits for its data.
     """
@@ -136,14 +136,13 @@ class ReportTrainer(Trainer):
         args: TrainingArguments,
         collator: Collator,
         abnormal: tuple[Sequence[bool], float] | None = None,
-        label_weight: float = 0.0,
+        head: Any = None,
         measured: Callable[[], float] | None = None,
         waiting: Callable[[], AbstractContextManager[Any]] = nullcontext,
         **options: Any,
     ) -> None:
         args._n_gpu = min(args.n_gpu, 1)  # several cards in one process would mean DataParallel; use accelerate launch
-        self.abnormal, self.label_weight, self.measured = abnormal, label_weight, measured
-        self.waiting = waiting
+        self.abnormal, self.head, self.measured, self.waiting = abnormal, head, measured, waiting
         self._source: Any = None
         self._coming: Any = None
         super().__init__(model=model, args=args, data_collator=collator, **options)
@@ -217,19 +216,18 @@ class ReportTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Sum of the report tokens' losses over the number of report tokens in the whole (accumulated) batch; with
-        labels, of which each study counts alike, the mean of both losses by `label_weight`."""
-        share, args, parts = self.label_weight, self.args, []
+        labels, of which each study counts alike, the mean of both losses by the head's share."""
+        share, args, parts = self.head.share if self.head else 0.0, self.args, []
         if share < 1:
             losses, counts = report_token_losses(model, inputs)
             if "weights" in inputs:
                 losses = losses * inputs["weights"][:, -losses.shape[1] :]
             parts = [(1 - share) * losses.sum() / (counts.sum() if num_items_in_batch is None else num_items_in_batch)]
         else:
-            open_room("small_data.label_head").look_only(model, inputs)
+            self.head.look(model, inputs)
         if share:
             studies = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            head = open_room("small_data.label_head").label_head_of(model)
-            parts.append(share * head.loss(inputs["findings"]) / studies)
+            parts.append(share * self.head.loss(inputs["uids"]) / studies)
         loss = torch.stack(parts).sum()
         if not torch.isfinite(loss):
             raise RadVisionError(

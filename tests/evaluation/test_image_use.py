@@ -10,7 +10,7 @@ from radvision_utils.evaluation import image_use
 from radvision_utils.evaluation.baselines import image_vectors, neighbor_reports
 from radvision_utils.evaluation.bootstrap import Bootstrap, Estimate
 from radvision_utils.evaluation.label_scores import LabelMatrix
-from radvision_utils.evaluation.text_metrics import RAW, score_texts
+from radvision_utils.evaluation.table import Scorer
 from radvision_utils.report import reporter_of
 
 EFFUSION, HEART, NORMAL = "Left pleural effusion.", "Cardiomegaly.", "The lungs are clear. Normal chest."
@@ -49,15 +49,11 @@ def test_reports_that_follow_the_image_lose_by_exchange_but_not_within_equal_lab
 
 def test_reports_that_name_the_side_say_more_than_their_labels_and_those_that_do_not_say_no_more():
     references = [Report(f"There is a small {side} pleural effusion.", "") for side in ("left", "right")] * 10
-    true = matrix(*[report.findings for report in references])
-
-    def lost(reports):
-        return image_use.beyond_labels(reports, references, score_texts(reports, references, RAW), true, seed=1)
-
-    sided = lost(references)
+    scorer = Scorer(references, seed=1)
+    sided = image_use.beyond_labels(scorer.score(references), scorer)
     assert sided.interval[0] > 0
     assert image_use.told_beyond(sided).startswith("it says more of the image than its labels (")
-    alike = lost([Report(EFFUSION, "")] * 20)
+    alike = image_use.beyond_labels(scorer.score([Report(EFFUSION, "")] * 20), scorer)
     assert alike.value == 0
     assert image_use.told_beyond(alike).startswith("it says no more of the image than its labels (")
 

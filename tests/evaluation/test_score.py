@@ -135,8 +135,12 @@ def test_the_two_tables_of_medevalkit_are_read_together(write):
 
 
 def test_a_table_of_medevalkit_without_the_other_is_refused(write):
+    path = write("Study_ID,report\nstudy_1,Clear.\n", "predictions.csv")
     with pytest.raises(RadVisionError, match="has no references: put MedEvalKit's"):
-        score_file(write("study_id,report\nstudy_1,Clear.\n", "predictions.csv"))
+        score_file(path)
+    write("study_id,text\nstudy_1,Clear.\n", "ground_truth.csv")
+    with pytest.raises(RadVisionError, match=r"ground_truth.csv lacks the column report"):
+        score_file(path)
 
 
 def test_a_study_without_a_prediction_is_named(write):

@@ -7,6 +7,9 @@ import tracemalloc
 import numpy as np
 import pytest
 import sacrebleu
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
 
 from radvision_utils import Report
 from radvision_utils.evaluation import bootstrap, text_metrics
@@ -29,13 +32,23 @@ def reports(*texts):
     return [Report(text, "") for text in texts]
 
 
+def by_study(of):
+    """Reports as pycocoevalcap takes them."""
+    return {i: [report.findings] for i, report in enumerate(of)}
+
+
+def figures(generated, reference, protocol=RAW):
+    scores = score_texts(generated, reference, protocol)
+    return {name: each.value for name, each in text_estimates(scores, Bootstrap(len(reference), seed=1)).items()}
+
+
 GENERATED = reports("the heart is normal in size", "there is a left effusion today", "lungs are clear")
 REFERENCE = reports("the heart is enlarged in size", "there is a left effusion", "the lungs are clear")
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_bleu_equals_sacrebleu(order):
-    ours = score_texts(GENERATED, REFERENCE, RAW).corpus
+    ours = figures(GENERATED, REFERENCE)
     theirs = sacrebleu.metrics.BLEU(tokenize="none", smooth_method="none", max_ngram_order=order, force=True)
     expected = theirs.corpus_score([r.findings for r in GENERATED], [[r.findings for r in REFERENCE]]).score / 100
     assert math.isclose(ours[f"bleu{order}"], expected, abs_tol=1e-6)
@@ -44,28 +57,31 @@ def test_bleu_equals_sacrebleu(order):
 def test_the_value_beside_an_interval_is_that_of_pycocoevalcap():
     scores = score_texts(GENERATED, REFERENCE, RAW)
     estimates = text_estimates(scores, Bootstrap(3, seed=1))
-    for name, value in scores.corpus.items():
-        assert estimates[name].value == pytest.approx(value, abs=1e-9)
-        low, high = estimates[name].interval
+    texts = by_study(REFERENCE), by_study(GENERATED)
+    values = [*Bleu(4).compute_score(*texts, verbose=0)[0], Rouge().compute_score(*texts)[0]]
+    for each, value in zip(estimates.values(), [*values, Cider().compute_score(*texts)[0]], strict=True):
+        assert each.value == pytest.approx(value, abs=1e-9)
+        low, high = each.interval
         assert low <= high
 
 
 def test_bleu_of_a_resample_is_that_of_the_studies_in_it():
     scores = score_texts(GENERATED, REFERENCE, RAW)
     chosen = [0, 0, 1]
-    again = score_texts([GENERATED[i] for i in chosen], [REFERENCE[i] for i in chosen], RAW).corpus["bleu2"]
-    assert text_metrics.corpus_bleu(scores.bleu_counts[chosen].sum(0), 2) == pytest.approx(again, abs=1e-9)
+    texts = by_study([REFERENCE[i] for i in chosen]), by_study([GENERATED[i] for i in chosen])
+    bleu, _ = Bleu(4).compute_score(*texts, verbose=0)
+    assert text_metrics.corpus_bleu(scores.bleu_counts[chosen].sum(0), 2) == pytest.approx(bleu[1], abs=1e-9)
 
 
 def test_identical_reports_score_one():
-    scores = score_texts(REFERENCE, REFERENCE, RAW).corpus
+    scores = figures(REFERENCE, REFERENCE)
     assert scores["bleu4"] == pytest.approx(1, abs=1e-6)
     assert scores["rouge_l"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_an_empty_report_scores_zero_and_does_not_fail(protocol):
-    scores = score_texts(reports("", "", ""), REFERENCE, protocol).corpus
+    scores = figures(reports("", "", ""), REFERENCE, protocol)
     assert scores["rouge_l"] == 0
     assert scores["cider_d"] == 0
 

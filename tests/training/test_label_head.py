@@ -94,14 +94,14 @@ def test_how_data_is_shown_makes_no_prepared_data_stale(small_profile, dataset):
 
 def test_a_positive_weighs_by_the_root_of_the_odds(dataset):
     labels = finding_labels(dataset.split("train"))
-    head = LabelHead(8, labels)
-    table = torch.stack(list(labels.values()))[:, head.kept]
+    head = LabelHead(8, {**labels, "all": torch.ones(14), "none": torch.zeros(14)})
+    table = torch.stack(list(head.labels.values()))[:, head.kept]
     odds = (table == 0).sum(0) / (table == 1).sum(0)
     torch.testing.assert_close(head.positive_weight, odds.sqrt())
     with torch.no_grad():
         head.bias.fill_(50.0)
     head.logits = head(torch.randn(2, 16, 8))
-    assert head.loss(torch.ones(2, 14)) < 1e-3 < head.loss(torch.zeros(2, 14))
+    assert head.loss(["all"] * 2) < 1e-3 < head.loss(["none"] * 2)
     with pytest.raises(RadVisionError, match="no finding is in 10 training reports or more"):
         LabelHead(8, {"1": labels[dataset.split("train")[0].uid]})
 
