@@ -181,9 +181,8 @@ def _vessels(scene: Scene, rng: np.random.Generator) -> Plane:
         line = pixels[3 * i : 3 * i + 3]
         pen.line(line, fill=int(60 + 24 * width), width=max(1, round(width)))
     field = np.maximum(scene.air["right"], scene.air["left"]) * (1 - 0.8 * scene.heart)
-    for limit in scene.vessel_limits.values():
-        side = np.sign(limit[:, 0].mean())
-        field = field * np.where(scene.x * side > 0, scene.mask(limit, blur=1.0), 1)
+    for side, limit in scene.vessel_limits.items():
+        field = field * np.where(scene.x * SIGN[side] > 0, scene.mask(limit, blur=1.0), 1)
     large = Image.fromarray(field.astype(np.float32)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     return softened(plane) * np.asarray(large)
 

@@ -182,8 +182,7 @@ _MENTIONS: dict[str, str] = {
     r"|\b(?:jugular|subclavian) (?:venous )?(?:catheter|line)",
     "pacemaker": r"\bpacemaker|\bpulse generator|\bpacing device",
 }
-MENTION = re.compile("|".join(f"(?P<f{i}>{p})" for i, p in enumerate(_MENTIONS.values())))
-_NAMES = tuple(_MENTIONS)
+MENTION = re.compile("|".join(f"(?P<{name.replace(' ', '_')}>{words})" for name, words in _MENTIONS.items()))
 # The right ventricle is no side of the body.
 _SIDE = re.compile(
     r"\bbilateral|\bbibasilar|\bboth\b|\b(?:right|left) and (?:right|left)"
@@ -304,7 +303,7 @@ def _read_clause(clause: str) -> Iterable[tuple[str, str | None]]:
     sides = list(_SIDE.finditer(clause))
     free = list(sides)
     for i, mention in enumerate(mentions):
-        name = _NAMES[int(str(mention.lastgroup)[1:])]
+        name = str(mention.lastgroup).replace("_", " ")
         start = mentions[i - 1].end() if i else 0
         end = mentions[i + 1].start() if i + 1 < len(mentions) else len(clause)
         # A side belongs to the mention after it, else to the one before it, else to its neighbours.
