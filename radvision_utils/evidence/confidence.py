@@ -386,8 +386,7 @@ def _sentence(figures: Mapping[str, Any], curve: Sequence[Mapping[str, Any]], ch
     if not curve:
         return f"{error}; none asserts a finding"
     told = f"of sentences that assert a finding {figure_text(curve[0]['unsupported'])} are unsupported"
-    surest = next(row for row, coverage in zip(curve, COVERAGES, strict=True) if coverage == SURE)
-    told += f", of the surest {SURE:.0%} {figure_text(surest['unsupported'])}"
+    told += f", of the surest {SURE:.0%} {figure_text(curve[COVERAGES.index(SURE)]['unsupported'])}"
     if chosen:
         most = f"on validation for at most {MOST_UNSUPPORTED:.0%} unsupported"
         shown, wrong = (figure_text(chosen[name]) for name in ("shown", "unsupported"))

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.data.labels import ASSERTED, label, sentences
+from radvision_utils.data.labels import asserted, label, sentences
 from radvision_utils.data.reports import Report, format_report
 from radvision_utils.data.studies import Study
 from radvision_utils.evaluation.bootstrap import Array
@@ -75,9 +75,8 @@ class Neutral:
 
     def sentence(self, text: str) -> str:
         """The neutral sentence for the place of `text`: what denies its finding, else the commonest normal one."""
-        asserted = [name for name, found in label(text).items() if found.status in ASSERTED]
-        denial = next((self.denials[name] for name in asserted if name in self.denials), "")
-        return denial or next((normal for normal in self.normals if normal != text), "")
+        denials = [self.denials[name] for name in asserted(text) if name in self.denials]
+        return next(iter(denials + [normal for normal in self.normals if normal != text]), "")
 
 
 def learn_neutral(reporter: Reporter, train: Sequence[Study]) -> Neutral:
@@ -85,24 +84,15 @@ def learn_neutral(reporter: Reporter, train: Sequence[Study]) -> Neutral:
     chosen = np.random.default_rng(reporter.profile.seed).permutation(len(train))[:IMAGES]
     images = [train[int(i)] for i in chosen]
     sums = reporter.in_batches(images, lambda batch: reporter.visual_tokens(batch).sum(0))
-    normals, denials = _normal_sentences(train)
-    return Neutral(torch.stack(list(sums)).sum(0) / len(chosen), denials, normals)
-
-
-def _normal_sentences(train: Sequence[Study]) -> tuple[tuple[str, ...], dict[str, str]]:
-    found = [study.report.findings for study in train]
-    counted = Counter(text[start:end] for text in found for start, end in sentences(text))
-    normals: list[str] = []
+    texts = [study.report.findings for study in train]
+    counted = Counter(text[start:end] for text in texts for start, end in sentences(text))
+    normals = [text for text, _ in counted.most_common() if not asserted(text)]
     denials: dict[str, str] = {}
-    for text, _ in counted.most_common():
-        labels = {name: said.status for name, said in label(text).items() if name != "No Finding"}
-        if any(status in ASSERTED for status in labels.values()):
-            continue
-        normals.append(text)
-        for name, status in labels.items():
-            if status == "absent":
+    for text in normals:
+        for name, said in label(text).items():
+            if said.status == "absent":
                 denials.setdefault(name, text)
-    return tuple(normals[:2]), denials
+    return Neutral(torch.stack(list(sums)).sum(0) / len(chosen), denials, tuple(normals[:2]))
 
 
 @dataclass(frozen=True)
