@@ -194,8 +194,9 @@ def test_asked_again_nothing_is_computed(result, trained, monkeypatch):
     assert evaluate(trained, evidence=2, samples=2).metrics["evidence"] == result.metrics["evidence"]
 
 
-def test_an_interrupted_explanation_goes_on_where_it_was(result, trained, monkeypatch):
-    monkeypatch.setattr(study_maps, "VALIDATED", 0)
+@pytest.mark.parametrize("validated", [0, 2])  # those drawn by lot, whose maps are judged, are not made again either
+def test_an_interrupted_explanation_goes_on_where_it_was(result, trained, monkeypatch, validated):
+    monkeypatch.setattr(study_maps, "VALIDATED", validated)
     done = []
     record = study_maps.evidence_record
 
@@ -210,7 +211,7 @@ def test_an_interrupted_explanation_goes_on_where_it_was(result, trained, monkey
         evaluate(trained, evidence=3)
     monkeypatch.setattr(study_maps, "evidence_record", lambda uid, *rest: done.append(uid) or record(uid, *rest))
     again = evaluate(trained, evidence=3)
-    assert len(done) == len(set(done)) == again.metrics["evidence"]["studies"] == 3
+    assert len(done) == len(set(done)) == again.metrics["evidence"]["studies"] >= 3
 
 
 @pytest.mark.parametrize("added", [{"samples": 3}, {"evidence": 4}])
