@@ -229,7 +229,7 @@ def phantom_estimates(reports: Sequence[Report], truths: Sequence[str], bootstra
         finding_precision, finding_recall: over all (finding, side) pairs. All in 0 to 1, with intervals; the figures by
         the rule labels have the ending "_by_rule_labels".
     """
-    estimates = {}
+    estimates: dict[str, Estimate] = {}
     for ending, read, drawn_in in (("", _read, truth_findings), ("_by_rule_labels", labeled_pairs, drawn_pairs)):
         rows = []
         for report, truth in zip(reports, truths, strict=True):
