@@ -8,10 +8,9 @@ reports have no others, nothing can be calibrated, and no sentence has one.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from numpy.typing import NDArray
 
 from radvision_utils.config import STAGES, Profile, RadVisionError
 from radvision_utils.data.labels import find_mentions
-from radvision_utils.data.reports import Report
 from radvision_utils.data.studies import Study, open_prepared
 from radvision_utils.environment import forget_peak_memory, open_room, process_count
 from radvision_utils.evaluation.bootstrap import Array, Bootstrap, divide, figure_text, share
@@ -29,7 +27,7 @@ from radvision_utils.evaluation.image_use import sample
 from radvision_utils.evaluation.records import Prediction
 from radvision_utils.evaluation.writing import write_reports
 from radvision_utils.evidence.passage import Part, parts_of, token_places
-from radvision_utils.phantoms.phantom_reports import Pairs, asserted_pairs, common_name, drawn_pairs
+from radvision_utils.phantoms.phantom_reports import Pairs, asserted_pairs, common_name, drawn_pairs, labeled_pairs
 from radvision_utils.report import Reporter, Sampling, reporter_of
 
 TEMPERATURE = 1.0  # the model's own distribution
@@ -77,26 +75,31 @@ class JudgedSentence:
         study: position in the split.
         part: the sentence.
         log_probability: mean over its tokens, nats.
-        claims: what it says; None if it speaks of no observation.
-        agreement: how many sampled reports say the same; None without claims.
-        right: whether the truth says the same; None without claims.
+        claims: what it says; None if it speaks of no observation: then the next two say nothing.
+        agreement: share of the sampled reports that say the same.
+        right: whether the truth says the same.
     """
 
     study: int
     part: Part
     log_probability: float
     claims: Claims | None
-    agreement: int | None
-    right: bool | None
+    agreement: float
+    right: bool
 
     @property
     def asserts(self) -> bool:
         """Whether it asserts a finding."""
         return self.claims is not None and bool(self.claims.asserted)
 
-    def features(self, samples: int) -> list[float]:
-        """What confidence is calibrated from: log-probability, share of samples, whether it asserts a finding."""
-        return [self.log_probability, (self.agreement or 0) / samples, float(self.asserts)]
+
+def features(judged: Sequence[JudgedSentence]) -> Array:
+    """(n, 3) what confidence is calibrated from: log-probability, agreement, whether a finding is asserted."""
+    return np.array([(s.log_probability, s.agreement, s.asserts) for s in judged], float).reshape(-1, 3)
+
+
+def _rights(judged: Sequence[JudgedSentence]) -> NDArray[np.bool_]:
+    return np.array([s.right for s in judged], bool)
 
 
 def confidence_of(
@@ -116,43 +119,40 @@ def confidence_of(
     forget_peak_memory(reporter.device)
     validation = list(dataset.split("validation"))
     validation = [validation[i] for i in sample(len(validation), profile.seed)[:CALIBRATED]]
-    greedy = [w.report for w in write_reports(reporter, validation, kept / "validation")]
-    known = _with_claims(judge_sentences(reporter, validation, greedy, samples, kept / "validation"))
-    model = fit_logistic(*_table(known, samples)) if known else None
-    studies = list(dataset.split(metrics["split"]))
+    greedy = write_reports(reporter, validation, kept / "validation")
+    validation = [replace(study, report=w.report) for study, w in zip(validation, greedy, strict=True)]
+    known = [s for s in judge_sentences(reporter, validation, samples, kept / "validation") if s.claims]
+    model = fit_logistic(features(known), _rights(known)) if known else None
     own = {ours.uid: ours.generated for ours in predictions}
-    judged = judge_sentences(reporter, studies, [own[study.uid] for study in studies], samples, kept)
-    shown = [dataclasses.replace(study, report=own[study.uid]) for study in studies]
+    studies = [replace(study, report=own[study.uid]) for study in dataset.split(metrics["split"])]
+    judged = judge_sentences(reporter, studies, samples, kept)
     section = {
         "samples": samples,
         "temperature": TEMPERATURE,
         "calibrated_on": {"split": "validation", "studies": len(validation), **(model.to_json() if model else {})},
         **_figures(
             known,
-            _with_claims(judged),
+            [s for s in judged if s.claims],
             model,
-            samples,
-            Bootstrap(len(studies), profile.seed),
             [_truth(study) for study in studies],
+            Bootstrap(len(studies), profile.seed),
         ),
     }
-    memory = open_room("planning.judging").reports_beside(reporter, shown)
+    memory = open_room("planning.judging").reports_beside(reporter, studies)
     return _lines(studies, judged, model, samples), section, {"samples": memory}
 
 
-def judge_sentences(
-    reporter: Reporter, studies: Sequence[Study], reports: Sequence[Report], samples: int, folder: Path
-) -> list[JudgedSentence]:
-    """Every sentence of the reports, in order.
+@torch.no_grad()
+def judge_sentences(reporter: Reporter, studies: Sequence[Study], samples: int, folder: Path) -> list[JudgedSentence]:
+    """Every sentence of the reports, in order; those that training would have cut off are left out.
 
     Args:
         reporter: the model that wrote them.
-        studies: whose reports.
-        reports: one for each study.
-        samples: how many to draw for each study.
+        studies: each with what was written as its report.
+        samples: how many more reports to draw for each.
         folder: where drawn reports are kept, so that an interrupted call goes on.
     """
-    if not any(claims_of(part.text) for report in reports for part in parts_of(report)):
+    if not any(claims_of(part.text) for study in studies for part in parts_of(study.report)):
         samples = 0  # there is nothing to agree with
     drawn = [
         write_reports(
@@ -160,68 +160,40 @@ def judge_sentences(
         )
         for number in range(samples)
     ]
-    said = [
-        [asserted_pairs(f"{w.report.findings}\n{w.report.impression}") for w in each]
-        for each in zip(*drawn, strict=True)
-    ]
+    said = [[labeled_pairs(written.report) for written in each] for each in zip(*drawn, strict=True)]
+    batches = reporter.in_batches(studies, reporter.token_losses)
+    rows = (row for losses, _ in batches for row in losses.double().cpu().numpy())
     judged = []
-    for number, known in enumerate(sentence_log_probabilities(reporter, studies, reports)):
-        truth = _truth(studies[number])
-        for part, log_probability in known:
-            claims = claims_of(part.text)
-            agreement = None if claims is None else sum(claims.hold(pairs) for pairs in said[number])
-            right = None if claims is None else claims.hold(truth)
-            judged.append(JudgedSentence(number, part, log_probability, claims, agreement, right))
+    for number, (study, row) in enumerate(zip(studies, rows, strict=True)):
+        parts, truth = parts_of(study.report), _truth(study)
+        for part, places in zip(parts, token_places(reporter.collator, study.report, parts), strict=True):
+            if places:
+                claims = claims_of(part.text)
+                agreement = sum(claims.hold(pairs) for pairs in said[number]) / samples if claims else 0.0
+                right = claims is not None and claims.hold(truth)
+                judged.append(JudgedSentence(number, part, -float(row[places].mean()), claims, agreement, right))
     return judged
 
 
-@torch.no_grad()
-def sentence_log_probabilities(
-    reporter: Reporter, studies: Sequence[Study], reports: Sequence[Report]
-) -> list[list[tuple[Part, float]]]:
-    """For each study its report's sentences with the mean log-probability of their tokens, nats; teacher-forced."""
-    shown = [dataclasses.replace(study, report=report) for study, report in zip(studies, reports, strict=True)]
-    batches = reporter.in_batches(shown, reporter.token_losses)
-    rows = (row for losses, _ in batches for row in losses.double().cpu().numpy())
-    found: list[list[tuple[Part, float]]] = []
-    for study, row in zip(shown, rows, strict=True):
-        parts = parts_of(study.report)
-        places = token_places(reporter.collator, study.report, parts)
-        found.append([(p, -float(row[at].mean())) for p, at in zip(parts, places, strict=True) if at])
-    return found
-
-
 def _truth(study: Study) -> Pairs:
-    if study.truth is not None:
-        return drawn_pairs(study.truth)
-    return asserted_pairs(f"{study.reference.findings}\n{study.reference.impression}")
-
-
-def _with_claims(judged: Sequence[JudgedSentence]) -> list[JudgedSentence]:
-    return [sentence for sentence in judged if sentence.right is not None]
-
-
-def _table(known: Sequence[JudgedSentence], samples: int) -> tuple[list[list[float]], list[bool]]:
-    return [sentence.features(samples) for sentence in known], [bool(sentence.right) for sentence in known]
+    return labeled_pairs(study.reference) if study.truth is None else drawn_pairs(study.truth)
 
 
 def _lines(
     studies: Sequence[Study], judged: Sequence[JudgedSentence], model: Logistic | None, samples: int
 ) -> list[dict[str, Any]]:
-    lines = [{"uid": study.uid, "samples": samples, "sentences": []} for study in studies]
-    for sentence in judged:
-        sure = None
-        if sentence.claims is not None and model is not None:
-            sure = round(float(model.probabilities([sentence.features(samples)])[0]), 4)
-        told: Any = lines[sentence.study]["sentences"]
-        told.append(
+    lines: list[dict[str, Any]] = [{"uid": study.uid, "samples": samples, "sentences": []} for study in studies]
+    sure = model.probabilities(features(judged)).tolist() if model else [None] * len(judged)
+    for sentence, probability in zip(judged, sure, strict=True):
+        known = sentence.claims is not None
+        lines[sentence.study]["sentences"].append(
             {
                 "section": sentence.part.section,
                 "index": sentence.part.index,
                 "text": sentence.part.text,
                 "log_probability": round(sentence.log_probability, 4),
-                "agreement": sentence.agreement,
-                "confidence": sure,
+                "agreement": round(sentence.agreement * samples) if known else None,
+                "confidence": round(probability, 4) if known and model else None,
             }
         )
     return lines
@@ -231,25 +203,23 @@ def _figures(
     known: Sequence[JudgedSentence],
     judged: Sequence[JudgedSentence],
     model: Logistic | None,
-    samples: int,
-    bootstrap: Bootstrap,
     truths: Sequence[Pairs],
+    bootstrap: Bootstrap,
 ) -> dict[str, Any]:
     calibration = {}
     if judged:
-        study = np.array([sentence.study for sentence in judged])
-        features, right = map(np.array, _table(judged, samples))
-        scores = {"calibrated": model.probabilities(features)} if model else {}
-        scores |= {"token probability": np.exp(features[:, 0]), "agreement of samples": features[:, 1]}
+        study, right, table = np.array([s.study for s in judged]), _rights(judged), features(judged)
+        scores = {"calibrated": model.probabilities(table)} if model else {}
+        scores |= {"token probability": np.exp(table[:, 0]), "agreement of samples": table[:, 1]}
         calibration = {
             group: calibration_figures({n: v[some] for n, v in scores.items()}, right[some], study[some], bootstrap)
-            for group, some in {"all sentences": right | True, "asserting sentences": features[:, 2] > 0}.items()
+            for group, some in {"all sentences": right | True, "asserting sentences": table[:, 2] > 0}.items()
             if some.any()
         }
     asserting = [s for s in judged if s.asserts] if model else []
-    sure = model.probabilities(_table(asserting, samples)[0]) if model and asserting else np.empty(0)
+    sure = model.probabilities(features(asserting)) if model else np.empty(0)
     curve = coverage_curve(asserting, sure, truths, bootstrap)
-    chosen = selected(known, judged, samples, truths, bootstrap)
+    chosen = selected(known, judged, truths, bootstrap)
     told = _sentence(calibration, curve, chosen)
     return {"calibration": calibration, "coverage": curve, "selected": chosen, "sentence": told}
 
@@ -304,23 +274,19 @@ def conformal_threshold(sure: Array, right: NDArray[np.bool_], most: float = MOS
 
 
 def selected(
-    known: Sequence[JudgedSentence],
-    judged: Sequence[JudgedSentence],
-    samples: int,
-    truths: Sequence[Pairs],
-    bootstrap: Bootstrap,
+    known: Sequence[JudgedSentence], judged: Sequence[JudgedSentence], truths: Sequence[Pairs], bootstrap: Bootstrap
 ) -> dict[str, Any]:
     """Sentences shown by a threshold that is chosen on validation and checked on the studies judged.
 
     One half of the validation studies calibrates, the other chooses: a threshold chosen on what was fitted is too low.
     """
-    halves = [[s for s in known if s.study % 2 == half] for half in (0, 1)]
-    choosing, tested = ([s for s in sentences if s.asserts] for sentences in (halves[1], judged))
-    if not (halves[0] and choosing and tested):
+    calibrating = [s for s in known if s.study % 2 == 0]
+    choosing, tested = [s for s in known if s.study % 2 and s.asserts], [s for s in judged if s.asserts]
+    if not (calibrating and choosing and tested):
         return {}
-    model = fit_logistic(*_table(halves[0], samples))
-    sure, test = (model.probabilities(_table(sentences, samples)[0]) for sentences in (choosing, tested))
-    least = conformal_threshold(sure, np.array([bool(s.right) for s in choosing]))
+    model = fit_logistic(features(calibrating), _rights(calibrating))
+    sure, test = (model.probabilities(features(sentences)) for sentences in (choosing, tested))
+    least = conformal_threshold(sure, _rights(choosing))
     shown = test >= (np.inf if least is None else least)
     return {
         "most_unsupported": MOST_UNSUPPORTED,
@@ -338,9 +304,9 @@ class Logistic:
     scale: Array
     weights: Array
 
-    def probabilities(self, features: Sequence[Sequence[float]] | Array) -> Array:
+    def probabilities(self, table: Array) -> Array:
         """(n,) for (n, k) features."""
-        x = (np.asarray(features, float) - self.mean) / self.scale
+        x = (table - self.mean) / self.scale
         return np.asarray(1 / (1 + np.exp(-(self.weights[0] + x @ self.weights[1:]))))
 
     def to_json(self) -> dict[str, list[float]]:
@@ -348,17 +314,21 @@ class Logistic:
         return {name: getattr(self, name).round(4).tolist() for name in ("mean", "scale", "weights")}
 
 
-def fit_logistic(features: Sequence[Sequence[float]], right: Sequence[bool]) -> Logistic:
-    """Newton's method with a ridge on all weights but the intercept, so that separable data have an answer too."""
-    x, y = np.asarray(features, float), np.asarray(right, float)
-    mean, scale = x.mean(0), x.std(0)
+def fit_logistic(table: Array, right: NDArray[np.bool_]) -> Logistic:
+    """Newton's method with a ridge on all weights but the intercept, so that separable data have an answer too.
+
+    Args:
+        table: (n, k) features.
+        right: (n,)
+    """
+    mean, scale = table.mean(0), table.std(0)
     scale[scale == 0] = 1
-    design = np.column_stack([np.ones(len(x)), (x - mean) / scale])
-    ridge = np.diag([1e-3, *[RIDGE] * x.shape[1]])
+    design = np.column_stack([np.ones(len(table)), (table - mean) / scale])
+    ridge = np.diag([1e-3, *[RIDGE] * table.shape[1]])
     weights = np.zeros(design.shape[1])
     for _ in range(50):
         p = 1 / (1 + np.exp(-design @ weights))
-        slope = design.T @ (y - p) - ridge @ weights
+        slope = design.T @ (right - p) - ridge @ weights
         step = np.linalg.solve((design.T * (p * (1 - p))) @ design + ridge, slope)
         weights = weights + step
         if np.abs(step).max() < 1e-9:
@@ -416,8 +386,7 @@ def _sentence(figures: Mapping[str, Any], curve: Sequence[Mapping[str, Any]], ch
     if not curve:
         return f"{error}; none asserts a finding"
     told = f"of sentences that assert a finding {figure_text(curve[0]['unsupported'])} are unsupported"
-    surest = next(row for row, coverage in zip(curve, COVERAGES, strict=True) if coverage == SURE)
-    told += f", of the surest {SURE:.0%} {figure_text(surest['unsupported'])}"
+    told += f", of the surest {SURE:.0%} {figure_text(curve[COVERAGES.index(SURE)]['unsupported'])}"
     if chosen:
         most = f"on validation for at most {MOST_UNSUPPORTED:.0%} unsupported"
         shown, wrong = (figure_text(chosen[name]) for name in ("shown", "unsupported"))

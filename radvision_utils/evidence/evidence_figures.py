@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from radvision_utils.evaluation.bootstrap import figure_text
+from radvision_utils.evaluation.bootstrap import Array, figure_text
 from radvision_utils.evaluation.records import read_predictions
 from radvision_utils.evidence.pointing import not_validated
 from radvision_utils.figures import BLUE, GRAY, GREEN, ORANGE, VERMILION, interval_bar, new_figure, save_figure, tidy
@@ -168,19 +168,16 @@ def show_reliability(metrics: Mapping[str, Any]) -> Figure:
 
 def _joined(bins: Sequence[Mapping[str, Any]]) -> list[tuple[float, float, int]]:
     """Score, share that is right and number of sentences of bins that are joined until each holds enough."""
-    groups: list[list[Mapping[str, Any]]] = [[]]
+    groups: list[Array] = []
     for each in bins:
-        if sum(b["n"] for b in groups[-1]) >= _LEAST:
-            groups.append([])
-        groups[-1].append(each)
-    if len(groups) > 1 and sum(b["n"] for b in groups[-1]) < _LEAST:
+        sums = np.array([each["n"] * each["score"], each["n"] * each["right"], each["n"]])
+        if groups and groups[-1][2] < _LEAST:
+            groups[-1] += sums
+        else:
+            groups.append(sums)
+    if len(groups) > 1 and groups[-1][2] < _LEAST:
         groups[-2:] = [groups[-2] + groups[-1]]
-    sizes = [sum(b["n"] for b in group) for group in groups]
-    means = [
-        [sum(b["n"] * b[key] for b in group) / n for key in ("score", "right")]
-        for group, n in zip(groups, sizes, strict=True)
-    ]
-    return [(score, right, n) for (score, right), n in zip(means, sizes, strict=True)]
+    return [(score / n, right / n, int(n)) for score, right, n in groups]
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:

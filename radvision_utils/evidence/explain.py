@@ -19,23 +19,11 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from radvision_utils.config import RadVisionError
-from radvision_utils.data.labels import sentences
 from radvision_utils.data.reports import Report
 from radvision_utils.data.studies import open_prepared
 from radvision_utils.evaluation.bootstrap import Array
-from radvision_utils.evidence.passage import (
-    SECTIONS,
-    Kept,
-    Neutral,
-    Part,
-    Passage,
-    lay_out,
-    learn_neutral,
-    parts_of,
-)
+from radvision_utils.evidence.passage import Kept, Neutral, Part, Passage, learn_neutral
 from radvision_utils.report import ImageLike, Reporter
 
 WINDOWS = 9  # occluded windows along a side at most: 81 passes of the language model for an image of the 7B
@@ -91,46 +79,23 @@ def explain_report(
         [report] = reporter.report([image])
     if neutral is None:
         neutral = learn_neutral(reporter, open_prepared(reporter.profile).split("train"))
-    passage = open_passage(reporter, neutral, image, report, words)
-    parts = explain_passage(passage) if passage is not None else ()
+    parts = explain_passage(Passage(reporter, neutral, image, report, words))
     return Evidence(report, parts, round(time.perf_counter() - started, 3))
-
-
-def open_passage(
-    reporter: Reporter, neutral: Neutral, image: ImageLike, report: Report, words: str = ""
-) -> Passage | None:
-    """The report's sentences, or some words of it, under its image; None where it has no sentence.
-
-    Raises:
-        RadVisionError: the image cannot be read, or the words are not in the report.
-    """
-    parts = [_find(report, words)] if words else parts_of(report)
-    # A single word has no other that could stand in its place.
-    contrasts = ["" if words else neutral.sentence(part.text) for part in parts]
-    layout = lay_out(reporter.collator, reporter.prompt(image), report, parts, contrasts)
-    return Passage(reporter, neutral, image, layout) if layout.parts else None
-
-
-def _find(report: Report, words: str) -> Part:
-    for section in SECTIONS:
-        text = getattr(report, section)
-        start = text.find(words)
-        if start >= 0:
-            return Part(section, sum(end <= start for _, end in sentences(text)), words, start)
-    raise RadVisionError(f"the report does not say {words!r}: give words as they stand in it ({report.findings!r}).")
 
 
 def explain_passage(passage: Passage) -> tuple[PartEvidence, ...]:
     """Both maps of every part, and whether they pass the check."""
+    layout = passage.layout
+    if not layout.parts:
+        return ()
     occlusion, gradient = occlusion_maps(passage), passage.gradients()
     supported = support(passage, occlusion)
-    layout = passage.layout
     return tuple(
         PartEvidence(
             **vars(part),
             contrast=contrast,
-            gradient=gradient[number].reshape(passage.grid),
-            occlusion=occlusion[number].reshape(passage.grid),
+            gradient=gradient[number].reshape(passage.side, -1),
+            occlusion=occlusion[number].reshape(passage.side, -1),
             supported=bool(supported[number]),
         )
         for number, (part, contrast) in enumerate(zip(layout.parts, layout.contrasts, strict=True))
@@ -139,7 +104,7 @@ def explain_passage(passage: Passage) -> tuple[PartEvidence, ...]:
 
 def occlusion_maps(passage: Passage) -> Array:
     """(parts, V) by how much the log-odds fall when the window that a token lies in is replaced, nats."""
-    windows = occlusion_windows(passage.grid[0])
+    windows = occlusion_windows(passage.side)
     scores = passage.scores(np.concatenate([np.ones_like(windows[:1]), ~windows]))
     drops = scores[:1] - scores[1:]  # (windows, parts)
     return np.asarray(drops.T @ windows)
@@ -153,6 +118,13 @@ def occlusion_windows(side: int) -> Kept:
     return number == np.unique(number)[:, None]
 
 
+def top_tokens(values: Array) -> Kept:
+    """(V,) the eighth of the tokens where a map is highest."""
+    top = np.zeros(len(values), bool)
+    top[np.argsort(-values, kind="stable")[: max(1, len(values) // TOP_SHARE)]] = True
+    return top
+
+
 def support(passage: Passage, maps: Array) -> Kept:
     """The check of the maps by occlusion: does it matter more to lose a map's top tokens than to lose random ones?
 
@@ -161,21 +133,13 @@ def support(passage: Passage, maps: Array) -> Kept:
         maps: (parts, V)
 
     Returns:
-        (parts,) whether the log-odds fall by more than `SMALL_DROP` without the map's top tokens (an eighth of all),
-        and by more than without each of `RANDOM_SETS` random sets of as many.
+        (parts,) whether the log-odds fall by more than `SMALL_DROP` without the map's top tokens, and by more than
+        without each of `RANDOM_SETS` random sets of as many.
     """
-    tokens = maps.shape[1]
-    count = max(1, tokens // TOP_SHARE)
-    tops = [_without(order[:count], tokens) for order in np.argsort(-maps, axis=1, kind="stable")]
-    rng = np.random.default_rng(passage.reporter.profile.seed)
-    sets = [_without(rng.permutation(tokens)[:count], tokens) for _ in range(RANDOM_SETS)]
-    whole, *without = passage.scores(np.array([np.ones(tokens, bool), *tops, *sets]))
+    tops, places = [top_tokens(values) for values in maps], np.arange(maps.shape[1])
+    rng, count = np.random.default_rng(passage.reporter.profile.seed), tops[0].sum()
+    sets = [np.isin(places, rng.permutation(len(places))[:count]) for _ in range(RANDOM_SETS)]
+    whole, *without = passage.scores(~np.array([places < 0, *tops, *sets]))
     drops = whole - np.array(without)
     top, random = np.diag(drops), drops[len(tops) :]
     return (top > SMALL_DROP) & (top > np.quantile(random, 0.95, axis=0))
-
-
-def _without(places: NDArray[np.intp], tokens: int) -> Kept:
-    kept = np.ones(tokens, bool)
-    kept[places] = False
-    return kept

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from radvision_utils.data.labels import ASSERTED, label, sentences
+from radvision_utils.config import RadVisionError
+from radvision_utils.data.labels import asserted, label, sentences
 from radvision_utils.data.reports import Report, format_report
 from radvision_utils.data.studies import Study
 from radvision_utils.evaluation.bootstrap import Array
@@ -48,6 +49,15 @@ def parts_of(report: Report) -> list[Part]:
     ]
 
 
+def _find(report: Report, words: str) -> Part:
+    for section in SECTIONS:
+        text = getattr(report, section)
+        start = text.find(words)
+        if start >= 0:
+            return Part(section, sum(end <= start for _, end in sentences(text)), words, start)
+    raise RadVisionError(f"the report does not say {words!r}: give words as they stand in it ({report.findings!r}).")
+
+
 @dataclass(frozen=True)
 class Neutral:
     """What a study is compared with.
@@ -65,9 +75,8 @@ class Neutral:
 
     def sentence(self, text: str) -> str:
         """The neutral sentence for the place of `text`: what denies its finding, else the commonest normal one."""
-        asserted = [name for name, found in label(text).items() if found.status in ASSERTED]
-        denial = next((self.denials[name] for name in asserted if name in self.denials), "")
-        return denial or next((normal for normal in self.normals if normal != text), "")
+        denials = [self.denials[name] for name in asserted(text) if name in self.denials]
+        return next(iter(denials + [normal for normal in self.normals if normal != text]), "")
 
 
 def learn_neutral(reporter: Reporter, train: Sequence[Study]) -> Neutral:
@@ -75,24 +84,15 @@ def learn_neutral(reporter: Reporter, train: Sequence[Study]) -> Neutral:
     chosen = np.random.default_rng(reporter.profile.seed).permutation(len(train))[:IMAGES]
     images = [train[int(i)] for i in chosen]
     sums = reporter.in_batches(images, lambda batch: reporter.visual_tokens(batch).sum(0))
-    normals, denials = _normal_sentences(train)
-    return Neutral(torch.stack(list(sums)).sum(0) / len(chosen), denials, normals)
-
-
-def _normal_sentences(train: Sequence[Study]) -> tuple[tuple[str, ...], dict[str, str]]:
-    found = [study.report.findings for study in train]
-    counted = Counter(text[start:end] for text in found for start, end in sentences(text))
-    normals: list[str] = []
+    texts = [study.report.findings for study in train]
+    counted = Counter(text[start:end] for text in texts for start, end in sentences(text))
+    normals = [text for text, _ in counted.most_common() if not asserted(text)]
     denials: dict[str, str] = {}
-    for text, _ in counted.most_common():
-        labels = {name: said.status for name, said in label(text).items() if name != "No Finding"}
-        if any(status in ASSERTED for status in labels.values()):
-            continue
-        normals.append(text)
-        for name, status in labels.items():
-            if status == "absent":
+    for text in normals:
+        for name, said in label(text).items():
+            if said.status == "absent":
                 denials.setdefault(name, text)
-    return tuple(normals[:2]), denials
+    return Neutral(torch.stack(list(sums)).sum(0) / len(chosen), denials, tuple(normals[:2]))
 
 
 @dataclass(frozen=True)
@@ -176,33 +176,39 @@ def token_places(collator: Collator, report: Report, parts: Sequence[Part]) -> l
 
 
 class Passage:
-    """A report under its image.
+    """A report under its image; the layout of a report without a sentence has no parts, and nothing to ask for.
 
     Args:
         reporter: the model.
         neutral: what is put in the place of what is taken from the image.
         image: as `Reporter.report` takes it.
-        layout: from `lay_out`.
+        report: what is explained.
+        words: a sentence or a word as it stands in the report; all sentences if left out.
+
+    Raises:
+        RadVisionError: the image cannot be read, or the words are not in the report.
     """
 
-    def __init__(self, reporter: Reporter, neutral: Neutral, image: ImageLike, layout: Layout) -> None:
-        self.reporter, self.neutral, self.layout = reporter, neutral, layout
-        self.core = reporter.core
+    def __init__(self, reporter: Reporter, neutral: Neutral, image: ImageLike, report: Report, words: str = "") -> None:
+        self.reporter, self.neutral, self.core = reporter, neutral, reporter.core
+        parts = [_find(report, words)] if words else parts_of(report)
+        # A single word has no other that could stand in its place.
+        contrasts = ["" if words else neutral.sentence(part.text) for part in parts]
+        self.layout = layout = lay_out(reporter.collator, reporter.prompt(image), report, parts, contrasts)
         self.tokens = reporter.visual_tokens([image])[0]
-        side = math.isqrt(len(self.tokens))
-        self.grid = (side, side)
+        self.side = math.isqrt(len(self.tokens))
         device = compute_device(self.core)
         self._ids = torch.tensor([layout.ids], device=device)
         self._is_image = self._ids == reporter.collator.processor.image_token_id
         self._sees = torch.tensor(layout.sees, device=device)[None, None]
         self._positions = self._rotary_positions()
         self._at, self._target, self._owner, self._sign = (
-            torch.tensor(column, device=device) for column in zip(*layout.scored, strict=True)
+            torch.tensor(column, device=device) for column in list(zip(*layout.scored, strict=True)) or [()] * 4
         )
 
     def _rotary_positions(self) -> torch.Tensor:
         line, merge = self.layout.line, self.reporter.collator.processor.image_processor.merge_size
-        grid = torch.tensor([[1, self.grid[0] * merge, self.grid[1] * merge]], device=self._ids.device)
+        grid = torch.tensor([[1, self.side * merge, self.side * merge]], device=self._ids.device)
         known, _ = self.core.model.get_rope_index(
             self._ids[:, :line], self._is_image[:, :line].long(), image_grid_thw=grid
         )
@@ -212,17 +218,23 @@ class Passage:
         return known[:, :, places.clamp(max=line - 1)] + beyond
 
     @torch.no_grad()
-    def scores(self, kept: Kept) -> Array:
+    def scores(self, kept: Kept, image: ImageLike | None = None) -> Array:
         """Log-odds of each part against its neutral sentence (log-probability where it has none), nats.
 
         Args:
             kept: (n, V) which tokens of the image are kept; the others are replaced by the neutral ones.
+            image: shown in the place of the report's own.
 
         Returns:
             (n, parts)
         """
-        known = self.reporter.in_batches(list(kept), lambda some: self._log_probabilities(self._mixed(np.stack(some))))
-        return self._by_part(torch.cat(list(known)) * self._sign).double().cpu().numpy()
+        tokens = self.tokens if image is None else self.reporter.visual_tokens([image])[0]
+
+        def work(some: Sequence[Kept]) -> torch.Tensor:
+            keep = torch.tensor(np.stack(some), device=tokens.device)[..., None]
+            return self._scores(torch.where(keep, tokens, self.neutral.tokens))
+
+        return torch.cat(list(self.reporter.in_batches(list(kept), work))).double().cpu().numpy()
 
     def gradients(self) -> Array:
         """(parts, V) nats: gradient of the scores times (image - neutral image), summed over a token's numbers.
@@ -231,21 +243,17 @@ class Passage:
         """
         away = self.tokens - self.neutral.tokens
         point = (self.neutral.tokens + away / 2)[None].requires_grad_()
-        scores = self._by_part(self._log_probabilities(point) * self._sign)[0]
-        found = []
+        scores, found = self._scores(point)[0], []
         for number, score in enumerate(scores):
             # float16 has nothing between 0 and 6e-8
             (slope,) = torch.autograd.grad(score * _SCALE, point, retain_graph=number + 1 < len(scores))
             found.append((slope[0] / _SCALE * away).sum(-1))
         return torch.stack(found).double().cpu().numpy()
 
-    def _mixed(self, kept: Kept) -> torch.Tensor:
-        keep = torch.tensor(kept, device=self.tokens.device)[..., None]
-        return torch.where(keep, self.tokens, self.neutral.tokens)
-
-    def _by_part(self, values: torch.Tensor) -> torch.Tensor:
-        sums = torch.zeros(len(values), len(self.layout.parts), device=values.device)
-        return sums.index_add(1, self._owner, values)
+    def _scores(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(n, parts) under (n, V, D) visual tokens."""
+        sums = torch.zeros(len(tokens), len(self.layout.parts), device=tokens.device)
+        return sums.index_add(1, self._owner, self._log_probabilities(tokens) * self._sign)
 
     def _log_probabilities(self, tokens: torch.Tensor) -> torch.Tensor:
         """(n, T) of the scored tokens under (n, V, D) visual tokens."""

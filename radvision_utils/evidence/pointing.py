@@ -16,50 +16,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from radvision_utils.data.labels import asserted
 from radvision_utils.data.studies import Study
 from radvision_utils.evaluation.bootstrap import Array, Bootstrap, Estimate, figure_text, share
 from radvision_utils.evaluation.table import DRAWN
-from radvision_utils.evidence.explain import TOP_SHARE, occlusion_maps
+from radvision_utils.evidence.explain import PartEvidence, top_tokens
 from radvision_utils.evidence.passage import Kept, Passage
 
-Inside = NDArray[np.bool_]
+Regions = Mapping[int, tuple[str, Kept]]
+"""Number of a sentence -> the finding that it asserts, and the tokens inside its region."""
+Told = Sequence[tuple[int, Mapping[str, Any]]]
+"""Position of a study, and what is known of a sentence of its report."""
 
+MAPS = ("occlusion", "gradient")
 TENTH = 0.1
 STEPS = 8  # of a deletion or insertion curve
 CHANGES = ("region of the finding", "equal region elsewhere", "same finding", "another finding", "mean image")
 CHECKED = ("region of the finding, less elsewhere", "another finding, less same finding")
 
 
-@dataclass(frozen=True)
-class Pointed:
-    """A lesion that a sentence asserts, and how each map did.
-
-    Attributes:
-        study: position among the studies judged.
-        finding: its name.
-        hit: by map; 1 or 0, between them where several tokens tie for the peak.
-        energy: by map, share of its positive part that lies inside, 0 to 1.
-        deletion, insertion: by map, (STEPS + 1,) the probability of the sentence against its neutral one, as tokens are
-            taken from the image, or put into the neutral image, in the map's order.
-    """
-
-    study: int
-    finding: str
-    hit: dict[str, float]
-    energy: dict[str, float]
-    deletion: dict[str, Array]
-    insertion: dict[str, Array]
-
-
-def inside_cells(region: NDArray[np.bool_], side: int) -> Inside:
+def inside_cells(region: Kept, side: int) -> Kept:
     """(side * side,) which cells of the grid count as inside a region.
 
     Args:
@@ -72,12 +52,12 @@ def inside_cells(region: NDArray[np.bool_], side: int) -> Inside:
     return (covered >= TENTH * np.bincount(cells.ravel())) | (covered >= TENTH * max(covered.sum(), 1))
 
 
-def hit(values: Array, inside: Inside) -> float:
+def hit(values: Array, inside: Kept) -> float:
     """Whether a map's peak is inside: 1 or 0, the share inside where several tokens tie."""
     return float(inside[values == values.max()].mean())
 
 
-def energy_inside(values: Array, inside: Inside) -> float:
+def energy_inside(values: Array, inside: Kept) -> float:
     """Share of a map's positive part that lies inside; that of an even map where nothing is positive."""
     positive = np.maximum(values, 0)
     return float(positive[inside].sum() / positive.sum()) if positive.any() else float(inside.mean())
@@ -89,12 +69,10 @@ def center_map(side: int) -> Array:
     return np.asarray(-np.hypot(line[:, None], line[None, :]).round(6).ravel())
 
 
-def curve_masks(values: Array) -> tuple[Inside, Inside]:
+def curve_masks(values: Array) -> tuple[Kept, Kept]:
     """(STEPS + 1, V) each: what of the image is kept as tokens are taken away or put in, the highest first."""
-    order = np.argsort(-values, kind="stable")
-    gone = np.zeros((STEPS + 1, len(values)), bool)
-    for step in range(STEPS + 1):
-        gone[step, order[: round(step * len(values) / STEPS)]] = True
+    place = np.argsort(np.argsort(-values, kind="stable"))
+    gone = place < np.array([round(step * len(values) / STEPS) for step in range(STEPS + 1)])[:, None]
     return ~gone, gone
 
 
@@ -117,41 +95,80 @@ def not_validated(metrics: Mapping[str, Any]) -> str:
     return f"maps, not validated, since {'no sentence asserts what' if drawn else 'nothing'} was drawn here"
 
 
-def pointing_figures(lesions: list[Pointed], bootstrap: Bootstrap) -> dict[str, object]:
-    """What `metrics.json` says of the pointing game: by map, by finding, and the curves."""
+def point_at(
+    passage: Passage, parts: Sequence[PartEvidence], regions: Regions, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """How the maps of a report's sentences do, each against the drawn region of its finding.
 
-    def by_map(kind: str, some: list[Pointed]) -> dict[str, dict[str, object]]:
-        values: Mapping[str, list[tuple[int, float]]] = {
-            name: [(lesion.study, getattr(lesion, kind)[name]) for lesion in some] for name in getattr(some[0], kind)
+    Args:
+        passage: the report under its image.
+        parts: its sentences with their maps.
+        regions: of those that are judged.
+        rng: draws the random maps.
+
+    Returns:
+        For each region, by map: hit, 1 or 0, between them where several tokens tie for the peak; energy, the share of
+        the map's positive part that lies inside; deletion and insertion, (STEPS + 1,) the probability of the sentence
+        against its neutral one, as tokens are taken from the image, or put into the neutral image, in the map's order.
+    """
+    found = []
+    for number, (_, inside) in regions.items():
+        maps = {name: getattr(parts[number], name).ravel() for name in MAPS}
+        maps |= {"random": rng.random(len(inside)), "center": center_map(passage.side)}
+        masks = np.concatenate([mask for values in maps.values() for mask in curve_masks(values)])
+        preferred = np.split(1 / (1 + np.exp(-passage.scores(masks)[:, number])), 2 * len(maps))
+        curves = [curve.tolist() for curve in preferred]
+        even = {"random": float(inside.mean())}  # expected, not one draw
+        told: dict[str, Any] = {"hit": {name: hit(values, inside) for name, values in maps.items()} | even}
+        told["energy"] = {name: energy_inside(maps[name], inside) for name in MAPS} | even
+        told["deletion"] = dict(zip(maps, curves[::2], strict=True))
+        told["insertion"] = dict(zip(maps, curves[1::2], strict=True))
+        found.append(told)
+    return found
+
+
+def pointing_figures(lesions: Told, bootstrap: Bootstrap) -> dict[str, object]:
+    """What `metrics.json` says of the pointing game: by map, by finding, and the curves.
+
+    Args:
+        lesions: what `point_at` says of each, and its "finding".
+        bootstrap: of the studies.
+    """
+
+    def by_map(kind: str, finding: str = "") -> dict[str, dict[str, object]]:
+        some = [(study, told[kind]) for study, told in lesions if finding in ("", told["finding"])]
+        return {
+            name: estimate([(study, values[name]) for study, values in some], bootstrap).to_json()
+            for name in some[0][1]
         }
-        return {name: estimate(pairs, bootstrap).to_json() for name, pairs in values.items()}
 
     def curves(kind: str) -> dict[str, dict[str, object]]:
+        drawn = [(study, {name: np.array(curve) for name, curve in told[kind].items()}) for study, told in lesions]
         return {
             name: {
-                "area": estimate([(p.study, area(getattr(p, kind)[name])) for p in lesions], bootstrap).to_json(),
-                "curve": np.mean([getattr(p, kind)[name] for p in lesions], axis=0).round(4).tolist(),
+                "area": estimate([(study, area(each[name])) for study, each in drawn], bootstrap).to_json(),
+                "curve": np.mean([each[name] for _, each in drawn], axis=0).round(4).tolist(),
             }
-            for name in getattr(lesions[0], kind)
+            for name in drawn[0][1]
         }
 
-    names = sorted({lesion.finding for lesion in lesions})
+    counts = Counter(told["finding"] for _, told in lesions)
     return {
         "lesions": len(lesions),
-        "hit": by_map("hit", lesions),
-        "energy": by_map("energy", lesions),
-        "by_finding": {name: by_map("hit", [p for p in lesions if p.finding == name]) for name in names},
-        "counts": {name: sum(p.finding == name for p in lesions) for name in names},
+        "hit": by_map("hit"),
+        "energy": by_map("energy"),
+        "by_finding": {name: by_map("hit", name) for name in sorted(counts)},
+        "counts": {name: counts[name] for name in sorted(counts)},
         "deletion": curves("deletion"),
         "insertion": curves("insertion"),
     }
 
 
-def elsewhere(inside: Inside, rng: np.random.Generator) -> Inside:
+def elsewhere(inside: Kept, rng: np.random.Generator) -> Kept:
     """As many tokens outside of a region, one patch of its form where one fits, else drawn by lot."""
     side = round(len(inside) ** 0.5)
     plane = inside.reshape(side, side)
-    moves = [(down, across) for down in range(side) for across in range(side)]
+    moves = list(np.ndindex(side, side))
     for at in rng.permutation(len(moves)):
         moved = np.roll(plane, moves[at], axis=(0, 1))
         if not (moved & plane).any():
@@ -162,21 +179,20 @@ def elsewhere(inside: Inside, rng: np.random.Generator) -> Inside:
     return chosen
 
 
-def own_region(values: np.ndarray[Any, Any]) -> Inside:
-    """Where no truth was drawn: the top tokens of a sentence's own map."""
-    region = np.zeros(len(values), bool)
-    region[np.argsort(-values, kind="stable")[: max(1, len(values) // TOP_SHARE)]] = True
-    return region
+def regions_of(parts: Sequence[PartEvidence]) -> dict[int, tuple[str, Kept]]:
+    """Where no truth was drawn: for each asserting sentence its first finding and the top tokens of its own map."""
+    told = [(asserted(part.text), top_tokens(part.occlusion.ravel())) for part in parts]
+    return {number: (names[0], top) for number, (names, top) in enumerate(told) if names}
 
 
 def audit_passage(
-    passage: Passage, regions: Mapping[int, tuple[str, Inside]], others: Sequence[Study], rng: np.random.Generator
+    passage: Passage, regions: Regions, others: Sequence[Study], rng: np.random.Generator
 ) -> list[dict[str, Any]]:
     """The sentences of one report.
 
     Args:
         passage: the report under its image.
-        regions: number of the sentence -> its finding, and the tokens inside.
+        regions: of the sentences that are audited.
         others: studies whose images may be shown instead.
         rng: draws the equal regions and the other studies.
 
@@ -194,37 +210,17 @@ def audit_passage(
         under = {"region of the finding": region, "equal region elsewhere": apart, "mean image": mean}
         for name, pool in pools.items():
             if pool:
-                under[name] = _under(passage, pool[int(rng.integers(len(pool)))], kept[:1])[number]
+                under[name] = passage.scores(kept[:1], pool[int(rng.integers(len(pool)))])[0, number]
         found.append({"finding": finding, "falls": {name: round(float(own - s), 4) for name, s in under.items()}})
     return found
 
 
-@torch.no_grad()
-def _under(passage: Passage, other: Study, whole: Kept) -> np.ndarray[Any, Any]:
-    """(parts,) the scores of the same report under another study's image."""
-    tokens, passage.tokens = passage.tokens, passage.reporter.visual_tokens([other])[0]
-    try:
-        scores: np.ndarray[Any, Any] = passage.scores(whole)[0]
-        return scores
-    finally:
-        passage.tokens = tokens
-
-
-def regions_of(passage: Passage) -> dict[int, tuple[str, Inside]]:
-    """Where no truth was drawn: for each asserting sentence its first finding and the top tokens of its map."""
-    maps = occlusion_maps(passage)
-    told = [asserted(part.text) for part in passage.layout.parts]
-    return {n: (names[0], own_region(maps[n])) for n, names in enumerate(told) if names}
-
-
-def audit_figures(
-    audited: Sequence[tuple[int, Mapping[str, Any]]], bootstrap: Bootstrap, drawn: bool
-) -> dict[str, Any]:
+def audit_figures(audited: Told, bootstrap: Bootstrap, drawn: bool) -> dict[str, Any]:
     """What `metrics.json` says of the audit: mean falls of all sentences and of each finding, nats, with intervals.
 
     Args:
-        audited: position of the study, and what `audit_passage` says of a sentence.
-        bootstrap: of these studies.
+        audited: what `audit_passage` says of each sentence.
+        bootstrap: of the studies.
         drawn: whether the regions are those that were drawn.
     """
 

@@ -27,20 +27,17 @@ from radvision_utils.evaluation.bootstrap import Bootstrap, figure_text, rounded
 from radvision_utils.evaluation.records import Prediction, by_contradiction, read_predictions
 from radvision_utils.evidence import confidence
 from radvision_utils.evidence.evidence_figures import save_evidence_figures
-from radvision_utils.evidence.explain import PartEvidence, explain_passage, occlusion_maps, open_passage
-from radvision_utils.evidence.passage import Neutral, Passage, learn_neutral
+from radvision_utils.evidence.explain import PartEvidence, explain_passage, occlusion_maps
+from radvision_utils.evidence.passage import Kept, Passage, learn_neutral
 from radvision_utils.evidence.pointing import (
-    Inside,
-    Pointed,
     audit_figures,
     audit_passage,
-    center_map,
-    curve_masks,
     energy_inside,
     estimate,
     hit,
     inside_cells,
     not_validated,
+    point_at,
     pointing_figures,
     regions_of,
 )
@@ -56,11 +53,10 @@ from radvision_utils.files import (
 from radvision_utils.phantoms.phantom_reports import asserted_pairs, read_findings
 from radvision_utils.phantoms.phantom_rows import drawn_regions
 from radvision_utils.progress import show_progress
-from radvision_utils.report import Reporter, reporter_of
+from radvision_utils.report import reporter_of
 from radvision_utils.runs import RunFolder
 
 VALIDATED = 60  # phantoms whose maps are compared with what was drawn
-MAPS = ("occlusion", "gradient")
 _HEADING, _NEXT = "## Evidence and confidence", "## Text metrics"
 
 
@@ -188,100 +184,85 @@ def evidence_of(
         The lines of `evidence.jsonl`, what `metrics.json` says of them, and its memory, planned and measured.
     """
     work = _Work(profile, metrics["split"], predictions, count)
-    lines, figures = work.run(kept.with_name(f"{kept.name}.jsonl"))
-    told = [_sentence(figures, not_validated(metrics)), figures.get("audit", {}).get("sentence", "")]
-    figures["sentence"] = "; ".join(filter(None, told))
-    return lines, {"asked": count, "studies": len(lines), **figures}, {"maps": work.memory} if work.memory else {}
+    lines = work.explain(kept.with_name(f"{kept.name}.jsonl"))
+    memory: dict[str, Any] = {}
+    if work.longest[0]:  # not where all maps had been made before
+        chosen = [work.studies[line["uid"]] for line in lines]
+        memory["maps"] = open_room("planning.judging").maps_beside(work.reporter, chosen, *work.longest)
+    figures: dict[str, Any] = {"agreement": agreement(lines, profile.seed)}
+    audits = {line["uid"]: line["audit"] for line in lines if line.get("audit")}
+    if audits:
+        told = [(work.audited.index(uid), sentence) for uid, audit in audits.items() for sentence in audit]
+        bootstrap = Bootstrap(len(work.audited), profile.seed)
+        if work.judged:
+            work.judge_shuffled(audits)
+            figures["pointing"] = pointing_figures(told, bootstrap)
+        figures["audit"] = audit_figures(told, bootstrap, drawn=bool(work.judged))
+    said = [_sentence(figures, not_validated(metrics)), figures.get("audit", {}).get("sentence", "")]
+    figures["sentence"] = "; ".join(filter(None, said))
+    return lines, {"asked": count, "studies": len(lines), **figures}, memory
 
 
 class _Work:
     """What the steps of explaining a split share."""
 
     def __init__(self, profile: Profile, split: str, predictions: Sequence[Prediction], count: int) -> None:
-        self.profile = profile
+        self.seed = profile.seed
         dataset = open_prepared(profile)
         self.train = dataset.split("train")
         self.studies: dict[str, Study] = {study.uid: study for study in dataset.split(split)}
         self.reports = {ours.uid: ours.generated for ours in predictions}
         drawn = [uid for uid, study in self.studies.items() if study.truth and json.loads(study.truth)["findings"]]
-        lot = np.random.default_rng(profile.seed).permutation(len(drawn))[:VALIDATED]
+        lot = np.random.default_rng(self.seed).permutation(len(drawn))[:VALIDATED]
         self.judged = [drawn[i] for i in sorted(lot)]
         worst = [ours.uid for ours in sorted(predictions, key=by_contradiction)[:count]]
         self.chosen = list(dict.fromkeys([*worst, *self.judged]))
-        self.lesions: list[Pointed] = []
         self.audited = self.judged or self.chosen  # whose sentences are audited
         self.longest = (0, 0)  # tokens behind the prompt, and of these scored
-        self.memory: dict[str, Any] | None = None
+        self.reporter = reporter_of(profile, STAGES[-1])
+        forget_peak_memory(self.reporter.device)
+        self.neutral = learn_neutral(self.reporter, self.train)
 
-    def run(self, partial: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """The lines of `evidence.jsonl` and what `metrics.json` says of them."""
-        reporter = reporter_of(self.profile, STAGES[-1])
-        forget_peak_memory(reporter.device)
-        neutral = learn_neutral(reporter, self.train)
+    def explain(self, partial: Path) -> list[dict[str, Any]]:
+        """The lines of `evidence.jsonl`; those that an interrupted call left in `partial` are not made again."""
         there = read_json_lines(partial, {"uid": str}, torn=True) if partial.is_file() else []
+        write_json_lines(partial, there)
         done = {line["uid"]: line for line in there}
-        # What is judged is computed again: its figures are not in the lines.
-        write_json_lines(partial, done.values())
-        lines = []
         with show_progress(len(self.chosen)) as step:
-            for number, uid in enumerate(self.chosen):
-                if uid not in done or uid in self.judged:
-                    done[uid] = self._explain(reporter, neutral, uid)
+            for number, uid in enumerate(self.chosen, 1):
+                if uid not in done:
+                    done[uid] = self._explain(uid)
                     append_json_lines(partial, done[uid])
-                lines.append(done[uid])
-                step(number + 1)
-        if self.longest[0]:  # not where all maps had been made before
-            chosen = [self.studies[uid] for uid in self.chosen]
-            self.memory = open_room("planning.judging").maps_beside(reporter, chosen, *self.longest)
-        figures: dict[str, Any] = {"agreement": agreement(lines, self.profile.seed)}
-        if self.lesions:
-            self._judge_shuffled(reporter)
-            figures["pointing"] = pointing_figures(self.lesions, Bootstrap(len(self.judged), self.profile.seed))
-        if found := [(at, s) for at, uid in enumerate(self.audited) for s in done[uid].get("audit", ())]:
-            by_lot = Bootstrap(len(self.audited), self.profile.seed)
-            figures["audit"] = audit_figures(found, by_lot, drawn=bool(self.judged))
-        return lines, figures
+                step(number)
+        return [done[uid] for uid in self.chosen]
 
-    def _explain(self, reporter: Reporter, neutral: Neutral, uid: str) -> dict[str, Any]:
+    def _explain(self, uid: str) -> dict[str, Any]:
         started = time.perf_counter()
-        passage = open_passage(reporter, neutral, self.studies[uid], self.reports[uid])
-        parts: tuple[PartEvidence, ...] = ()
-        if passage is not None:
-            behind = len(passage.layout.ids) - len(reporter.prompt(self.studies[uid]))
-            self.longest = max(self.longest, (behind, len(passage.layout.scored)))
-            parts = explain_passage(passage)
+        passage = self._passage(uid)
+        parts = explain_passage(passage)
         line = evidence_record(uid, parts, time.perf_counter() - started)
-        if passage is not None and uid in self.judged:
-            self.lesions += self._judge(passage, parts, uid)
-        if passage is not None and uid in self.audited:
-            line["audit"] = self._audit(passage, uid)
+        if parts:
+            behind = len(passage.layout.ids) - len(self.reporter.prompt(self.studies[uid]))
+            self.longest = max(self.longest, (behind, len(passage.layout.scored)))
+            if uid in self.audited:
+                line["audit"] = self._audit(passage, parts, uid)
         return line
 
-    def _audit(self, passage: Passage, uid: str) -> list[dict[str, Any]]:
+    def _passage(self, uid: str) -> Passage:
+        return Passage(self.reporter, self.neutral, self.studies[uid], self.reports[uid])
+
+    def _audit(self, passage: Passage, parts: Sequence[PartEvidence], uid: str) -> list[dict[str, Any]]:
+        """What `audit_passage` says of the sentences, and, where the truth was drawn, `point_at` of their maps."""
         others = [study for other, study in self.studies.items() if other != uid]
-        regions = self._asserting(passage, uid) if self.judged else regions_of(passage)
-        rng = np.random.default_rng([self.profile.seed, self.audited.index(uid), 1])
-        return audit_passage(passage, regions, others, rng)
+        regions = self._drawn(passage, uid) if self.judged else regions_of(parts)
+        seed = [self.seed, self.audited.index(uid)]
+        audit = audit_passage(passage, regions, others, np.random.default_rng([*seed, 1]))
+        if not self.judged:
+            return audit
+        pointed = point_at(passage, parts, regions, np.random.default_rng(seed))
+        return [{**falls, **told} for falls, told in zip(audit, pointed, strict=True)]
 
-    def _judge(self, passage: Passage, parts: Sequence[PartEvidence], uid: str) -> list[Pointed]:
-        rng = np.random.default_rng([self.profile.seed, self.judged.index(uid)])
-        found = []
-        for number, (finding, inside) in self._asserting(passage, uid).items():
-            maps = {name: getattr(parts[number], name).ravel() for name in MAPS}
-            maps |= {"random": rng.random(len(inside)), "center": center_map(passage.grid[0])}
-            masks = {name: curve_masks(values) for name, values in maps.items()}
-            scores = passage.scores(np.concatenate([mask for pair in masks.values() for mask in pair]))[:, number]
-            preferred = np.split(1 / (1 + np.exp(-scores)), 2 * len(maps))
-            hits = {name: hit(values, inside) for name, values in maps.items()}
-            energy = {name: energy_inside(maps[name], inside) for name in MAPS}
-            for values in (hits, energy):
-                values["random"] = float(inside.mean())  # expected, not one draw
-            deletion = dict(zip(maps, preferred[::2], strict=True))
-            insertion = dict(zip(maps, preferred[1::2], strict=True))
-            found.append(Pointed(self.judged.index(uid), finding, hits, energy, deletion, insertion))
-        return found
-
-    def _asserting(self, passage: Passage, uid: str) -> dict[int, tuple[str, Inside]]:
+    def _drawn(self, passage: Passage, uid: str) -> dict[int, tuple[str, Kept]]:
         """For each drawn finding the first sentence that asserts it: part number -> its name and the cells inside.
 
         A sentence on both sides has both regions. Later sentences say again what the words before them said.
@@ -293,25 +274,23 @@ class _Work:
             told = sorted((pair for pair in read_findings(part.text) if pair in left), key=str)
             if told:
                 left -= set(told)
-                region = np.any([inside_cells(regions[pair], passage.grid[0]) for pair in told], axis=0)
+                region = np.any([inside_cells(regions[pair], passage.side) for pair in told], axis=0)
                 found[number] = (told[0][0], region)
         return found
 
-    def _judge_shuffled(self, reporter: Reporter) -> None:
-        """The same maps of the model with shuffled weights (Adebayo et al. 2018, arXiv:1810.03292)."""
-        shuffle_weights(reporter.model, self.profile.seed)
-        neutral = learn_neutral(reporter, self.train)
-        lesions = iter(self.lesions)
-        for uid in self.judged:
-            passage = open_passage(reporter, neutral, self.studies[uid], self.reports[uid])
-            if passage is None:
-                continue
-            maps = dict(zip(MAPS, (occlusion_maps(passage), passage.gradients()), strict=True))
-            for number, (_, inside) in self._asserting(passage, uid).items():
-                lesion = next(lesions)
+    def judge_shuffled(self, audits: Mapping[str, list[dict[str, Any]]]) -> None:
+        """Adds how maps of the model with shuffled weights do (Adebayo et al. 2018, arXiv:1810.03292)."""
+        shuffle_weights(self.reporter.model, self.seed)
+        self.neutral = learn_neutral(self.reporter, self.train)
+        lesions = (told for audit in audits.values() for told in audit)
+        for uid in filter(audits.__contains__, self.judged):
+            passage = self._passage(uid)
+            maps = {"occlusion": occlusion_maps(passage), "gradient": passage.gradients()}
+            for number, (_, inside) in self._drawn(passage, uid).items():
+                told = next(lesions)
                 for name, values in maps.items():
-                    lesion.hit[f"{name}, shuffled weights"] = hit(values[number], inside)
-                    lesion.energy[f"{name}, shuffled weights"] = energy_inside(values[number], inside)
+                    told["hit"][f"{name}, shuffled weights"] = hit(values[number], inside)
+                    told["energy"][f"{name}, shuffled weights"] = energy_inside(values[number], inside)
 
 
 @torch.no_grad()

@@ -25,7 +25,6 @@ from radvision_utils.phantoms.scene import (
     Scene,
     blurred,
     box_of,
-    difference,
     smooth,
     softened,
     step,
@@ -182,9 +181,8 @@ def _vessels(scene: Scene, rng: np.random.Generator) -> Plane:
         line = pixels[3 * i : 3 * i + 3]
         pen.line(line, fill=int(60 + 24 * width), width=max(1, round(width)))
     field = np.maximum(scene.air["right"], scene.air["left"]) * (1 - 0.8 * scene.heart)
-    for limit in scene.vessel_limits.values():
-        side = np.sign(limit[:, 0].mean())
-        field = field * np.where(scene.x * side > 0, scene.mask(limit, blur=1.0), 1)
+    for side, limit in scene.vessel_limits.items():
+        field = field * np.where(scene.x * SIGN[side] > 0, scene.mask(limit, blur=1.0), 1)
     large = Image.fromarray(field.astype(np.float32)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     return softened(plane) * np.asarray(large)
 
@@ -319,13 +317,8 @@ def _draw_catheter(scene: Scene, rng: np.random.Generator, finding: Finding) -> 
         entry = [(0.46 * sign, -0.56), (0.30 * sign, -0.62)]
     bend = [(0.10 * sign, -0.44)] if sign > 0 else [(-0.125, -0.42)]
     path = smooth(np.array([port, *entry, *bend, *cava]), closed=False)
-    before = scene.lines.copy()
-    scene.line(path, 6, 175)
-    draw = ImageDraw.Draw(scene.lines)
-    for radius, shade in ((0.072, 225), (0.032, 150)):
-        ring = np.stack([np.cos(_TURN), np.sin(_TURN)], 1) * radius + np.array(port)
-        draw.polygon(scene.body.pixels(ring, SIZE), fill=shade)
-    return difference(scene.lines, before)
+    ring = np.stack([np.cos(_TURN), np.sin(_TURN)], 1)
+    return scene.device(path, 6, 175, [(ring * 0.072 + np.array(port), 225), (ring * 0.032 + np.array(port), 150)])
 
 
 def _draw_pacemaker(scene: Scene, rng: np.random.Generator, finding: Finding) -> Plane:
@@ -346,13 +339,9 @@ def _draw_pacemaker(scene: Scene, rng: np.random.Generator, finding: Finding) ->
         (0.02, 0.27 + down),
         (0.24 * min(scene.body.heart, 1.2), 0.34 + down),
     ]
-    before = scene.lines.copy()
-    scene.line(smooth(np.array(path), closed=False), 4, 170)
-    draw = ImageDraw.Draw(scene.lines)
-    draw.polygon(scene.body.pixels(box, SIZE), fill=235)
     centre = np.array([x, y])
-    draw.polygon(scene.body.pixels(centre + (box - centre) * 0.72, SIZE), fill=190)
-    return difference(scene.lines, before)
+    plates = [(box, 235), (centre + (box - centre) * 0.72, 190)]
+    return scene.device(smooth(np.array(path), closed=False), 4, 170, plates)
 
 
 _DRAW: dict[str, Callable[[Scene, np.random.Generator, Finding], Plane]] = {

@@ -1,14 +1,13 @@
 """Phantom studies: procedural chest radiographs whose findings are drawn, hence known, with reports in varied words.
 
 They let the tiny profile train and be judged on a CPU without any data set: the picture is built from densities (body,
-lungs, heart, bones), each finding changes those densities, and `wording` writes what was drawn. `hospitals` says how
-hospitals differ.
+lungs, heart, bones), each finding changes those densities, and `phantom_reports` writes what was drawn. `hospitals`
+says how hospitals differ.
 """
 
 import io
 import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +15,13 @@ from PIL import Image
 
 from radvision_utils.data.storing import cores, in_processes
 from radvision_utils.phantoms.drawing import Stream, draw_findings, render
-from radvision_utils.phantoms.hospitals import FINDINGS, HOSPITALS, Finding, Hospital
+from radvision_utils.phantoms.hospitals import DEVICES, FINDINGS, HOSPITALS, Finding, Hospital
 from radvision_utils.phantoms.phantom_reports import soil, write_report
 from radvision_utils.phantoms.scene import box_of, strong_part
 
 _CHUNK = 16  # studies that a process draws at a time
+_NORMAL = 0.4  # share of studies without a finding
 _ONE_PER_SIDE = ("pleural effusion", "pneumothorax", "consolidation", "atelectasis", "nodule")
-_DEVICES = ("central venous catheter", "pacemaker")
 _OPACITIES = ("consolidation", "atelectasis")
 _ZONES = ("upper", "middle", "lower")
 
@@ -40,19 +39,9 @@ _INDICATIONS = (
 _TELLING = {"consolidation": "Fever and cough.", "atelectasis": "Shortness of breath after surgery."}
 
 
-@dataclass(frozen=True)
-class DrawnFinding:
-    """A finding in the picture; `box` is (x0, y0, x1, y1) in pixels of the 512x512 image."""
-
-    name: str
-    side: str | None
-    zone: str | None
-    box: tuple[int, int, int, int]
-
-
 def draw(
     uid: int, hospital: str = "B", seed: int = 0, omit: Collection[str] = ()
-) -> tuple[NDArray[np.uint8], tuple[DrawnFinding, ...]]:
+) -> tuple[NDArray[np.uint8], tuple[Finding, ...]]:
     """Draws one frontal radiograph; the same arguments give the same picture.
 
     Args:
@@ -62,15 +51,16 @@ def draw(
         omit: names of findings that are left out, while all else stays the same.
 
     Returns:
-        The image, uint8 of shape (512, 512), and its findings in the order of `FINDINGS`.
+        The image, uint8 of shape (512, 512), and its findings with their boxes, in the order of `FINDINGS`.
 
     Raises:
         ValueError: the hospital is unknown, or uid or seed is negative.
     """
-    known = _hospital(hospital)
-    plan = [f for f in _plan(uid, known, seed) if f.name not in omit]
-    image, boxes = render(known, _as_seen(plan, known), _stream(uid, known, seed))
-    return image, tuple(DrawnFinding(*f, box) for f, box in zip(plan, boxes, strict=True))
+    stream = _stream(uid, hospital, seed)
+    known = HOSPITALS[hospital]
+    plan = [f for f in _plan(stream("plan"), known) if f.name not in omit]
+    image, boxes = render(known, _as_seen(plan, known), stream)
+    return image, tuple(f._replace(box=box) for f, box in zip(plan, boxes, strict=True))
 
 
 def phantom_row(uid: int, hospital: str = "B", seed: int = 0, dirt: bool = True) -> dict[str, object]:
@@ -92,80 +82,62 @@ def phantom_row(uid: int, hospital: str = "B", seed: int = 0, dirt: bool = True)
         ValueError: the hospital is unknown, or uid or seed is negative.
     """
     image, drawn = draw(uid, hospital, seed)
-    known = _hospital(hospital)
-    stream = _stream(uid, known, seed)
-    plan = [Finding(f.name, f.side, f.zone) for f in drawn]
-    findings, impression = write_report(stream("report"), plan, known.habits)
+    known, stream = HOSPITALS[hospital], _stream(uid, hospital, seed)
+    findings, impression = write_report(stream("report"), drawn, known)
     rng = stream("row")
     row: dict[str, object] = {
         "uid": uid,
-        "MeSH": _mesh(plan),
-        "Problems": ";".join(dict.fromkeys(f.name.title() for f in plan)) or "normal",
+        "MeSH": ";".join(map(_mesh, drawn)) or "normal",
+        "Problems": ";".join(dict.fromkeys(f.name.title() for f in drawn)) or "normal",
         "image": _TITLES[int(rng.integers(len(_TITLES)))],
-        "indication": _indication(rng, plan, known),
+        "indication": _indication(rng, drawn, known),
         "comparison": "None." if rng.random() < 0.7 else "XXXX.",
         "findings": findings,
         "impression": impression,
         "img_frontal": _encoded(image),
-        "truth": json.dumps({"hospital": hospital, "seed": seed, "findings": [asdict(f) for f in drawn]}),
+        "truth": json.dumps({"hospital": hospital, "seed": seed, "findings": [f._asdict() for f in drawn]}),
     }
     return _soiled(stream("dirt"), row) if dirt else row
 
 
-def phantom_rows(
-    count: int, hospital: str = "B", seed: int = 0, dirt: bool = True, workers: int = 0
-) -> Iterator[dict[str, object]]:
+def phantom_rows(count: int, hospital: str = "B", seed: int = 0, workers: int = 0) -> Iterator[dict[str, object]]:
     """Rows of the studies 1..count, in order, made ahead by a few chunks only.
 
     Args:
         count: number of studies, 0 or greater.
         hospital: a key of `HOSPITALS`.
         seed: number of the collection, 0 or greater.
-        dirt: as in `phantom_row`.
         workers: number of processes; 0 takes all cores, 1 works in this process. Processes are
             spawned, so a script that asks for several needs `if __name__ == "__main__"`.
 
-    Returns:
-        An iterator; rows do not depend on the number of workers.
-
-    Raises:
-        ValueError: the hospital is unknown, or count, seed or workers is negative.
+    Yields:
+        What `phantom_row` gives; rows do not depend on the number of workers.
     """
-    for name, value in (("count", count), ("seed", seed), ("workers", workers)):
-        if value < 0:
-            raise ValueError(f"{name} is {value}; it must be 0 or greater.")
-    _hospital(hospital)
     workers = min(workers or cores(), -(-count // _CHUNK))
     chunk = _CHUNK if workers > 1 else 1
-    jobs = (
-        (uid, (range(uid, min(uid + chunk, count + 1)), hospital, seed, dirt)) for uid in range(1, count + 1, chunk)
-    )
-    return (row for _, rows in in_processes(_chunk, jobs, workers) for row in rows)
+    jobs = ((uid, (range(uid, min(uid + chunk, count + 1)), hospital, seed)) for uid in range(1, count + 1, chunk))
+    for _, rows in in_processes(_chunk, jobs, workers):
+        yield from rows
 
 
-def _chunk(uids: range, hospital: str, seed: int, dirt: bool) -> list[dict[str, object]]:
-    return [phantom_row(uid, hospital, seed, dirt) for uid in uids]
+def _chunk(uids: range, hospital: str, seed: int) -> list[dict[str, object]]:
+    return [phantom_row(uid, hospital, seed) for uid in uids]
 
 
-def _hospital(name: str) -> Hospital:
-    if name not in HOSPITALS:
-        known = ", ".join(repr(key) for key in HOSPITALS)
-        raise ValueError(f"Unknown hospital {name!r}; known are {known}.")
-    return HOSPITALS[name]
-
-
-def _stream(uid: int, hospital: Hospital, seed: int) -> Stream:
+def _stream(uid: int, hospital: str, seed: int) -> Stream:
     """Random numbers of a study, independent for each purpose, so that leaving out a finding changes nothing else."""
+    if hospital not in HOSPITALS:
+        raise ValueError(f"Unknown hospital {hospital!r}; known are {', '.join(map(repr, HOSPITALS))}.")
     if uid < 0 or seed < 0:
         raise ValueError(f"uid is {uid} and seed is {seed}; both must be 0 or greater.")
 
     def stream(purpose: str) -> np.random.Generator:
-        return np.random.default_rng([seed, uid, int.from_bytes(f"{hospital.name}/{purpose}".encode(), "big")])
+        return np.random.default_rng([seed, uid, int.from_bytes(f"{hospital}/{purpose}".encode(), "big")])
 
     return stream
 
 
-def _plan(uid: int, hospital: Hospital, seed: int) -> tuple[Finding, ...]:
+def _plan(rng: np.random.Generator, hospital: Hospital) -> tuple[Finding, ...]:
     """Chooses the findings of a study, without drawing them.
 
     A side holds at most one of effusion, pneumothorax, consolidation, atelectasis and nodule, so
@@ -173,8 +145,7 @@ def _plan(uid: int, hospital: Hospital, seed: int) -> tuple[Finding, ...]:
     what lies under it; a study holds a catheter or a pacemaker, whose lines would cross, but
     not both.
     """
-    rng = _stream(uid, hospital, seed)("plan")
-    if rng.random() < hospital.normal:
+    if rng.random() < _NORMAL:
         return ()
     names, rates = list(hospital.rates), np.array(list(hospital.rates.values()))
     wanted = 1 + int(rng.choice(3, p=(0.5, 0.34, 0.16)))
@@ -185,7 +156,7 @@ def _plan(uid: int, hospital: Hospital, seed: int) -> tuple[Finding, ...]:
             break
         if name == "cardiomegaly":
             new = Finding(name)
-        elif name in _DEVICES:
+        elif name in DEVICES:
             new = Finding(name, ("right", "left")[int(rng.integers(2))])
         elif hospital.ambiguous and name in _OPACITIES and any(f.name in _OPACITIES for f in found):
             continue  # one indication cannot name two kinds
@@ -210,9 +181,9 @@ def _hides(cover: Finding, other: Finding) -> bool:
     if cover.name == "cardiomegaly":
         left = other.name == "atelectasis" or other.zone in ("middle", "lower")
         return left and other.side == "left"
-    if cover.name in _DEVICES and other.zone == "upper":
+    if cover.name in DEVICES and other.zone == "upper":
         return cover.side == other.side
-    return cover.name in _DEVICES and other.name in _DEVICES
+    return cover.name in DEVICES and other.name in DEVICES
 
 
 def _as_seen(plan: Sequence[Finding], hospital: Hospital) -> list[Finding]:
@@ -236,17 +207,17 @@ def drawn_regions(uid: int, truth: str) -> dict[tuple[str, str | None], NDArray[
         ValueError: this version draws the finding elsewhere than the truth says: another version drew the study.
     """
     known = json.loads(truth)
-    hospital, seed = _hospital(known["hospital"]), known["seed"]
-    findings = _as_seen([Finding(f["name"], f["side"], f["zone"]) for f in known["findings"]], hospital)
-    _, planes = draw_findings(hospital, findings, _stream(uid, hospital, seed))
+    stream, hospital = _stream(uid, known["hospital"], known["seed"]), HOSPITALS[known["hospital"]]
+    findings = [Finding(**found) for found in known["findings"]]
+    _, planes = draw_findings(hospital, _as_seen(findings, hospital), stream)
     regions = {}
-    for plane, told in zip(planes, known["findings"], strict=True):
-        if list(box_of(plane)) != told["box"]:
+    for plane, told in zip(planes, findings, strict=True):
+        if (here := list(box_of(plane))) != told.box:
             raise ValueError(
-                f"study {uid} was drawn by another version: its {told['name']} lies at {told['box']}, and this version "
-                f"draws it at {list(box_of(plane))}."
+                f"study {uid} was drawn by another version: its {told.name} lies at {told.box}, and this version "
+                f"draws it at {here}."
             )
-        regions[told["name"], told["side"]] = strong_part(plane)
+        regions[told.name, told.side] = strong_part(plane)
     return regions
 
 
@@ -281,9 +252,6 @@ def _encoded(image: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _mesh(plan: Collection[Finding]) -> str:
-    def term(finding: Finding) -> str:
-        place = f"/lung/{finding.zone} zone" if finding.zone else ""
-        return f"{finding.name.title()}{place}" + (f"/{finding.side}" if finding.side else "")
-
-    return ";".join(term(f) for f in plan) or "normal"
+def _mesh(finding: Finding) -> str:
+    place = f"/lung/{finding.zone} zone" if finding.zone else ""
+    return f"{finding.name.title()}{place}" + (f"/{finding.side}" if finding.side else "")

@@ -5,7 +5,6 @@ patient's right at x < 0. A plane holds brightness between 0 (air) and 1 (metal)
 """
 
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,9 +49,10 @@ class Body:
         return [(float(x), float(y)) for x, y in (moved + 1) * (size / 2)]
 
     def grid(self) -> tuple[Plane, Plane]:
-        px, py = pixel_grid()
+        """Body coordinates x and y of the pixels of a plane."""
+        line = (np.arange(HALF, dtype=np.float32) + 0.5) / (HALF / 2) - 1
         c, s = (np.float32(np.cos(self.angle) / self.zoom), np.float32(np.sin(self.angle) / self.zoom))
-        dx, dy = px - np.float32(self.shift[0]), py - np.float32(self.shift[1])
+        dx, dy = np.meshgrid(line - np.float32(self.shift[0]), line - np.float32(self.shift[1]))
         return c * dx + s * dy, c * dy - s * dx
 
     def base(self, side: str) -> float:
@@ -100,6 +100,14 @@ class Scene:
     def line(self, points: Points, width: int, value: int) -> None:
         ImageDraw.Draw(self.lines).line(self.body.pixels(points, SIZE), fill=value, width=width, joint="curve")
 
+    def device(self, path: Points, width: int, value: int, plates: Sequence[tuple[Points, int]]) -> Plane:
+        """Draws a line and, over it, plates of an outline and a brightness; returns where that changed the lines."""
+        before = np.asarray(self.lines, np.float32)
+        self.line(path, width, value)
+        for outline, shade in plates:
+            ImageDraw.Draw(self.lines).polygon(self.body.pixels(outline, SIZE), fill=shade)
+        return np.abs(np.asarray(self.lines, np.float32) - before)
+
     def ellipse(self, x: float, y: float, rx: float, ry: float, soft: float = 0.5) -> Plane:
         """1 inside, 0 outside, falling over the fraction `soft` of the radius."""
         r = np.sqrt(((self.x - x) / rx) ** 2 + ((self.y - y) / ry) ** 2)
@@ -124,14 +132,6 @@ class Scene:
         ]
         shape = np.array([(x * k, 0.42 + (y - 0.42) * tall + down) for x, y in points])
         return smooth(shape, closed=True)
-
-
-@cache
-def pixel_grid() -> tuple[Plane, Plane]:
-    """x and y of the pixels of a plane, both in -1..1."""
-    line = (np.arange(HALF, dtype=np.float32) + 0.5) / (HALF / 2) - 1
-    x, y = np.meshgrid(line, line)
-    return x, y
 
 
 def step(value: NDArray[np.floating]) -> Plane:
@@ -167,10 +167,6 @@ def softened(plane: Image.Image) -> Plane:
 def texture(rng: np.random.Generator, cells: int) -> Plane:
     coarse = Image.fromarray(rng.random((cells, cells), np.float32))
     return np.asarray(coarse.resize((HALF, HALF), Image.Resampling.BICUBIC))
-
-
-def difference(after: Image.Image, before: Image.Image) -> Plane:
-    return np.abs(np.asarray(after, np.float32) - np.asarray(before, np.float32))
 
 
 def strong_part(region: Plane) -> NDArray[np.bool_]:

@@ -179,8 +179,8 @@ def test_one_normal_study_without_a_word_of_it_is_scored_and_drawn(text):
 
 
 def test_without_claims_in_validation_nothing_is_calibrated_and_agreement_is_drawn():
-    said = [JudgedSentence(0, None, -0.1, claims_of("Left effusion."), 2, True)]
-    figures = confidence._figures([], said, None, 3, Bootstrap(1, seed=1), [frozenset()])
+    said = [JudgedSentence(0, None, -0.1, claims_of("Left effusion."), 2 / 3, True)]
+    figures = confidence._figures([], said, None, [frozenset()], Bootstrap(1, seed=1))
     assert "no sentence of the validation reports speaks of an observation" in figures["sentence"]
     metrics = {"confidence": {"samples": 3, **figures}}
     assert "all sentences: 1, 100% right" in words_of([show_reliability(metrics), show_coverage(metrics)])

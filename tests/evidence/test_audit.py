@@ -5,7 +5,8 @@ import pytest
 
 from radvision_utils import Report
 from radvision_utils.evaluation.bootstrap import Bootstrap
-from radvision_utils.evidence.explain import learn_neutral, open_passage
+from radvision_utils.evidence.explain import explain_passage, top_tokens
+from radvision_utils.evidence.passage import Passage, learn_neutral
 from radvision_utils.evidence.pointing import (
     CHANGES,
     CHECKED,
@@ -13,7 +14,6 @@ from radvision_utils.evidence.pointing import (
     audit_passage,
     audit_rows,
     elsewhere,
-    own_region,
     regions_of,
 )
 from radvision_utils.report import reporter_of
@@ -32,17 +32,17 @@ def test_the_region_elsewhere_is_as_large_and_apart(size):
 
 
 def test_without_a_drawn_truth_the_region_is_the_top_of_the_map():
-    assert np.flatnonzero(own_region(np.arange(16.0))).tolist() == [14, 15]
+    assert np.flatnonzero(top_tokens(np.arange(16.0))).tolist() == [14, 15]
 
 
 @pytest.fixture(scope="module")
 def passage(trained, dataset):
     reporter, studies = reporter_of(trained, 0), list(dataset.split("train"))
-    return open_passage(reporter, learn_neutral(reporter, studies), studies[0].image, REPORT)
+    return Passage(reporter, learn_neutral(reporter, studies), studies[0].image, REPORT)
 
 
-def test_every_change_is_made_to_a_sentence_that_asserts_a_finding_and_the_image_is_put_back(passage, dataset):
-    regions = regions_of(passage)
+def test_every_change_is_made_to_a_sentence_that_asserts_a_finding_and_the_image_stays(passage, dataset):
+    regions = regions_of(explain_passage(passage))
     assert [finding for finding, _ in regions.values()] == ["Pleural Effusion"] * 2
     before = passage.scores(np.ones((1, 16), bool))
     found = audit_passage(passage, regions, list(dataset.split("train"))[1:], np.random.default_rng(1))

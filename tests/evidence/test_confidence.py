@@ -51,15 +51,15 @@ def test_calibration_finds_the_probability_behind_the_features():
     rng = np.random.default_rng(1)
     x = rng.normal(size=(4000, 2))
     right = rng.random(4000) < 1 / (1 + np.exp(-(0.5 + 2 * x[:, 0])))
-    model = fit_logistic(x.tolist(), right.tolist())
-    assert model.probabilities([[1.0, 0.0]])[0] == pytest.approx(1 / (1 + np.exp(-2.5)), abs=0.03)
+    model = fit_logistic(x, right)
+    assert model.probabilities(np.array([[1.0, 0.0]]))[0] == pytest.approx(1 / (1 + np.exp(-2.5)), abs=0.03)
     known = calibration_figures({"model": model.probabilities(x)}, right, np.arange(4000), Bootstrap(4000, seed=1))
     assert known["ece"]["model"]["value"] < 0.02
 
 
 def test_calibration_has_an_answer_where_all_are_right_or_features_never_vary():
-    model = fit_logistic([[0.0, 1.0]] * 20, [True] * 20)
-    assert 0.9 < model.probabilities([[0.0, 1.0]])[0] <= 1
+    alike = np.array([[0.0, 1.0]] * 20)
+    assert 0.9 < fit_logistic(alike, np.ones(20, bool)).probabilities(alike)[0] <= 1
 
 
 def test_the_calibration_error_of_what_is_always_sure_is_its_share_of_errors():
@@ -69,7 +69,7 @@ def test_the_calibration_error_of_what_is_always_sure_is_its_share_of_errors():
     assert known["bins"]["sure"] == [{"from": 0.9, "n": 4, "score": 1.0, "right": 0.75}]
 
 
-def judged(study, text, right, log_probability=-0.1, agreement=2):
+def judged(study, text, right, log_probability=-0.1, agreement=2 / 3):
     return JudgedSentence(study, None, log_probability, claims_of(text), agreement, right)
 
 
@@ -124,11 +124,11 @@ def test_the_threshold_is_chosen_on_other_studies_than_those_that_calibrate():
         return [judged(n, "Left effusion.", bool(x > -0.5 or rng.random() < 0.3), log_probability=x) for n, x in drawn]
 
     known, tested = sentences(), sentences()
-    found = selected(known, tested, 3, [EFFUSION] * 300, Bootstrap(300, seed=1))
+    found = selected(known, tested, [EFFUSION] * 300, Bootstrap(300, seed=1))
     assert found["chosen_on"] == 150
     assert 0.3 < found["shown"]["value"] < 0.8
     assert found["unsupported"]["low"] <= 0.05
-    assert selected(known, [], 3, [], Bootstrap(1, seed=1)) == {}
+    assert selected(known, [], [], Bootstrap(1, seed=1)) == {}
 
 
 def test_drawn_reports_are_the_same_again_whatever_was_drawn_before(trained, dataset):
@@ -194,8 +194,9 @@ def test_asked_again_nothing_is_computed(result, trained, monkeypatch):
     assert evaluate(trained, evidence=2, samples=2).metrics["evidence"] == result.metrics["evidence"]
 
 
-def test_an_interrupted_explanation_goes_on_where_it_was(result, trained, monkeypatch):
-    monkeypatch.setattr(study_maps, "VALIDATED", 0)
+@pytest.mark.parametrize("validated", [0, 2])  # those drawn by lot, whose maps are judged, are not made again either
+def test_an_interrupted_explanation_goes_on_where_it_was(result, trained, monkeypatch, validated):
+    monkeypatch.setattr(study_maps, "VALIDATED", validated)
     done = []
     record = study_maps.evidence_record
 
@@ -210,7 +211,7 @@ def test_an_interrupted_explanation_goes_on_where_it_was(result, trained, monkey
         evaluate(trained, evidence=3)
     monkeypatch.setattr(study_maps, "evidence_record", lambda uid, *rest: done.append(uid) or record(uid, *rest))
     again = evaluate(trained, evidence=3)
-    assert len(done) == len(set(done)) == again.metrics["evidence"]["studies"] == 3
+    assert len(done) == len(set(done)) == again.metrics["evidence"]["studies"] >= 3
 
 
 @pytest.mark.parametrize("added", [{"samples": 3}, {"evidence": 4}])

@@ -12,12 +12,10 @@ from radvision_utils.evidence.explain import (
     Evidence,
     explain_passage,
     explain_report,
-    learn_neutral,
     occlusion_maps,
     occlusion_windows,
-    open_passage,
 )
-from radvision_utils.evidence.passage import lay_out, parts_of, token_places
+from radvision_utils.evidence.passage import Passage, lay_out, learn_neutral, parts_of, token_places
 from radvision_utils.report import reporter_of
 
 REPORT = Report("The lungs are clear. There is a left pleural effusion.", "Left-sided effusion.")
@@ -40,7 +38,7 @@ def neutral(reporter, studies):
 
 @pytest.fixture(scope="module")
 def passage(reporter, neutral, studies):
-    return open_passage(reporter, neutral, studies[0].image, REPORT)
+    return Passage(reporter, neutral, studies[0].image, REPORT)
 
 
 def log_probability(reporter, image, report, text):
@@ -79,7 +77,7 @@ def test_a_neutral_sentence_sees_nothing_of_the_sentence_that_it_stands_for(pass
 
 
 def test_what_is_taken_away_tells_nothing(reporter, neutral, studies, passage):
-    other = open_passage(reporter, neutral, studies[1].image, REPORT)
+    other = Passage(reporter, neutral, studies[1].image, REPORT)
     nothing, all_of_it = np.zeros((1, 16), bool), np.ones((1, 16), bool)
     assert other.scores(nothing) == pytest.approx(passage.scores(nothing), abs=1e-4)
     assert np.abs(other.scores(all_of_it) - passage.scores(all_of_it)).max() > 0.01
@@ -94,7 +92,7 @@ def test_gradients_are_slopes_of_the_scores(passage):
         moved[5] += sign * step * away[5]
         points.append(moved)
     with torch.no_grad():
-        known = passage._by_part(passage._log_probabilities(torch.stack(points)) * passage._sign).numpy()
+        known = passage._scores(torch.stack(points)).numpy()
     slopes = (known[1] - known[2]) / (2 * step)
     assert passage.gradients()[:, 5] == pytest.approx(slopes, rel=0.05, abs=1e-3)
 
@@ -130,7 +128,7 @@ def test_every_sentence_has_two_maps_and_a_verdict(passage):
 
 
 def test_a_model_that_does_not_look_has_no_supported_map(reporter, neutral, studies):
-    passage = open_passage(reporter, neutral, studies[0].image, REPORT)
+    passage = Passage(reporter, neutral, studies[0].image, REPORT)
     passage.tokens = neutral.tokens.clone()
     assert not occlusion_maps(passage).any()
     assert not any(part.supported for part in explain_passage(passage))

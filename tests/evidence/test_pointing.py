@@ -9,7 +9,6 @@ from radvision_utils import Report
 from radvision_utils.evaluation.bootstrap import Bootstrap
 from radvision_utils.evaluation.records import Model, Prediction, by_contradiction
 from radvision_utils.evidence.pointing import (
-    Pointed,
     area,
     center_map,
     curve_masks,
@@ -76,11 +75,11 @@ def test_lesions_of_one_study_are_resampled_together():
 
 
 def test_figures_are_by_map_and_by_finding():
-    curve = {"occlusion": np.linspace(1, 0, 9)}
-    lesions = [
-        Pointed(0, "nodule", {"occlusion": 1.0, "random": 0.1}, {"occlusion": 0.9}, curve, curve),
-        Pointed(1, "pacemaker", {"occlusion": 0.0, "random": 0.3}, {"occlusion": 0.2}, curve, curve),
-    ]
+    curve = {"occlusion": np.linspace(1, 0, 9).tolist()}
+    curves = {"deletion": curve, "insertion": curve}
+    nodule = {"finding": "nodule", "hit": {"occlusion": 1.0, "random": 0.1}, "energy": {"occlusion": 0.9}, **curves}
+    device = {"finding": "pacemaker", "hit": {"occlusion": 0.0, "random": 0.3}, "energy": {"occlusion": 0.2}, **curves}
+    lesions = [(0, nodule), (1, device)]
     found = pointing_figures(lesions, Bootstrap(2, seed=1))
     assert found["hit"]["occlusion"]["value"] == 0.5
     assert found["hit"]["random"]["value"] == pytest.approx(0.2)

@@ -15,8 +15,8 @@ from radvision_utils.__main__ import main, parse_settings
 from radvision_utils.environment import choose_device
 from radvision_utils.evaluation import image_use
 from radvision_utils.evidence import confidence, explain, study_maps
-from radvision_utils.evidence.explain import explain_passage, open_passage
-from radvision_utils.evidence.passage import IMAGES, learn_neutral
+from radvision_utils.evidence.explain import explain_passage
+from radvision_utils.evidence.passage import IMAGES, Passage, learn_neutral
 from radvision_utils.model.base import attach_adapter, load_base, load_processor
 from radvision_utils.model.faster import speed_up_lora
 from radvision_utils.model.greedy import write_greedily
@@ -146,7 +146,7 @@ def test_planned_memory_of_maps_is_that_of_live_tensors(batch, reporter, dataset
     train = dataset.split("train")
     means = learn_neutral(reporter, train)
     study = max(train, key=lambda study: len(study.report.findings))
-    passage = open_passage(reporter, means, study, study.report)
+    passage = Passage(reporter, means, study, study.report)
     layout = passage.layout
     prompt = len(reporter.prompt(study))
     lengths = Lengths(16, prompt - 16, len(layout.ids) - prompt)
