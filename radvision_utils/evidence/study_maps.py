@@ -282,12 +282,10 @@ class _Work:
         """Adds how maps of the model with shuffled weights do (Adebayo et al. 2018, arXiv:1810.03292)."""
         shuffle_weights(self.reporter.model, self.seed)
         self.neutral = learn_neutral(self.reporter, self.train)
-        lesions = (told for audit in audits.values() for told in audit)
-        for uid in filter(audits.__contains__, self.judged):
+        for uid, audit in audits.items():
             passage = self._passage(uid)
             maps = {"occlusion": occlusion_maps(passage), "gradient": passage.gradients()}
-            for number, (_, inside) in self._drawn(passage, uid).items():
-                told = next(lesions)
+            for told, (number, (_, inside)) in zip(audit, self._drawn(passage, uid).items(), strict=True):
                 for name, values in maps.items():
                     told["hit"][f"{name}, shuffled weights"] = hit(values[number], inside)
                     told["energy"][f"{name}, shuffled weights"] = energy_inside(values[number], inside)

@@ -253,6 +253,20 @@ def test_shuffled_weights_are_the_same_numbers_elsewhere(trained):
     assert moved > len(before) / 2
 
 
+def test_maps_of_shuffled_weights_are_judged_by_the_lesion_that_they_are_of(trained, result, monkeypatch, tmp_path):
+    monkeypatch.setattr(study_maps, "shuffle_weights", lambda *_: None)  # the same model: the same figures
+    last = [ours for ours in result.predictions if ours.stage == 3]
+    work = study_maps._Work(trained, "test", last, count=3)
+    lines = work.explain(tmp_path / "kept.jsonl")
+    audits = {line["uid"]: line["audit"] for line in reversed(lines) if line.get("audit")}
+    assert len(audits) > 1
+    work.judge_shuffled(audits)
+    for told in (lesion for audit in audits.values() for lesion in audit):
+        for kind in ("hit", "energy"):
+            for name in ("occlusion", "gradient"):
+                assert told[kind][f"{name}, shuffled weights"] == pytest.approx(told[kind][name], abs=1e-6)
+
+
 def test_figures_are_drawn(result):
     assert show_maps(result.folder).axes
     if "pointing" in result.metrics["evidence"]:
