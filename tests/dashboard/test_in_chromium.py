@@ -368,7 +368,7 @@ def labeled(record):
     found = {}
     for author in ("generated", "reference"):
         spans = {part: find_mentions(record[author][part]) for part in ("findings", "impression")}
-        found[author] = {part: [vars(m) for m in mentions] for part, mentions in spans.items()}
+        found[author] = {part: [m._asdict() for m in mentions] for part, mentions in spans.items()}
     return Record.read({**record, "mentions": found})
 
 
