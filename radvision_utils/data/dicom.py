@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.data.images import FEW_LEVELS, UnfitImage, by_own_range, check_size
+from radvision_utils.data.pixels import FEW_LEVELS, UnfitImage, by_own_range, check_size
 
 _DICOM_TAGS = (
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns"),

@@ -11,36 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from radvision_utils.config import RadVisionError
+from radvision_utils.data.pixels import UnfitImage, by_own_range, check_size
 from radvision_utils.files import checked
 
-MAX_PIXELS = 50_000_000
-"""Larger pictures are refused: a few kilobytes can claim to be gigabytes of pixels (decompression bombs). The largest
-detectors have some 20 million."""
-MIN_SIDE = 32
-"""Pixels; a picture with a shorter side is a thumbnail or a placeholder, and no radiograph."""
 LEAST_GRAYS = 8
 """Gray levels that a picture must have and span, black left aside, for something to be seen; a radiograph has 100."""
 
 # Of Pillow's forty formats only those that radiographs come in; others (EPS) would even start foreign programs.
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # tag and value in TIFF
-FEW_LEVELS = 16  # gray levels; a border has fewer, a radiograph more
-
-
-class UnfitImage(RadVisionError):
-    """A picture that cannot be used.
-
-    Attributes:
-        reason: the kind of fault in a few words, the same for all pictures that have it; they are counted by it.
-    """
-
-    def __init__(self, sentence: str, reason: str = "image cannot be decoded") -> None:
-        super().__init__(sentence)
-        self.reason = reason
 
 
 def load_image(data: bytes | Path, size: int | None = None) -> Image.Image:
@@ -115,20 +97,6 @@ def is_dicom(data: bytes) -> bool:
     return data[128:132] == b"DICM"
 
 
-def check_size(width: int, height: int, where: str) -> None:
-    """Refuse a size that no radiograph has, before anything is decoded."""
-    if width * height > MAX_PIXELS:
-        raise UnfitImage(
-            f"{where} has {width} x {height} pixels, more than {MAX_PIXELS // 1_000_000} million: reduce it first.",
-            "image is too large",
-        )
-    if min(width, height) < MIN_SIDE:
-        raise UnfitImage(
-            f"{where} has {width} x {height} pixels: give a radiograph of at least {MIN_SIDE} pixels a side.",
-            "image is too small",
-        )
-
-
 def _oddities(image: Image.Image) -> tuple[str, ...]:
     deep = image.mode in ("F", "I") or image.mode.startswith("I;16")
     # Where low values mean white: Pillow turns them for 8 bits only.
@@ -154,52 +122,6 @@ def _to_gray(image: Image.Image, inverted: bool) -> Image.Image:
         image = Image.alpha_composite(black, image)
     # CMYK and palettes turn gray correctly only by way of RGB.
     return (image if image.mode in ("L", "1") else image.convert("RGB")).convert("L")
-
-
-def by_own_range(levels: NDArray[np.float32], inverted: bool, meant: NDArray[np.bool_] | None = None) -> Image.Image:
-    """Gray levels of any depth as 8 bits, the lowest black and the highest white (inverted: the other way round); one
-    level alone is black.
-
-    Args:
-        levels: of any shape.
-        inverted: whether low levels are white.
-        meant: the pixels whose levels set the range, of the same shape; all where it is None.
-
-    Raises:
-        ValueError: a level is no finite number.
-    """
-    if not np.isfinite(levels).all():
-        raise ValueError("pixels that are no finite numbers")
-    levels = levels.max() - levels if inverted else levels
-    low, high = _gray_range(levels.ravel() if meant is None else levels[meant])
-    scaled = (levels - low) * (255.0 / (high - low) if high > low else 0.0)
-    return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
-
-
-def _gray_range(levels: NDArray[np.float32]) -> tuple[float, float]:
-    """The lowest and the highest gray level of what was taken, unmarked borders and defect pixels left aside.
-
-    Where these are all less than half of the range, it is that of all pixels, to the last bit.
-    """
-    whole = np.sort(levels, axis=None)
-    while True:  # a border or a defect stands alone: more than half of the range lies empty between it and the rest
-        gaps = np.diff(whole)
-        at = int(gaps.argmax()) if len(gaps) else 0
-        if not len(gaps) or gaps[at] <= (whole[-1] - whole[0]) / 2:
-            break
-        rest = max(whole[: at + 1], whole[at + 1 :], key=_distinct)
-        if _distinct(rest) < FEW_LEVELS:
-            break
-        whole = rest
-    aside = len(whole) // 200
-    middle = whole[aside : len(whole) - aside]
-    scattered = middle[-1] - middle[0] < (whole[-1] - whole[0]) / 2 and _distinct(middle) >= FEW_LEVELS
-    kept = middle if scattered else whole
-    return float(kept[0]), float(kept[-1])
-
-
-def _distinct(ordered: NDArray[np.float32]) -> int:
-    return 1 + int(np.count_nonzero(np.diff(ordered)))
 
 
 def load_square(image: bytes | Path | Image.Image, size: int) -> Image.Image:

@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.data.images import UnfitImage, decode, square_of
+from radvision_utils.data.images import decode, square_of
+from radvision_utils.data.pixels import UnfitImage
 
 PNG_LEVEL = 1  # of zlib: on Open-I five times faster than the default 6, for files a sixth larger
 LATERAL_BELOW = 0.6

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from radvision_utils.data.images import UnfitImage, load_image
+from radvision_utils.data.images import load_image
+from radvision_utils.data.pixels import UnfitImage
 
 pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
 from pydicom.dataset import FileDataset, FileMetaDataset  # noqa: E402

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from radvision_utils.config import project_root
-from radvision_utils.data.images import UnfitImage, load_square
+from radvision_utils.data.images import load_square
+from radvision_utils.data.pixels import UnfitImage
 from radvision_utils.data.storing import store_square
 
 RANDOM = np.random.default_rng(5)

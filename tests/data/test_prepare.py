@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from radvision_utils.config import DISCLAIMER, Profile, RadVisionError, load_profile, project_root
-from radvision_utils.data import images, prepare, storing
+from radvision_utils.data import images, pixels, prepare, storing
 from radvision_utils.data.images import load_image
 from radvision_utils.data.prepare import prepare_dataset, safe_name, split_of
 from radvision_utils.data.studies import SPLITS, PreparedDataset, Study, open_prepared
@@ -231,7 +231,7 @@ def test_of_an_animation_the_first_frame_is_taken():
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 1_000_000)
+    monkeypatch.setattr(pixels, "MAX_PIXELS", 1_000_000)
     with pytest.raises(RadVisionError, match="1001 x 1000 pixels, more than 1 million"):
         load_image(gray(size=(1001, 1000)))
 

@@ -28,7 +28,8 @@ import numpy as np
 from PIL import Image
 
 from radvision_utils.config import RadVisionError
-from radvision_utils.data.images import UnfitImage, letterbox, load_image
+from radvision_utils.data.images import letterbox, load_image
+from radvision_utils.data.pixels import UnfitImage
 
 MEMORY = 3 << 30  # bytes of address space; a picture of the largest size allowed needs about one third
 SECONDS = 20  # an input that takes longer hangs
