@@ -95,7 +95,7 @@ def store_square(data: bytes, path: Path, size: int) -> Stored:
 
 
 def store_squares(
-    jobs: Iterable[tuple[T, bytes | Stored, Path]], size: int, workers: int, count: int | None
+    jobs: Iterable[tuple[T, bytes | Stored, Path]], size: int, workers: int, count: int
 ) -> Iterator[tuple[T, Stored]]:
     """Store many pictures as squares, in parallel, a few ahead of the one that is asked for.
 
@@ -103,7 +103,7 @@ def store_squares(
         jobs: what the picture belongs to, its encoded bytes or what became of it before, and where to write it.
         size: side of the squares in pixels.
         workers: processes; 0: one a core, 1: this process.
-        count: how many jobs to expect, None if unknown; a few do not pay for processes.
+        count: how many jobs to expect; a few do not pay for processes.
 
     Yields:
         For each job, in order: what it belongs to, and what became of its picture.
@@ -111,7 +111,7 @@ def store_squares(
     Raises:
         RadVisionError: a process died.
     """
-    workers = min(workers or cores(), 1 + (count or _PER_WORKER * 64) // _PER_WORKER)
+    workers = min(workers or cores(), 1 + count // _PER_WORKER)
     return in_processes(_try_store, ((item, (data, path, size)) for item, data, path in jobs), workers)
 
 
